@@ -1,0 +1,158 @@
+"""Typed errors, and the one way to say where in a model something went wrong.
+
+Every error that a user can cause derives from QuantizationError. A message says what happened, where (graph node,
+module path, source line), why, and the way out; `locate` writes the "where" part, so that all messages look alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+
+from torch.fx import Node
+
+__all__ = [
+    "AnnotationError",
+    "CalibrationError",
+    "CaptureError",
+    "ConversionError",
+    "CoverageError",
+    "LoweringError",
+    "PlanError",
+    "QuantizationError",
+    "SharingError",
+    "SpecError",
+    "TargetingError",
+    "locate",
+    "locate_all",
+    "module_path",
+    "module_stack",
+    "module_type",
+    "source_line",
+    "type_name",
+]
+
+
+class QuantizationError(Exception):
+    """Base class of every error that pt2e_quant raises on purpose."""
+
+
+class SpecError(QuantizationError, ValueError):
+    """A specification of how to quantize one tensor contradicts itself."""
+
+
+class CaptureError(QuantizationError, TypeError):
+    """The model is not in a form that the engine can work on (not exported, already prepared, ...)."""
+
+
+class AnnotationError(QuantizationError):
+    """A quantization annotation does not fit the graph that carries it."""
+
+
+class PlanError(QuantizationError):
+    """The annotations of a graph cannot all be realised."""
+
+
+class SharingError(PlanError):
+    """A set of tensors that must share qparams cannot; the message shows the chain."""
+
+
+class CoverageError(PlanError):
+    """Nothing, or less than the caller demands, would be quantized."""
+
+
+class TargetingError(QuantizationError):
+    """A selector (module name, module type, operator, node) matches nothing, or cannot be understood."""
+
+
+class CalibrationError(QuantizationError):
+    """An observer saw no data, or data that has no range (NaN, infinity)."""
+
+
+class ConversionError(QuantizationError):
+    """A prepared graph cannot be converted."""
+
+
+class LoweringError(QuantizationError):
+    """A converted graph breaks a rule of the backend; raised before anything is lowered."""
+
+
+def locate(node: Node) -> str:
+    """One or two lines that name a node, the module it comes from and the line of the user's source.
+
+    >>> print(locate(node))                                                       # doctest: +SKIP
+    node add_3 = aten.add.Tensor(positions, conv2d_2)
+      in module 'encoder.block.1' (Block), model.py:41: x = positions + x
+    """
+    arguments = ", ".join(_short(argument) for argument in (*node.args, *node.kwargs.values()))
+    first = f"node {node.name} = {_target_name(node)}({arguments})" if node.op != "placeholder" else f"input {node.name}"
+    path, kind, line = module_path(node), module_type(node), source_line(node)
+    places = []
+    if path is not None:
+        places.append(f"in module {path!r} ({kind.rpartition('.')[2]})" if path else f"in {kind.rpartition('.')[2]}")
+    if line is not None:
+        places.append(line)
+    return f"{first}\n  {', '.join(places)}" if places else first
+
+
+def locate_all(nodes: Iterable[Node], limit: int = 8) -> str:
+    """`locate` for several nodes, indented, with a count of those left out after `limit`."""
+    found = list(nodes)
+    lines = [locate(node).replace("\n", "\n  ") for node in found[:limit]]
+    if len(found) > limit:
+        lines.append(f"... and {len(found) - limit} more")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def module_stack(node: Node) -> list[tuple[str, object]]:
+    """(dotted path, class or class name) of the nn.Modules that the node was captured in, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(_clean_path(path), kind) for path, kind in stack.values()]
+
+
+def module_path(node: Node) -> str | None:
+    """Dotted path of the innermost nn.Module that the node was captured in ('' is the root); None when not recorded."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else None
+
+
+def module_type(node: Node) -> str:
+    """Qualified class name of the innermost nn.Module that the node was captured in; '?' when not recorded."""
+    stack = module_stack(node)
+    return type_name(stack[-1][1]) if stack else "?"
+
+
+def type_name(kind: object) -> str:
+    """'package.module.Class' for a class; export records classes as strings in some modes, which pass through."""
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
+
+
+def source_line(node: Node) -> str | None:
+    """'file.py:12: code' of the user's innermost frame outside torch; None when the graph carries no stack trace."""
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return None
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
+    users = [frame for frame in frames if not re.search(r"[/\\]torch[/\\](nn|_dynamo|export|fx|_export)[/\\]", frame[0])]
+    if not frames:
+        return None
+    file, line, code = (users or frames)[-1]
+    name = re.split(r"[/\\]", file)[-1]
+    return f"{name}:{line}: {code.strip()}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _clean_path(path: str) -> str:
+    """'conv' from "L['self'].conv" (strict export) and from 'conv' (non-strict export)."""
+    path = re.sub(r"^L\['self'\]\.?|^L__self___?", "", path)
+    return re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path).replace("_modules.", "").lstrip(".")
+
+
+def _target_name(node: Node) -> str:
+    return str(node.target) if node.op == "call_function" else f"{node.op}[{node.target}]"
+
+
+def _short(argument: object) -> str:
+    text = str(argument)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,235 @@
+"""What every observer is: a module that returns its input unchanged, remembers what it saw, and answers with qparams.
+
+`ObserverBase` is the interface that the engine knows. `UniformQuantizationObserverBase` adds what all observers of a
+range share: checked constructor arguments, the qparams of a range, errors that say where the data came from, and
+checkpoints of the reference API. Names of attributes, buffers and state-dict keys are those of
+torch.ao.quantization.observer.
+
+Before this: `qparams` does the arithmetic. After it: one file per way of keeping a range.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError, SpecError
+from ..qparams import FLOAT32_EPS, affine_qparams, float_qparams, symmetric_zero_point
+from ..specs import integer_range, is_symmetric
+from .factory import PartialWrapper
+
+__all__ = ["ObserverBase", "UniformQuantizationObserverBase"]
+
+PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
+
+FLOAT32_MAX: float = torch.finfo(torch.float32).max
+
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class ObserverBase(ABC, nn.Module):
+    """A module that watches one tensor, and every tensor that shares its qparams.
+
+    Args:
+        dtype: type that the tensor will be quantized to.
+        is_dynamic: qparams are computed at run time; the observer only carries the configuration.
+
+    `site` says what is being observed, for error messages; the engine sets it to the text of `locate(node)`.
+    """
+
+    site: str = ""
+
+    def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
+        super().__init__()
+        if not isinstance(dtype, torch.dtype):
+            raise SpecError(f"{type(self).__name__}: dtype must be a torch.dtype such as torch.int8, got {dtype!r}")
+        self.dtype = dtype
+        self.is_dynamic = is_dynamic
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Watch x and return it, the same object."""
+
+    @abstractmethod
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) for what was seen."""
+
+    @property
+    def has_data(self) -> bool:
+        """False while calibration data is still missing; observers that need none are always True."""
+        return True
+
+    @classmethod
+    def with_args(cls, **kwargs: Any) -> PartialWrapper:
+        """A recipe for observers of this class with these constructor arguments."""
+        return PartialWrapper(partial(cls, **kwargs))
+
+    @classmethod
+    def with_callable_args(cls, **kwargs: Callable[[], Any]) -> PartialWrapper:
+        """A recipe whose arguments are made by calling these functions each time an observer is made."""
+        return PartialWrapper(partial(cls), kwargs)
+
+    @property
+    def _where(self) -> str:
+        return self.site or f"a {type(self).__name__} outside of any graph"
+
+
+class UniformQuantizationObserverBase(ObserverBase):
+    """Base of the observers that keep a range and map it onto integers in equal steps.
+
+    Args:
+        dtype: an integer type of at most 32 bits (torch.int8 or torch.qint8 alike), or an 8-bit float.
+        qscheme: a torch.per_tensor_* or torch.per_channel_* scheme; None is the default of the class.
+        reduce_range: halve the integer range (7 bits); for x86 kernels without VNNI, whose sums overflow 16 bits.
+        quant_min, quant_max: bounds of q, both included, around 0; None is the bound of dtype.
+        factory_kwargs: `device` and `dtype` of the buffers.
+        eps: smallest scale.
+        is_dynamic: as in ObserverBase.
+
+    Raises:
+        SpecError: an argument is illegal, or two contradict each other.
+    """
+
+    # As in the reference: 2 made eps a buffer; 3 renamed min_vals and max_vals, and made the histogram's ends scalars.
+    _version = 3
+
+    schemes: ClassVar[tuple[torch.qscheme, ...]] = PER_TENSOR + PER_CHANNEL
+    """The schemes that this class can keep a range for; the first one is its default."""
+
+    eps: Tensor
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        self.qscheme = self.schemes[0] if qscheme is None else qscheme
+        self.reduce_range = reduce_range
+        self.has_customized_qrange = quant_min is not None or quant_max is not None
+        self._check_scheme()
+        self.quant_min, self.quant_max = self._integer_bounds(quant_min, quant_max)
+        if not 0.0 < eps < math.inf:
+            raise SpecError(f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0, got {eps}")
+        self.register_buffer("eps", torch.tensor([eps], **nn.factory_kwargs(factory_kwargs)))
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything that was seen."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to forget its range")
+
+    def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
+        """qparams of a range under this observer's scheme; always with at least one dimension."""
+        if is_unset(min_val, max_val):
+            raise CalibrationError(
+                f"{self._where}: the {type(self).__name__} saw no data, so it has no range.\n"
+                "  Run at least one batch of calibration data through the prepared model before converting it. If no "
+                "input reaches this place (a branch that is never taken), leave it in float."
+            )
+        bounds, eps = (self.quant_min, self.quant_max), float(self.eps)
+        try:
+            if self.qscheme is torch.per_channel_affine_float_qparams:
+                scale, zero_point = float_qparams(min_val, max_val, *bounds, eps=eps)
+            else:
+                middle, symmetric = self._symmetric_zero_point(), is_symmetric(self.qscheme)
+                scale, zero_point = affine_qparams(
+                    min_val, max_val, *bounds, dtype=self.dtype, symmetric=symmetric, eps=eps, zero_point=middle
+                )
+        except CalibrationError as error:
+            raise CalibrationError(f"{self._where}: {error}") from error
+        return torch.atleast_1d(scale), torch.atleast_1d(zero_point)
+
+    def _symmetric_zero_point(self) -> int:
+        """As the reference: the middle of an 8-bit unsigned range is rounded down once the user gave any bounds."""
+        if self.has_customized_qrange and integer_range(self.dtype) == (0, 255):
+            return (self.quant_min + self.quant_max) // 2
+        return symmetric_zero_point(self.quant_min, self.quant_max, self.dtype)
+
+    # --- what the constructor checks ----------------------------------------------------------------------------------
+
+    def _check_scheme(self) -> None:
+        name = type(self).__name__
+        if self.qscheme not in self.schemes:
+            allowed = ", ".join(map(str, self.schemes))
+            raise SpecError(f"{name}: qscheme {self.qscheme!r} does not describe what it keeps; pass one of {allowed}")
+        if not self.reduce_range:
+            return
+        if is_symmetric(self.qscheme) and self.dtype is torch.quint8:
+            raise SpecError(
+                f"{name}: the range of torch.quint8 cannot be reduced in a symmetric scheme; use torch.qint8"
+            )
+        warnings.warn(
+            "reduce_range is deprecated; pass quant_min and quant_max instead (0 and 127, or -64 and 63)",
+            FutureWarning,
+            stacklevel=4,
+        )
+
+    def _integer_bounds(self, quant_min: int | None, quant_max: int | None) -> tuple[int, int]:
+        name = type(self).__name__
+        low, high = whole = self._dtype_bounds()
+        low, high = low if quant_min is None else quant_min, high if quant_max is None else quant_max
+        if not whole[0] <= low < high <= whole[1]:
+            raise SpecError(f"{name}: [{low}, {high}] is not a range of {self.dtype}, which holds {list(whole)}")
+        if not low <= 0 <= high:
+            raise SpecError(f"{name}: the range of q must contain 0, got [{low}, {high}]; real zero has no place in it")
+        return (low // 2, high // 2) if self.reduce_range else (low, high)
+
+    def _dtype_bounds(self) -> tuple[int, int]:
+        if self.dtype in _FLOAT8:
+            limits = torch.finfo(self.dtype)
+            return int(limits.min), int(limits.max)
+        whole = integer_range(self.dtype)
+        if whole is None or whole[1] - whole[0] >= 1 << 32:
+            raise SpecError(
+                f"{type(self).__name__}: a range cannot be mapped onto {self.dtype}; use an integer type of at most 32 "
+                "bits, such as torch.int8, or PlaceholderObserver for a cast to float16"
+            )
+        return whole
+
+    # --- what forward and load_state_dict share -----------------------------------------------------------------------
+
+    def _refuse(self, x: Tensor) -> None:
+        """Raise for a batch with NaN, infinity or numbers beyond float32; nothing of it has been recorded."""
+        values = x.detach().to(torch.float32)
+        nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+        found = " and ".join(f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count)
+        finite = values[values.isfinite()]
+        rest = f"the others lie in [{finite.min():g}, {finite.max():g}]" if finite.numel() else "there are no others"
+        raise CalibrationError(
+            f"{self._where}: {found} among {values.numel()} values in calibration; {rest}. None was recorded.\n"
+            "  Run the float model on the same batch: if its inputs are clean, a division by 0, log(0), an overflow in "
+            "float16 or a mask of -inf made them. Mask with a large finite number instead, drop the batch, or leave "
+            "this place in float."
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        version = local_metadata.get("version")
+        if version is None or version < 2:  # eps was a plain attribute then
+            state_dict.setdefault(prefix + "eps", torch.tensor([FLOAT32_EPS]))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def is_unset(min_val: Tensor, max_val: Tensor) -> bool:
+    """True for the ends of a range before any data: no elements, or [inf, -inf]."""
+    return min_val.numel() == 0 or bool((min_val > max_val).all())
+
+
+def revive_scalar(state_dict: dict[str, Any], key: str, empty: float) -> None:
+    """Early versions kept an unset end as a tensor without elements; today it is infinite and a scalar."""
+    if key in state_dict and state_dict[key].numel() == 0:
+        state_dict[key] = torch.tensor(empty)

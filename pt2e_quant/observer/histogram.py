@@ -1,0 +1,167 @@
+"""The observer that keeps a histogram, to leave outliers out of the range.
+
+Counts are kept in equal bins over the range seen so far; a batch that widens the range spreads the old counts over the
+new bins. `search` then finds the part of the histogram to keep. The result is that of the reference's
+HistogramObserver, at a fraction of the time.
+
+Before this: `base`. After it: `search` picks the bins, `qparams` turns their edges into a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from ..qparams import FLOAT32_EPS, flat, min_max
+from ..specs import integer_range
+from .base import FLOAT32_MAX, PER_TENSOR, UniformQuantizationObserverBase, is_unset, revive_scalar
+from .search import greedy_range
+
+__all__ = ["HistogramObserver"]
+
+_CHUNK = 1 << 18  # values that are binned at once: 1 MiB in float32 stays in the cache through the five steps
+
+
+class HistogramObserver(UniformQuantizationObserverBase):
+    """Keep a histogram of every tensor seen, and quantize the part of it that costs the smallest squared error.
+
+    Args:
+        bins: number of bins.
+        others: as in UniformQuantizationObserverBase, integer types and per-tensor schemes only; is_dynamic is refused.
+    """
+
+    schemes = PER_TENSOR
+
+    histogram: Tensor
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(
+        self,
+        bins: int = 2048,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
+        whole = integer_range(dtype)
+        if whole is None or bins < 1 or is_dynamic:
+            raise SpecError(
+                f"a histogram needs an integer dtype, at least one bin and is_dynamic=False, got dtype={dtype}, "
+                f"bins={bins}, is_dynamic={is_dynamic}; use PlaceholderObserver for a dynamic tensor"
+            )
+        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        self.bins = bins
+        self.dst_nbins = whole[1] - whole[0] + 1
+        self.upsample_rate = 16
+        self.register_buffer("histogram", torch.zeros(bins, **factory_kwargs))
+        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the values of x to the histogram."""
+        if not x.numel():
+            return x
+        seen = x.detach().to(torch.float32)
+        lowest, highest = (end.item() for end in min_max(seen))
+        if not (lowest >= -FLOAT32_MAX and highest <= FLOAT32_MAX):  # written so that NaN fails it
+            self._refuse(x)
+        low, high = self.min_val.item(), self.max_val.item()
+        new_low, new_high = min(low, lowest), max(high, highest)
+        counts = _counts(seen, self.bins, new_low, new_high).to(self.histogram.device)
+        if low <= high:
+            counts += self._spread(low, high, new_low, new_high)
+        self.histogram.copy_(counts)
+        self.min_val.fill_(new_low)
+        self.max_val.fill_(new_high)
+        return x
+
+    @property
+    def has_data(self) -> bool:
+        return not is_unset(self.min_val, self.max_val)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point), one element each."""
+        return self._calculate_qparams(*(self._search() if self.has_data else (self.min_val, self.max_val)))
+
+    def reset_min_max_vals(self) -> None:
+        self.histogram.zero_()
+        self.min_val.fill_(math.inf)
+        self.max_val.fill_(-math.inf)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+    def _search(self) -> tuple[Tensor, Tensor]:
+        """Ends of the part of the histogram that is worth keeping."""
+        low, high = self.min_val.cpu(), self.max_val.cpu()
+        if low == high:
+            return self.min_val, self.max_val
+        first, last = greedy_range(self.histogram.cpu(), low.item(), high.item(), self.dst_nbins)
+        type_ = _arithmetic(low.item(), high.item())
+        low, width = low.to(type_), (high.to(type_) - low.to(type_)) / self.bins
+        return low + width * first, low + width * (last + 1)
+
+    def _spread(self, low: float, high: float, new_low: float, new_high: float) -> Tensor:
+        """The histogram over [low, high] as one over the wider range [new_low, new_high].
+
+        Each bin is cut into `upsample_rate` equal pieces, and a piece goes to the new bin that holds its middle.
+        """
+        old = self.histogram
+        if (low, high) == (new_low, new_high):
+            return old
+        if low == high:  # all counts stand for one value
+            return _counts(torch.tensor([low]), self.bins, new_low, new_high).to(old.device) * old.sum()
+        pieces, type_ = self.bins * self.upsample_rate, _arithmetic(new_low, new_high)
+        width = (torch.tensor(high, dtype=type_) - torch.tensor(low, dtype=type_)) / pieces
+        middles = torch.linspace(low, high, pieces + 1, dtype=type_)[:-1] + 0.5 * width
+        edges = torch.linspace(new_low, new_high, self.bins + 1, dtype=type_)
+        # Both are sorted, so the pieces of a new bin are neighbours, and looking the few edges up among the pieces is
+        # enough. What rounding pushed out of the range belongs to the outer bins.
+        first_piece = torch.searchsorted(middles, edges)
+        first_piece[0], first_piece[-1] = 0, pieces
+        target = torch.arange(self.bins).repeat_interleave(first_piece.diff()).to(old.device)
+        weights = old.repeat_interleave(self.upsample_rate) / self.upsample_rate
+        return torch.bincount(target, weights, minlength=self.bins)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        revive_scalar(state_dict, prefix + "min_val", math.inf)
+        revive_scalar(state_dict, prefix + "max_val", -math.inf)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _counts(x: Tensor, bins: int, low: float, high: float) -> Tensor:
+    """How many values of x fall into each of `bins` equal bins over [low, high], which holds them all; float32.
+
+    Gives the counts of torch.histc, whose CPU kernel takes four times as long.
+    """
+    if low == high:
+        counts = torch.zeros(bins)
+        counts[bins // 2] = x.numel()
+        return counts
+    type_ = _arithmetic(low, high)
+    if x.device.type != "cpu":
+        return torch.histc(x.to(type_), bins, min=low, max=high).to(torch.float32)
+    begin = torch.tensor(low, dtype=type_)
+    span = torch.tensor(high, dtype=type_) - begin
+    index_type = torch.int16 if bins < torch.iinfo(torch.int16).max else torch.int32
+    counts = torch.zeros(bins + 1, dtype=torch.int64)
+    for chunk in flat(x).split(_CHUNK):
+        position = chunk.to(type_).sub(begin).mul_(bins).div_(span)
+        counts += torch.bincount(position.to(index_type), minlength=bins + 1)
+    counts[bins - 1] += counts[bins]  # the last bin holds its right edge
+    return counts[:bins].to(torch.float32)
+
+
+def _arithmetic(low: float, high: float) -> torch.dtype:
+    """float32, as the reference, unless the width of the range is beyond it."""
+    return torch.float32 if high - low <= FLOAT32_MAX else torch.float64

@@ -1,0 +1,264 @@
+"""Observers that keep the smallest and the largest value: of everything seen, or as a moving average over batches.
+
+These run on every batch at every observed tensor, so `forward` does one reduction and, unless the range grew, nothing
+else. Before this: `base` checks arguments and turns the range into qparams.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError, SpecError
+from ..qparams import FLOAT32_EPS, min_max
+from .base import FLOAT32_MAX, PER_CHANNEL, PER_TENSOR, UniformQuantizationObserverBase, is_unset, revive_scalar
+
+__all__ = [
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "PerChannelMinMaxObserver",
+]
+
+
+class MinMaxObserver(UniformQuantizationObserverBase):
+    """Keep the range of every tensor seen. Arguments as in UniformQuantizationObserverBase, per-tensor schemes only."""
+
+    schemes = PER_TENSOR
+
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
+        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Widen the range to hold x."""
+        if x.numel():
+            low, high = min_max(x)
+            # As Python numbers: cheaper than two kernels that would, nearly always, change nothing.
+            lowest, highest = low.item(), high.item()
+            if not (lowest >= -FLOAT32_MAX and highest <= FLOAT32_MAX):  # written so that NaN fails it
+                self._refuse(x)
+            if lowest < self.min_val.item():
+                self.min_val.fill_(lowest)
+            if highest > self.max_val.item():
+                self.max_val.fill_(highest)
+        return x
+
+    @property
+    def has_data(self) -> bool:
+        return not is_unset(self.min_val, self.max_val)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point), one element each."""
+        return self._calculate_qparams(self.min_val, self.max_val)
+
+    def reset_min_max_vals(self) -> None:
+        self.min_val.fill_(math.inf)
+        self.max_val.fill_(-math.inf)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        revive_scalar(state_dict, prefix + "min_val", math.inf)
+        revive_scalar(state_dict, prefix + "max_val", -math.inf)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MovingAverageMinMaxObserver(MinMaxObserver):
+    """Keep a moving average of each batch's range: end += averaging_constant * (end of this batch - end).
+
+    Args:
+        averaging_constant: weight of a new batch, in (0, 1]; 1 keeps the last batch alone, as is_dynamic requires.
+        others: as in UniformQuantizationObserverBase.
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        factory_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
+        self.averaging_constant = _checked_constant(averaging_constant)
+        if is_dynamic and averaging_constant != 1:
+            raise SpecError(
+                f"{type(self).__name__}: a dynamic range is that of one tensor, an average with averaging_constant="
+                f"{averaging_constant} is not; use averaging_constant=1, or is_dynamic=False"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Move the range towards that of x."""
+        if x.numel():
+            low, high = min_max(x)
+            if not (low.item() >= -FLOAT32_MAX and high.item() <= FLOAT32_MAX):
+                self._refuse(x)
+            if self.min_val.item() > self.max_val.item():
+                self.min_val.copy_(low)
+                self.max_val.copy_(high)
+            else:
+                _move_towards(self.min_val, low, self.averaging_constant)
+                _move_towards(self.max_val, high, self.averaging_constant)
+        return x
+
+
+class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
+    """Keep the range of each index of one dimension.
+
+    Args:
+        ch_axis: that dimension; may be negative; None is 0.
+        others: as in UniformQuantizationObserverBase, per-channel schemes only; is_dynamic is refused.
+
+    The buffers have no elements until the first batch tells how many channels there are.
+    """
+
+    schemes = PER_CHANNEL
+
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(
+        self,
+        ch_axis: int | None = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_channel_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+    ) -> None:
+        if is_dynamic:
+            raise SpecError(
+                f"{type(self).__name__}: run-time qparams exist per tensor or per token, not per channel; "
+                "use PlaceholderObserver with is_dynamic=True"
+            )
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
+        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        self.ch_axis = 0 if ch_axis is None else ch_axis
+        self.register_buffer("min_val", torch.tensor([], **factory_kwargs))
+        self.register_buffer("max_val", torch.tensor([], **factory_kwargs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Widen the range of each channel to hold x."""
+        if x.numel():
+            low, high = self._channel_ranges(x)
+            if self.min_val.numel() == 0:
+                self._set_ranges(low, high)
+            else:
+                torch.minimum(self.min_val, low, out=self.min_val)
+                torch.maximum(self.max_val, high, out=self.max_val)
+        return x
+
+    @property
+    def has_data(self) -> bool:
+        return not is_unset(self.min_val, self.max_val)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point), one element per channel each."""
+        return self._calculate_qparams(self.min_val, self.max_val)
+
+    def reset_min_max_vals(self) -> None:
+        self.min_val.resize_(0)
+        self.max_val.resize_(0)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of each channel of x, known to be finite and to fit what was seen before."""
+        if not -x.dim() <= self.ch_axis < x.dim():
+            raise SpecError(
+                f"{self._where}: ch_axis={self.ch_axis} does not exist in a tensor of shape {tuple(x.shape)}; "
+                "set ch_axis in the spec, or use a per-tensor observer"
+            )
+        low, high = (end.to(self.min_val.device) for end in min_max(x, axis=self.ch_axis))
+        if not torch.stack((low, high)).abs().amax().item() <= FLOAT32_MAX:  # written so that NaN fails it
+            self._refuse(x)
+        if self.min_val.numel() not in (0, low.numel()):
+            raise CalibrationError(
+                f"{self._where}: saw {self.min_val.numel()} channels along dimension {self.ch_axis} before, and now "
+                f"{low.numel()}, in a tensor of shape {tuple(x.shape)}.\n"
+                "  One range per channel needs a dimension of constant size: set ch_axis to it, or observe per tensor."
+            )
+        return low, high
+
+    def _set_ranges(self, low: Tensor, high: Tensor) -> None:
+        self.min_val.resize_(low.shape).copy_(low)
+        self.max_val.resize_(high.shape).copy_(high)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, buffer in (("min_val", self.min_val), ("max_val", self.max_val)):
+            key = prefix + name
+            if key + "s" in state_dict and key not in state_dict:  # the name before version 3
+                state_dict[key] = state_dict.pop(key + "s")
+            if key in state_dict:
+                buffer.resize_(state_dict[key].shape)  # the number of channels is part of the state
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
+    """Keep a moving average of the range of each channel; arguments of the two classes it is named after."""
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        ch_axis: int | None = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_channel_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        factory_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
+        self.averaging_constant = _checked_constant(averaging_constant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Move the range of each channel towards that of x."""
+        if x.numel():
+            low, high = self._channel_ranges(x)
+            if self.min_val.numel() == 0:
+                self._set_ranges(low, high)
+            else:
+                _move_towards(self.min_val, low, self.averaging_constant)
+                _move_towards(self.max_val, high, self.averaging_constant)
+        return x
+
+
+def _move_towards(end: Tensor, seen: Tensor, constant: float) -> None:
+    """end += constant * (seen - end), rounded like the reference in each step; torch.lerp rounds differently."""
+    end.add_((seen.to(end.device) - end).mul_(constant))
+
+
+def _checked_constant(averaging_constant: float) -> float:
+    if not 0.0 < averaging_constant <= 1.0:
+        raise SpecError(f"averaging_constant is the weight of a new batch, in (0, 1], got {averaging_constant}")
+    return averaging_constant

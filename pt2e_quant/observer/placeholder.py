@@ -1,0 +1,83 @@
+"""The observer that only carries a configuration: for tensors quantized at run time, and for casts to float16.
+
+Before this: `base`. After it: the engine reads dtype, bounds, scheme and eps, and emits run-time qparams or a cast.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationError, SpecError
+from ..qparams import FLOAT32_EPS
+from ..specs import integer_range
+from .base import ObserverBase
+
+__all__ = ["PlaceholderObserver"]
+
+
+class PlaceholderObserver(ObserverBase):
+    """Watch nothing; needs no calibration.
+
+    Args:
+        dtype: type that the tensor will have: an integer type with is_dynamic=True, or a floating-point type.
+        custom_op_name: kept as `custom_op` for code that reads it; means nothing here.
+        compute_dtype: deprecated, any value means is_dynamic=True.
+        quant_min, quant_max: bounds of q, both included; None is the bound of dtype.
+        qscheme: None is torch.per_tensor_affine.
+        eps: smallest scale; None is the epsilon of float32.
+        is_dynamic: qparams are computed from each tensor at run time.
+
+    Raises:
+        SpecError: the bounds are no range of dtype, or eps is not finite and > 0.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        custom_op_name: str = "",
+        compute_dtype: torch.dtype | None = None,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        qscheme: torch.qscheme | None = None,
+        eps: float | None = None,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic or compute_dtype is not None)
+        self.custom_op = custom_op_name
+        self.quant_min = quant_min
+        self.quant_max = quant_max
+        self.qscheme = torch.per_tensor_affine if qscheme is None else qscheme
+        self.eps = FLOAT32_EPS if eps is None else eps
+        if compute_dtype is not None:
+            warnings.warn("compute_dtype is deprecated; pass is_dynamic=True instead", FutureWarning, stacklevel=2)
+        self._check()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self) -> NoReturn:
+        """Always raises: there is no range to compute qparams from."""
+        way_out = (
+            "a dynamic tensor gets them at run time from choose_qparams"
+            if self.is_dynamic
+            else f"use an observer that keeps a range, such as MinMaxObserver, to quantize to {self.dtype}"
+        )
+        raise CalibrationError(f"{self._where}: a PlaceholderObserver looks at no data and has no qparams; {way_out}.")
+
+    def extra_repr(self) -> str:
+        return f"dtype={self.dtype}, is_dynamic={self.is_dynamic}"
+
+    def _check(self) -> None:
+        whole = integer_range(self.dtype)
+        if whole is not None:
+            low = whole[0] if self.quant_min is None else self.quant_min
+            high = whole[1] if self.quant_max is None else self.quant_max
+            if not whole[0] <= low < high <= whole[1]:
+                raise SpecError(f"[{low}, {high}] is not a range of {self.dtype}, which holds {list(whole)}")
+        if not 0.0 < self.eps < math.inf:
+            raise SpecError(f"eps is the smallest scale and must be finite and > 0, got {self.eps}")

@@ -1,0 +1,568 @@
+"""What we know of ATen ops, in one table; and the registration of the q/dq ops, in one place.
+
+A row of the table says what an op is (its family) and what quantization may rely on (its traits). In-place and `_copy`
+twins are not written down: they are found in torch by schema and share the row of their functional form. All else here
+reads the schema that torch holds: which arguments an op has, writes to, or switches to inference with.
+
+Nothing comes before but `errors`; patterns, passes and backends ask here instead of keeping lists of ops.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import Node
+from torch.fx.immutable_collections import immutable_list
+
+from . import _quantized_decomposed
+from .errors import CaptureError, QuantizationError, TargetingError, locate
+
+__all__ = [
+    "ADAPTIVE_AVG_POOL",
+    "ADAPTIVE_MAX_POOL",
+    "ADD",
+    "AVG_POOL",
+    "BATCH_NORM",
+    "CAT",
+    "CHOOSE_QPARAMS",
+    "CLAMP",
+    "CONV",
+    "CONVOLUTION",
+    "CONV_TRANSPOSE",
+    "DEQUANTIZE",
+    "DIV",
+    "DROPOUT",
+    "EMBEDDING",
+    "HARDTANH",
+    "LINEAR",
+    "MATMUL",
+    "MAX_POOL",
+    "MAX_POOL_WITH_INDICES",
+    "MEAN",
+    "MUL",
+    "PAD",
+    "QUANTIZE",
+    "RELU",
+    "RELU6",
+    "SUB",
+    "UPSAMPLE_NEAREST",
+    "argument_index",
+    "bind",
+    "functional",
+    "is_clamp",
+    "is_commutative",
+    "is_conv",
+    "is_conv_transpose",
+    "is_in_place",
+    "is_value_preserving",
+    "known",
+    "mutated_arguments",
+    "mutates",
+    "register_quantized_decomposed",
+    "resolve",
+    "set_argument",
+    "training_argument",
+    "twins",
+]
+
+
+# --- the q/dq ops -----------------------------------------------------------------------------------------------------
+
+
+def register_quantized_decomposed() -> None:
+    """Make torch.ops.quantized_decomposed complete: from torch.ao where torch has it, otherwise from our own code.
+
+    Runs on import of this module. Doing it again changes nothing, and ops that others have registered stay theirs.
+    """
+    if _quantized_decomposed.missing():
+        _register_from_torch_ao()
+        _quantized_decomposed.register()
+
+
+def _register_from_torch_ao() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao announces its end, to people who can do nothing about this import
+        try:
+            import torch.ao.quantization.fx._decomposed  # noqa: F401
+        except ImportError:
+            return
+        except RuntimeError:  # somebody defined one of the ops before
+            pass
+        else:
+            return
+    gc.collect()  # what the failed import had defined dies with its Library: now, not behind our back
+
+
+# --- twins ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def twins(op: OpOverload) -> frozenset[OpOverload]:
+    """The op with its functional, in-place and _copy forms: twins(add_.Tensor) is {add.Tensor, add_.Tensor}."""
+    base = functional(op)
+    forms = (_form(base, _plain_name(base) + suffix) for suffix in ("_", "_copy"))
+    return frozenset({base, *(form for form in forms if form is not None)})
+
+
+@functools.cache
+def functional(op: OpOverload) -> OpOverload:
+    """The form that `op` is a twin of: add.Tensor for add_.Tensor, view.default for view_copy.default, or op itself."""
+    name = _plain_name(op)
+    for suffix in ("_copy", "_"):
+        base = _form(op, name.removesuffix(suffix)) if name.endswith(suffix) else None
+        if base is not None:
+            return base
+    return op
+
+
+def _form(op: OpOverload, name: str) -> OpOverload | None:
+    """The overload of the op `name` that takes the same arguments as `op`.
+
+    Names of overloads say nothing (transpose.int, transpose_.default), nor does the name of the first argument
+    (dropout(input, ...), dropout_(self, ...)).
+    """
+    packet = getattr(getattr(torch.ops, op.namespace), name, None)
+    if not isinstance(packet, OpOverloadPacket):
+        return None
+    overloads = packet.overloads()
+    if op._overloadname in overloads:  # most often this one, so it is tried first
+        overloads = [op._overloadname, *overloads]
+    wanted = _shape_of_arguments(op)
+    return next((found for o in overloads if _shape_of_arguments(found := getattr(packet, o)) == wanted), None)
+
+
+def _shape_of_arguments(op: OpOverload) -> list[tuple[str, str, bool]]:
+    arguments = enumerate(op._schema.arguments)
+    return [(argument.name if i else "", str(argument.type), argument.kwarg_only) for i, argument in arguments]
+
+
+def _plain_name(op: OpOverload) -> str:
+    return str(op._schema.name).rpartition("::")[2]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+Condition = Callable[[Node], bool]
+
+
+def _always(node: Node) -> bool:
+    return True
+
+
+def _in_inference(node: Node) -> bool:
+    return bind(node)["train"] is False
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+def _zero(name: str) -> Condition:
+    """The argument `name` is the number 0, or left out where that means 0."""
+    return lambda node: _is_zero(bind(node)[name] or 0)
+
+
+def _pads_with_zero_or_itself(node: Node) -> bool:
+    return bind(node).get("mode", "constant") != "constant" or _zero("value")(node)
+
+
+def _overwrites(node: Node) -> bool:
+    return bind(node)["accumulate"] is False
+
+
+def _unit_alpha(node: Node) -> bool:
+    return bool(bind(node)["alpha"] == 1)
+
+
+def _keeps_dtype(node: Node) -> bool:
+    """A cast to the dtype that the tensor already has; False where the graph does not record dtypes."""
+    before, after = (getattr(of.meta.get("val"), "dtype", None) for of in (node.all_input_nodes[0], node))
+    return before is not None and before is after
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What holds for the ops of a row; a Condition other than `_always` says for which arguments.
+
+    preserves: each value of the output is a value of a float input, picked by place or by order, or a zero that fills.
+               Integers can be picked likewise: op(quantize(x)) is quantize(op(x)), input and output share one scale
+    clamps:    the same equation holds, but the output ends at bounds that are no values of the input, and its range is
+               narrower and deserves a scale of its own
+    commutes:  the first two operands may change places
+    """
+
+    preserves: Condition | None = None
+    clamps: Condition | None = None
+    commutes: Condition | None = None
+
+
+_TRAITS: dict[OpOverload, _Traits] = {}
+_absent: list[str] = []  # named below, but not in this torch
+
+
+def _row(names: str, **traits: Condition) -> tuple[OpOverload, ...]:
+    """Enter ops into the table, with their twins; those of them that this torch has.
+
+    Args:
+        names: 'name.overload' of each functional form, of the namespace aten unless another stands before '::'.
+        traits: the fields of _Traits.
+    """
+    ops = dict.fromkeys(_overloads(names))
+    if not _TRAITS.keys().isdisjoint(ops):
+        raise QuantizationError(f"an op stands in two rows: {_TRAITS.keys() & ops.keys()}")
+    _TRAITS.update(dict.fromkeys(ops, _Traits(**traits)))
+    return tuple(ops)
+
+
+def _overloads(names: str) -> Iterator[OpOverload]:
+    for entry in names.split():
+        namespace, _, name = entry.rpartition("::")
+        packet, _, overload = name.partition(".")
+        found = getattr(getattr(getattr(torch.ops, namespace or "aten"), packet, None), overload, None)
+        if found is None:
+            _absent.append(entry)
+        else:
+            yield from (found, *sorted(twins(found), key=str))
+
+
+register_quantized_decomposed()
+
+# Arithmetic
+CONV = _row("conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv3d.padding")
+CONV_TRANSPOSE = _row("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input")
+CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
+LINEAR = _row("linear.default")
+MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
+EMBEDDING = _row("embedding.default embedding_bag.default embedding_bag.padding_idx")
+BATCH_NORM = _row(
+    "batch_norm.default native_batch_norm.default cudnn_batch_norm.default miopen_batch_norm.default "
+    "_batch_norm_impl_index.default _batch_norm_no_update.default _batch_norm_with_update.default "
+    "_batch_norm_with_update_functional.default _native_batch_norm_legit.default _native_batch_norm_legit.no_stats "
+    "_native_batch_norm_legit_functional.default _native_batch_norm_legit_no_training.default"
+)
+ADD = _row("add.Tensor", commutes=_unit_alpha)
+SUB = _row("sub.Tensor subtract.Tensor")
+MUL = _row("mul.Tensor multiply.Tensor", commutes=_always)
+DIV = _row("div.Tensor divide.Tensor true_divide.Tensor")
+MEAN = _row("mean.default mean.dim")
+AVG_POOL = _row("avg_pool1d.default avg_pool2d.default avg_pool3d.default")
+ADAPTIVE_AVG_POOL = _row(
+    "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default "
+    "_adaptive_avg_pool2d.default _adaptive_avg_pool3d.default"
+)
+_row(
+    "eq.Tensor ne.Tensor logical_and.default logical_or.default logical_xor.default bitwise_and.Tensor "
+    "bitwise_or.Tensor bitwise_xor.Tensor logaddexp.default logaddexp2.default hypot.default",
+    commutes=_always,
+)
+
+# Clamps
+RELU = _row("relu.default", clamps=_always)
+RELU6 = _row("relu6.default", clamps=_always)
+HARDTANH = _row("hardtanh.default", clamps=_always)
+CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default", clamps=_always)
+
+# Same values in another shape or place
+_row(
+    "view.default view_as.default reshape.default reshape_as.default _unsafe_view.default _reshape_alias.default "
+    "_reshape_copy.default flatten.using_ints ravel.default unflatten.int unsqueeze.default squeeze.default "
+    "squeeze.dim squeeze.dims atleast_1d.default atleast_2d.default atleast_3d.default permute.default "
+    "transpose.int swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist "
+    "t.default numpy_T.default mT.default mH.default matrix_H.default adjoint.default flip.default fliplr.default "
+    "flipud.default roll.default rot90.default pixel_shuffle.default pixel_unshuffle.default "
+    "channel_shuffle.default native_channel_shuffle.default alias.default clone.default contiguous.default "
+    "cpu.default cuda.default detach.default lift.default lift_fresh.default pin_memory.default positive.default "
+    "conj.default resolve_conj.default resolve_neg.default",
+    preserves=_always,
+)
+
+# A part of the values, or some of them several times
+_row(
+    "slice.Tensor select.int narrow.default narrow.Tensor index_select.default gather.default index.Tensor "
+    "_unsafe_index.Tensor take.default take_along_dim.default masked_select.default unfold.default "
+    "as_strided.default diagonal.default linalg_diagonal.default diag.default diag_embed.default tril.default "
+    "triu.default im2col.default expand.default expand_as.default broadcast_to.default broadcast_tensors.default "
+    "repeat.default tile.default repeat_interleave.self_int repeat_interleave.self_Tensor meshgrid.default "
+    "meshgrid.indexing split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int "
+    "tensor_split.sections tensor_split.indices tensor_split.tensor_indices_or_sections hsplit.int hsplit.array "
+    "vsplit.int vsplit.array dsplit.int dsplit.array unsafe_split.Tensor unsafe_split_with_sizes.default "
+    "unsafe_chunk.default",
+    preserves=_always,
+)
+UPSAMPLE_NEAREST = _row(
+    "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest3d.default upsample_nearest1d.vec "
+    "upsample_nearest2d.vec upsample_nearest3d.vec _upsample_nearest_exact1d.default "
+    "_upsample_nearest_exact2d.default _upsample_nearest_exact3d.default _upsample_nearest_exact1d.vec "
+    "_upsample_nearest_exact2d.vec _upsample_nearest_exact3d.vec",
+    preserves=_always,
+)
+_row(
+    "reflection_pad1d.default reflection_pad2d.default reflection_pad3d.default replication_pad1d.default "
+    "replication_pad2d.default replication_pad3d.default _pad_circular.default",
+    preserves=_always,
+)
+
+# Values of several tensors
+CAT = _row("cat.default concat.default concatenate.default", preserves=_always)
+_row(
+    "stack.default hstack.default vstack.default row_stack.default dstack.default column_stack.default "
+    "block_diag.default where.self slice_scatter.default select_scatter.default diagonal_scatter.default "
+    "as_strided_scatter.default index_copy.default scatter.src masked_scatter.default",
+    preserves=_always,
+)
+
+# The largest or smallest values: rounding to a grid does not change their order
+_row(
+    "maximum.default minimum.default fmax.default fmin.default max.other min.other",
+    preserves=_always,
+    commutes=_always,
+)
+MAX_POOL = _row("max_pool1d.default max_pool2d.default max_pool3d.default", preserves=_always)
+MAX_POOL_WITH_INDICES = _row(
+    "max_pool1d_with_indices.default max_pool2d_with_indices.default max_pool3d_with_indices.default",
+    preserves=_always,
+)
+ADAPTIVE_MAX_POOL = _row(
+    "adaptive_max_pool1d.default adaptive_max_pool2d.default adaptive_max_pool3d.default",
+    preserves=_always,
+)
+_row(
+    "amax.default amin.default aminmax.default max.default min.default max.dim min.dim cummax.default "
+    "cummin.default sort.default sort.stable msort.default topk.default kthvalue.default median.default median.dim",
+    preserves=_always,
+)
+
+# Value-preserving for some arguments
+PAD = _row("pad.default constant_pad_nd.default", preserves=_pads_with_zero_or_itself)
+_row("masked_fill.Scalar index_fill.int_Scalar", preserves=_zero("value"))
+_row("where.ScalarOther", preserves=_zero("other"))
+_row("where.ScalarSelf", preserves=_zero("self"))
+_row("index_put.default _unsafe_index_put.default", preserves=_overwrites)
+_row(
+    "to.device to.dtype to.other to.dtype_layout type_as.default _to_copy.default copy.default",
+    preserves=_keeps_dtype,
+)
+DROPOUT = _row(
+    "dropout.default feature_dropout.default alpha_dropout.default feature_alpha_dropout.default "
+    "native_dropout.default",
+    preserves=_in_inference,
+)
+
+# From real numbers to integers and back
+QUANTIZE = _row(
+    "quantized_decomposed::quantize_per_tensor.default quantized_decomposed::quantize_per_tensor.tensor "
+    "quantized_decomposed::quantize_per_tensor.tensor2 quantized_decomposed::quantize_per_channel.default "
+    "quantized_decomposed::quantize_per_token.default quantized_decomposed::quantize_per_channel_group.default"
+)
+DEQUANTIZE = _row(
+    "quantized_decomposed::dequantize_per_tensor.default quantized_decomposed::dequantize_per_tensor.tensor "
+    "quantized_decomposed::dequantize_per_tensor.tensor2 quantized_decomposed::dequantize_per_channel.default "
+    "quantized_decomposed::dequantize_per_token.default quantized_decomposed::dequantize_per_channel_group.default"
+)
+CHOOSE_QPARAMS = _row(
+    "quantized_decomposed::choose_qparams.tensor quantized_decomposed::choose_qparams_symmetric.tensor "
+    "quantized_decomposed::choose_qparams_per_token.default "
+    "quantized_decomposed::choose_qparams_per_token_asymmetric.default"
+)
+
+
+# --- look-ups ---------------------------------------------------------------------------------------------------------
+
+
+def known() -> frozenset[OpOverload]:
+    """Every op of the table, twins included."""
+    return frozenset(_TRAITS)
+
+
+def is_value_preserving(op: object) -> bool:
+    """Whether quantizing commutes with `op`, so that input and output can share one scale.
+
+    True when each value of the output is one of the input, or a zero that fills. Of an op with several results (topk),
+    this means the floating-point ones; of an op with index or mask operands (gather), it means the others.
+
+    Args:
+        op: an OpOverload: can it be, for some arguments? A Node: is it, with the arguments that it has (a dropout in
+            training, a pad with ones, and a cast to another dtype are not)? Anything else: False.
+    """
+    return _holds("preserves", op)
+
+
+def is_clamp(op: object) -> bool:
+    """Whether `op` cuts values off at bounds (relu, hardtanh, clamp): exact on integers, with a range of its own."""
+    return _holds("clamps", op)
+
+
+def is_commutative(op: object) -> bool:
+    """Whether the first two operands may change places; of an OpOverload or a Node, as in `is_value_preserving`."""
+    return _holds("commutes", op)
+
+
+def is_conv(node: Node) -> bool:
+    """Whether a node is a convolution that is not transposed, in any of its forms."""
+    return node.target in CONV or (node.target in CONVOLUTION and not bind(node)["transposed"])
+
+
+def is_conv_transpose(node: Node) -> bool:
+    """Whether a node is a transposed convolution, in any of its forms."""
+    return node.target in CONV_TRANSPOSE or (node.target in CONVOLUTION and bool(bind(node)["transposed"]))
+
+
+def _holds(trait: str, op: object) -> bool:
+    target = op.target if isinstance(op, Node) else op
+    traits = _TRAITS.get(target) if isinstance(target, OpOverload) else None
+    condition: Condition | None = getattr(traits, trait, None)
+    return condition is not None and (not isinstance(op, Node) or condition(op))
+
+
+def resolve(op: OpOverload | OpOverloadPacket) -> frozenset[OpOverload]:
+    """What a user means by an op: an overload stands for itself and its twins, a packet (aten.add) for all overloads.
+
+    Raises:
+        TargetingError: `op` is neither.
+    """
+    if isinstance(op, OpOverload):
+        return twins(op)
+    if isinstance(op, OpOverloadPacket):
+        return frozenset(twin for name in op.overloads() for twin in twins(getattr(op, name)))
+    raise TargetingError(
+        f"{op!r} is no operator: pass an overload such as torch.ops.aten.add.Tensor, "
+        "or a packet such as torch.ops.aten.add, which means all of its overloads"
+    )
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+_REQUIRED = object()
+# torch hands out the defaults of these types as bare numbers.
+_ENUMS = {("MemoryFormat", 0): torch.contiguous_format, ("ScalarType", 4): torch.int64}
+
+
+@dataclass(frozen=True)
+class _Signature:
+    positions: dict[str, int]
+    defaults: dict[str, Any]  # every argument in the order of the schema; _REQUIRED where there is no default
+    required: tuple[str, ...]
+
+
+@functools.cache
+def _signature(op: OpOverload) -> _Signature:
+    arguments = op._schema.arguments
+    defaults = {a.name: _default(a) if a.has_default_value() else _REQUIRED for a in arguments}
+    return _Signature(
+        {a.name: position for position, a in enumerate(a for a in arguments if not a.kwarg_only)},
+        defaults,
+        tuple(name for name, value in defaults.items() if value is _REQUIRED),
+    )
+
+
+def _default(argument: Any) -> Any:
+    value = argument.default_value
+    if isinstance(value, list):
+        return immutable_list(value)  # equal to a list, and safe to hand out more than once
+    kind = str(argument.real_type).removeprefix("Optional[").removesuffix("]")
+    return _ENUMS.get((kind, value), value) if isinstance(value, int) else value
+
+
+def bind(node: Node) -> dict[str, Any]:
+    """The arguments of a call_function node by the names of its op's schema, in their order, defaults filled in.
+
+    Raises:
+        CaptureError: the node calls no ATen (or custom) op, or its arguments do not fit the schema.
+    """
+    signature = _signature(_op_of(node))
+    bound = signature.defaults.copy()
+    bound.update(zip(signature.positions, node.args, strict=False))
+    bound.update(node.kwargs)
+    absent = [name for name in signature.required if bound[name] is _REQUIRED]
+    if absent or len(node.args) > len(signature.positions) or len(bound) > len(signature.defaults):
+        raise CaptureError(f"the arguments do not fit the schema {_op_of(node)._schema}\n{locate(node)}")
+    return bound
+
+
+def argument_index(op: OpOverload, name: str) -> int | None:
+    """Position of the argument `name` in node.args; None for one that is passed by keyword only.
+
+    Raises:
+        CaptureError: the op has no such argument.
+    """
+    signature = _signature(op)
+    if name not in signature.defaults:
+        raise CaptureError(f"{op} has no argument {name!r}; it takes {', '.join(signature.defaults)}")
+    return signature.positions.get(name)
+
+
+def set_argument(node: Node, name: str, value: Any) -> bool:
+    """Give one argument of a node another value, by position or by keyword as before; True when that changed it.
+
+    An argument that was left to its default is added by position, as torch.export writes it, where the ones before it
+    stand by position too.
+
+    Raises:
+        CaptureError: the op has no such argument.
+    """
+    op = _op_of(node)
+    index = argument_index(op, name)
+    bound = bind(node)
+    if _is_same(bound[name], value):
+        return False
+    if index is None or name in node.kwargs:
+        node.update_kwarg(name, value)
+    elif index < len(node.args):
+        node.update_arg(index, value)
+    else:
+        between = list(_signature(op).positions)[len(node.args) : index]
+        if any(other in node.kwargs for other in between):
+            node.update_kwarg(name, value)
+        else:
+            node.args = (*node.args, *(bound[other] for other in between), value)
+    return True
+
+
+def _op_of(node: Node) -> OpOverload:
+    if not isinstance(node.target, OpOverload):
+        raise CaptureError(f"expected a call of an ATen op, which has a schema\n{locate(node)}")
+    return node.target
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    return old is new or (type(old) is type(new) and not isinstance(old, Tensor) and bool(old == new))
+
+
+@functools.cache
+def training_argument(op: object) -> str | None:
+    """Name of the argument that switches `op` between training and inference (batch_norm: "training"), if any."""
+    if not isinstance(op, OpOverload):
+        return None
+    names = (a.name for a in op._schema.arguments if str(a.type) in ("bool", "Optional[bool]"))
+    return next((name for name in names if name in ("train", "training")), None)
+
+
+@functools.cache
+def mutated_arguments(op: object) -> tuple[int, ...]:
+    """Positions in the schema of the arguments that `op` writes to.
+
+    The running statistics that a batch norm in training writes to are not among them unless its schema says so
+    (aten.batch_norm and aten.native_batch_norm do not).
+    """
+    if not isinstance(op, OpOverload):
+        return ()
+    aliases = ((index, argument.alias_info) for index, argument in enumerate(op._schema.arguments))
+    return tuple(index for index, alias in aliases if alias is not None and alias.is_write)
+
+
+def mutates(op: object) -> bool:
+    """Whether `op` writes to any of its arguments."""
+    return bool(mutated_arguments(op))
+
+
+def is_in_place(op: object) -> bool:
+    """Whether `op` writes its result into its first argument, as add_ does and add.out does not."""
+    return 0 in mutated_arguments(op)

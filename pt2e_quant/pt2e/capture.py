@@ -1,0 +1,82 @@
+"""From what the user hands in to a graph of our own that the engine may change. First step of prepare.
+
+Accepts a torch.export.ExportedProgram or its .module(), strict or not, captured with or without gradients; everything
+else is an error that says how to export. The caller's model is never touched: graphs are copied, parameters shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ..errors import CaptureError, QuantizationError
+from ..graph import ExportedModule, clone
+from .passes import fold_batch_norm, inline_grad_mode
+from .record import RECORD_KEY, record_of
+
+__all__ = ["capture", "run_pass"]
+
+_HOW_TO_EXPORT = "Export it first: exported = torch.export.export(model.eval(), example_inputs)"
+
+ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def capture(model: object, *, fold_bn: bool = True) -> tuple[ExportedModule, ExampleInputs | None, list[str]]:
+    """A private copy of the exported graph, ready to annotate; its example inputs; and notes on what was folded.
+
+    Raises:
+        CaptureError: the model is not an exported one, or was prepared or converted before.
+    """
+    example_inputs = None
+    if isinstance(model, ExportedProgram):
+        example_inputs = model.example_inputs
+        model = model.module()
+    gm = run_pass(inline_grad_mode, clone(_checked(model)))
+    notes: list[str] = []
+    if fold_bn:
+        gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), gm, name="fold_batch_norm")
+    return gm, example_inputs, notes
+
+
+def run_pass(
+    step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
+) -> ExportedModule:
+    """Run one pass; an unexpected failure inside it is reported with the name of the pass.
+
+    Raises:
+        QuantizationError: the pass failed.
+    """
+    name = name or getattr(step, "__name__", type(step).__name__)
+    try:
+        result = step(gm)
+    except QuantizationError:
+        raise
+    except Exception as error:
+        raise QuantizationError(f"pass {name!r} failed on this graph: {type(error).__name__}: {error}") from error
+    if not isinstance(result, GraphModule):
+        raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
+    return result if isinstance(result, ExportedModule) else clone(result)
+
+
+def _checked(model: object) -> GraphModule:
+    record = record_of(model)
+    if record is not None:
+        raise CaptureError(
+            f"this model was {record.stage} before (by {record.quantizer}). Preparing works on an exported float model; "
+            "keep the ExportedProgram and prepare that, or call convert_pt2e on a prepared model."
+        )
+    if isinstance(model, GraphModule):
+        foreign = [node for node in model.graph.nodes if node.op == "call_module" and str(node.target) != "_guards_fn"]
+        if foreign or RECORD_KEY in model.meta:
+            raise CaptureError(
+                f"this GraphModule calls submodules ({foreign[0].target if foreign else '?'}), so it is not a graph of ATen "
+                f"ops as torch.export makes it. {_HOW_TO_EXPORT}"
+            )
+        return model
+    if isinstance(model, nn.Module):
+        raise CaptureError(f"prepare_pt2e needs an exported model, got the nn.Module {type(model).__name__}. {_HOW_TO_EXPORT}")
+    raise CaptureError(f"prepare_pt2e needs an exported model, got {type(model).__name__}. {_HOW_TO_EXPORT}")

@@ -1,0 +1,153 @@
+"""convert_pt2e: turn observers into quantize/dequantize pairs and weights into integers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from ..errors import CalibrationError, ConversionError
+from ..graph import Constants, ExportedModule, attribute, clone, copy_origin, state_bytes, tidy, with_value
+from ..quantizer.base import REFUSALS_KEY
+from ..specs import ANNOTATION_KEY
+from .capture import run_pass
+from .observers import has_data
+from .passes import fold_weights
+from .qdq import Emitter, QParams, read_qparams
+from .record import RECORD_KEY, GroupRecord, Record, record_of
+
+__all__ = ["convert_pt2e"]
+
+
+def convert_pt2e(
+    model: GraphModule, *, fold_quantize: bool = True, allow_uncalibrated: bool = False
+) -> ExportedModule:
+    """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
+
+    Args:
+        model: what `prepare_pt2e` returned, after calibration data ran through it. Dynamic and weight-only
+            configurations need none.
+        fold_quantize: store quantized weights as integers; False leaves weight -> quantize -> dequantize in the graph.
+        allow_uncalibrated: leave tensors whose observer never saw data in floating point instead of raising.
+
+    Returns:
+        A module with the calling convention of the exported model.
+
+    Raises:
+        ConversionError: `model` is not a prepared one.
+        CalibrationError: observers of static tensors never saw data; each is named.
+    """
+    record = _checked(model)
+    gm = clone(model)
+    _observe_constants(gm, record)
+    calls = _observer_calls(gm, record)
+    silent = _never_ran(gm, record, calls)
+    if silent and not allow_uncalibrated:
+        raise CalibrationError(_uncalibrated(silent, record))
+    qparams = _emit(gm, calls, silent)
+    for node in gm.graph.nodes:
+        node.meta.pop(ANNOTATION_KEY, None)
+        node.meta.pop(REFUSALS_KEY, None)
+    gm = tidy(gm)
+    if fold_quantize:
+        gm = run_pass(fold_weights, gm)
+    gm.meta[RECORD_KEY] = replace(
+        record,
+        stage="converted",
+        groups=[_with_qparams(group, qparams.get(group.observer)) for group in record.groups],
+        bytes_after=state_bytes(gm),
+    )
+    return gm
+
+
+def _checked(model: object) -> Record:
+    record = record_of(model)
+    if record is None:
+        raise ConversionError(
+            f"convert_pt2e needs what prepare_pt2e returned, got {type(model).__name__} without a record of it. "
+            "Call prepared = prepare_pt2e(exported, quantizer), run calibration data through it, then convert it."
+        )
+    if record.stage == "converted":
+        raise ConversionError("this model is converted already; convert_pt2e takes the prepared model")
+    return record
+
+
+def _observe_constants(gm: GraphModule, record: Record) -> None:
+    """Make the calls that prepare left out: run the observers of weights, on copies, over the weights as they are now."""
+    constants = Constants(gm)
+    nodes = {node.name: node for node in gm.graph.nodes}
+    fresh: dict[str, nn.Module] = {}
+    memo: dict[int, Any] = {}  # one for all copies: a derived observer must find the copy of its source
+    seen: dict[tuple[str, str], Node] = {}
+    for point in record.points:
+        if not point.constant:
+            continue
+        producer = nodes[point.producer]
+        if point.observer not in fresh:
+            fresh[point.observer] = copy.deepcopy(attribute(gm, point.observer), memo)
+            gm.add_module(point.observer, fresh[point.observer])
+        value = seen.get((point.producer, point.consumers[0]), producer) if point.consumers else producer
+        fresh[point.observer].to(constants.value(producer).device)(constants.value(producer))
+        with gm.graph.inserting_after(value):
+            call = gm.graph.call_module(point.observer, (value,))
+        consumers = [nodes[name] for name in point.consumers]
+        copy_origin(call, consumers[0] if consumers else producer, "convert_pt2e")
+        with_value(call, producer, lambda p=producer: p.meta["val"])  # type: ignore[misc]
+        for consumer in consumers:
+            consumer.replace_input_with(value, call)
+            seen[(point.producer, consumer.name)] = call
+
+
+def _observer_calls(gm: GraphModule, record: Record) -> list[Node]:
+    names = {point.observer for point in record.points}
+    return [node for node in gm.graph.nodes if node.op == "call_module" and node.target in names]
+
+
+def _never_ran(gm: GraphModule, record: Record, calls: list[Node]) -> set[str]:
+    used = {str(call.target) for call in calls}
+    return {name for name in used if not has_data(attribute(gm, name))}
+
+
+def _uncalibrated(silent: set[str], record: Record) -> str:
+    points = [point for point in record.points if point.observer in silent]
+    lines = [f"{len(silent)} observers never saw data, so {len(points)} tensors have no range:"]
+    for point in points[:20]:
+        lines.append(f"  {point.observer} on " + point.location.replace("\n", "\n  "))
+    if len(points) > 20:
+        lines.append(f"  ... and {len(points) - 20} more")
+    lines.append(
+        "  Run calibration data through the prepared model before convert_pt2e. For parts that the data never reaches, keep "
+        "them in float (config None), or convert_pt2e(..., allow_uncalibrated=True)."
+    )
+    return "\n".join(lines)
+
+
+def _emit(gm: GraphModule, calls: list[Node], silent: set[str]) -> dict[str, QParams]:
+    """Replace each observer call; the qparams that each observer gave, by its name."""
+    emitter = Emitter(gm)
+    known: dict[str, QParams] = {}
+    for call in calls:
+        name = str(call.target)
+        observer: Any = attribute(gm, name)
+        if name in silent:
+            call.replace_all_uses_with(call.args[0])  # type: ignore[arg-type]
+            gm.graph.erase_node(call)
+        elif hasattr(observer, "convert"):
+            observer.convert(gm, call)  # observers of other packages may write their own q/dq
+        else:
+            if name not in known:
+                known[name] = read_qparams(observer)
+            emitter.replace(call, known[name])
+    return known
+
+
+def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
+    if qparams is None or qparams.scale is None or qparams.zero_point is None:
+        return group
+    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
+    if qparams.axis is None:
+        return replace(group, scale=scales[0], zero_point=zero_points[0])
+    return replace(group, scale=scales, zero_point=zero_points)

@@ -1,0 +1,37 @@
+"""Compute quantized weights once: each quantize of a constant becomes an integer buffer `_frozen_paramN`.
+
+The float weight goes when nothing else reads it. A weight quantized once and read by several consumers is stored once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from ...graph import Constants, clone, free_name, insert_attribute, tidy
+
+__all__ = ["fold_weights"]
+
+
+def fold_weights(gm: GraphModule) -> GraphModule:
+    """Replace every quantize op (and cast of a constant) on constant inputs by a buffer with its result."""
+    gm = clone(gm)
+    constants = Constants(gm)
+    names = free_name(gm, "_frozen_param")
+    for node in list(gm.graph.nodes):
+        if node not in constants or not _is_quantize(node.target):
+            continue
+        value = constants.value(node).contiguous()
+        with gm.graph.inserting_before(node):
+            frozen = insert_attribute(gm, next(names), value, like=node, by="fold_weights")
+        constants.note(frozen)
+        node.replace_all_uses_with(frozen)
+    return tidy(gm)
+
+
+def _is_quantize(target: object) -> bool:
+    """quantize_per_tensor, quantize_per_channel, ... and no_fuse casts to half precision, of any q/dq dialect."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    name = target._schema.name.split("::")[1]
+    return name.startswith("quantize_")

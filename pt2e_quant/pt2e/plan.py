@@ -1,0 +1,219 @@
+"""The plan: every quantization point of an annotated graph, who shares with whom, and why the rest stays float.
+
+Made before the graph is touched, from `node.meta["quantization_annotation"]` alone. `prepare` only carries it out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
+from ..graph import Constants, is_float_tensor, is_guard
+from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
+from ..specs import ANNOTATION_KEY, EdgeOrNode
+from .record import Decision
+from .sharing import share
+from .spec_fields import describe_site, describe_spec, spec_kind
+
+__all__ = ["Group", "Plan", "Point", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One tensor at its producer, and the consumers that see it quantized.
+
+    source:   the point whose quantized value this one quantizes again, None for the producer's own value
+    constant: the producer is a parameter or computed from parameters, so it needs no calibration
+    """
+
+    producer: Node
+    consumers: tuple[Node, ...]
+    group: int
+    source: Point | None = None
+    constant: bool = False
+
+
+@dataclass
+class Group:
+    """Sites that share one observer, and the spec that it is made from."""
+
+    spec: Any
+    members: list[EdgeOrNode] = field(default_factory=list)
+
+    @property
+    def derived(self) -> bool:
+        return spec_kind(self.spec) == "derived"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """points are in graph order; groups are numbered in the order of their first point.
+
+    group_of: number of the group that each annotated site belongs to
+    """
+
+    points: list[Point]
+    groups: list[Group]
+    group_of: dict[EdgeOrNode, int]
+    decisions: list[Decision]
+    unused_rules: list[str]
+
+
+def make_plan(gm: GraphModule, quantizer_name: str, *, allow_empty: bool = False) -> Plan:
+    """Read the annotations of a graph.
+
+    Raises:
+        AnnotationError: an annotation does not fit the graph.
+        SharingError: tensors that must share qparams cannot.
+        CoverageError: there is no annotation at all, and allow_empty is False.
+    """
+    specs, implicit = _sites(gm)
+    if not specs and not allow_empty:
+        raise CoverageError(_nothing_quantized(gm, quantizer_name))
+    resolved = share(specs, implicit)
+    points, groups, group_of = _points(gm, resolved)
+    decisions = [_decision(node, quantizer_name, resolved) for node in gm.graph.nodes if _is_decided(node)]
+    return Plan(points, groups, group_of, decisions, list(gm.meta.get(UNUSED_RULES_KEY, ())))
+
+
+def _sites(gm: GraphModule) -> tuple[dict[EdgeOrNode, Any], set[EdgeOrNode]]:
+    """Spec of every annotated site in graph order, and the edges that may share with other uses of their tensor."""
+    specs: dict[EdgeOrNode, Any] = {}
+    implicit: set[EdgeOrNode] = set()
+    for node in gm.graph.nodes:
+        annotation = node.meta.get(ANNOTATION_KEY)
+        if annotation is None:
+            continue
+        wanted = dict(annotation.input_qspec_map or {})
+        _check_inputs(node, wanted)
+        for source in node.all_input_nodes:
+            spec = wanted.get(source)
+            if spec is not None and _can_quantize(source, node, spec):
+                specs[(source, node)] = spec
+                if getattr(annotation, "allow_implicit_sharing", True):
+                    implicit.add((source, node))
+        if annotation.output_qspec is not None and _can_quantize(node, node, annotation.output_qspec):
+            specs[node] = annotation.output_qspec
+    return specs, implicit
+
+
+def _check_inputs(node: Node, wanted: dict[Node, Any]) -> None:
+    stale = [key for key in wanted if key not in node.all_input_nodes]
+    if stale:
+        names = ", ".join(str(getattr(key, "name", key)) for key in stale)
+        raise AnnotationError(
+            f"the annotation of this node names {names}, which is not among its inputs "
+            f"({', '.join(source.name for source in node.all_input_nodes)}):\n{locate(node)}\n"
+            "  The graph changed after it was annotated, or the key was taken from another graph. Annotate last, with the "
+            "nodes of the graph that annotate() was given."
+        )
+
+
+def _can_quantize(tensor: Node, annotated: Node, spec: Any) -> bool:
+    """False, with the reason recorded, for integer tensors; an error for values that are no tensor at all."""
+    value = tensor.meta.get("val")
+    if value is None and tensor.op == "get_attr":
+        return True  # parameters are tensors even where export recorded nothing
+    if not isinstance(value, Tensor):
+        what = "has no recorded value (meta['val'])" if value is None else f"is a {type(value).__name__}, not one tensor"
+        raise AnnotationError(
+            f"{tensor.name} {what}, so it cannot be quantized:\n{locate(annotated)}\n"
+            "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value "
+            "export the model again."
+        )
+    if not value.dtype.is_floating_point:
+        dtype = str(value.dtype).removeprefix("torch.")
+        refuse(annotated, "plan", f"{tensor.name} is {dtype}, only floating-point tensors are quantized")
+        spec_kind(spec)
+        return False
+    return True
+
+
+def _points(
+    gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]
+) -> tuple[list[Point], list[Group], dict[EdgeOrNode, int]]:
+    constants = Constants(gm)
+    edges: dict[Node, list[tuple[Node, Node]]] = defaultdict(list)
+    for site in resolved:
+        if not isinstance(site, Node):
+            edges[site[0]].append(site)
+    numbers: dict[EdgeOrNode, int] = {}
+    points: list[Point] = []
+    groups: list[Group] = []
+
+    def number(site: EdgeOrNode) -> int:
+        root, spec = resolved[site]
+        if root not in numbers:
+            numbers[root] = len(groups)
+            groups.append(Group(spec))
+        return numbers[root]
+
+    for node in gm.graph.nodes:
+        constant = node in constants
+        output = None
+        if node in resolved:
+            consumers = tuple(user for user in node.users if not is_guard(user))
+            output = Point(node, consumers, number(node), constant=constant)
+            points.append(output)
+        by_group: dict[int, list[Node]] = defaultdict(list)
+        for edge in edges.get(node, ()):
+            if output is None or number(edge) != output.group:
+                by_group[number(edge)].append(edge[1])
+        points += [Point(node, tuple(users), group, output, constant) for group, users in by_group.items()]
+    for site in resolved:
+        groups[number(site)].members.append(site)
+    return points, groups, {site: numbers[root] for site, (root, _) in resolved.items()}
+
+
+def _is_decided(node: Node) -> bool:
+    """Ops that the report accounts for: everything that computes a float tensor, or was annotated."""
+    if node.op != "call_function":
+        return False
+    return is_float_tensor(node) or ANNOTATION_KEY in node.meta
+
+
+def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> Decision:
+    annotation = node.meta.get(ANNOTATION_KEY)
+    edges = [(source, node) for source in node.all_input_nodes if (source, node) in resolved]
+    inputs = {source.name: describe_spec(resolved[(source, node)][1]) for source, _ in edges}
+    output = describe_spec(resolved[node][1]) if node in resolved else None
+    claimed = annotation is not None and (getattr(annotation, "_annotated", False) or bool(inputs) or output is not None)
+    part_of_pattern = claimed and getattr(annotation, "rule", None) is not None
+    quantized = bool(inputs) or output is not None or part_of_pattern
+    return Decision(
+        node=node.name,
+        op=str(node.target),
+        quantized=quantized,
+        rule=(getattr(annotation, "rule", None) or quantizer) if quantized else None,
+        reason=None if quantized else _reason(node, quantizer),
+        inputs=inputs,
+        output=output,
+        module=module_path(node),
+        source=source_line(node),
+    )
+
+
+def _reason(node: Node, quantizer: str) -> str:
+    found = refusals(node)
+    if not found:
+        return f"{quantizer} did not annotate it"
+    return "; ".join(dict.fromkeys(refusal.reason for refusal in found))
+
+
+def _nothing_quantized(gm: GraphModule, quantizer: str) -> str:
+    floats = [node for node in gm.graph.nodes if _is_decided(node)]
+    reasons: dict[str, list[Node]] = defaultdict(list)
+    for node in floats:
+        reasons[_reason(node, quantizer)].append(node)
+    lines = [f"nothing would be quantized: {quantizer} annotated none of the {len(floats)} float ops of this graph."]
+    for reason, nodes in sorted(reasons.items(), key=lambda item: -len(item[1]))[:6]:
+        lines.append(f"  {len(nodes)} x {reason}, such as")
+        lines.append(locate_all(nodes[:1]))
+    lines.append("  Widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers.")
+    return "\n".join(lines)

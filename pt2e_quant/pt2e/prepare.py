@@ -1,0 +1,142 @@
+"""prepare_pt2e: carry out a plan by inserting one observer for each sharing group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ..errors import AnnotationError, CaptureError, locate
+from ..graph import ExportedModule, copy_origin, free_name, rebuild, state_bytes, with_value
+from ..quantizer.base import Quantizer
+from ..quantizer.compose import quantizer_name
+from ..specs import EdgeOrNode
+from .capture import capture, run_pass
+from .observers import is_fake_quantizer, make_observers
+from .plan import Plan, Point, make_plan
+from .record import RECORD_KEY, GroupRecord, PointRecord, Record
+from .spec_fields import describe_site, describe_spec, spec_kind
+
+__all__ = ["prepare_pt2e"]
+
+
+def prepare_pt2e(
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, allow_empty: bool = False
+) -> ExportedModule:
+    """Insert the observers that a quantizer asks for; run calibration data through the result, then `convert_pt2e` it.
+
+    Args:
+        model: an exported float model: what torch.export.export returns, or its .module(). It stays as it was.
+        quantizer: a Quantizer of this package, or any object with the same methods.
+        allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
+
+    Returns:
+        A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
+        of constant tensors (weights) hang in the graph without being called: a weight is observed once, at convert.
+        train() and eval() work on it.
+
+    Raises:
+        CaptureError: `model` is not an exported model, or was prepared before.
+        TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
+        CoverageError: nothing would be quantized.
+    """
+    if not callable(getattr(quantizer, "annotate", None)):
+        raise CaptureError(
+            f"the second argument of prepare_pt2e is a Quantizer, got {type(quantizer).__name__}; "
+            "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
+        )
+    gm, example_inputs, folded = capture(model)
+    before = state_bytes(gm)
+    gm = run_pass(quantizer.transform_for_annotation, gm)
+    gm = run_pass(quantizer.annotate, gm)
+    quantizer.validate(gm)
+    plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)
+    observers = make_observers(plan)
+    _call_back(quantizer, gm, plan, observers)
+    names = _register(gm, observers)
+    points = _insert(gm, plan, observers, names)
+    gm.meta[RECORD_KEY] = Record(
+        stage="prepared",
+        quantizer=quantizer_name(quantizer),
+        decisions=plan.decisions,
+        points=points,
+        groups=_group_records(plan, names),
+        unused_rules=plan.unused_rules,
+        folded=folded,
+        bytes_before=before,
+        example_inputs=example_inputs,
+    )
+    return rebuild(gm)
+
+
+def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> None:
+    """Let the quantizer see and change the observer of each site; sites of one group must keep one observer."""
+    callback = getattr(quantizer, "prepare_obs_or_fq_callback", None)
+    if callback is None:
+        return
+    table: dict[EdgeOrNode, nn.Module] = {site: observers[number] for site, number in plan.group_of.items()}
+    callback(gm, table)
+    for number, group in enumerate(plan.groups):
+        chosen = {id(table[site]): table[site] for site in group.members}
+        if len(chosen) != 1:
+            raise AnnotationError(
+                f"prepare_obs_or_fq_callback of {quantizer_name(quantizer)} gave different observers to tensors that share "
+                f"qparams: {', '.join(map(describe_site, group.members))}. Give all of them the same one."
+            )
+        observers[number] = next(iter(chosen.values()))
+
+
+def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:
+    """Add the observers as submodules; one that serves several groups is added once."""
+    names: dict[int, str] = {}
+    free = free_name(gm, "activation_post_process_")
+    for observer in observers:
+        if id(observer) not in names:
+            names[id(observer)] = next(free)
+            gm.add_module(names[id(observer)], observer)
+    return [names[id(observer)] for observer in observers]
+
+
+def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list[str]) -> list[PointRecord]:
+    watched: dict[int, Node] = {}
+    records = []
+    last_input = next((node for node in reversed(gm.graph.nodes) if node.op == "placeholder"), None)
+    for point in plan.points:
+        observer, name = observers[point.group], names[point.group]
+        location = locate(_spoken_for(point))
+        if not getattr(observer, "site", ""):
+            observer.site = location  # type: ignore[assignment]
+        value = watched.get(id(point.source), point.producer)
+        # Fake-quantizers must round weights in every training step; an observer sees a weight once, at convert.
+        deferred = point.constant and not is_fake_quantizer(observer)
+        behind = last_input if value.op == "placeholder" and last_input is not None else value
+        with gm.graph.inserting_after(behind):
+            if deferred:
+                node = gm.graph.create_node("get_attr", name)
+            else:
+                node = gm.graph.call_module(name, (value,))
+        copy_origin(node, _spoken_for(point), "prepare_pt2e")
+        if not deferred:
+            with_value(node, point.producer, lambda p=point: p.producer.meta["val"])  # type: ignore[misc]
+            for consumer in point.consumers:
+                consumer.replace_input_with(value, node)
+            watched[id(point)] = node
+        consumers = tuple(consumer.name for consumer in point.consumers)
+        records.append(PointRecord(value.name, consumers, name, deferred, location))
+    return records
+
+
+def _spoken_for(point: Point) -> Node:
+    """The node to name when talking of a point: the producer, or for a parameter the op that uses it."""
+    if point.producer.op == "get_attr" and point.consumers:
+        return point.consumers[0]
+    return point.producer
+
+
+def _group_records(plan: Plan, names: list[str]) -> list[GroupRecord]:
+    return [
+        GroupRecord(name, spec_kind(group.spec), describe_spec(group.spec), tuple(map(describe_site, group.members)))
+        for group, name in zip(plan.groups, names, strict=True)
+    ]

@@ -1,0 +1,182 @@
+"""The one place that writes quantize/dequantize pairs into a graph.
+
+Dialect: torch.ops.quantized_decomposed, in the argument forms that ExecuTorch and Inductor match. A tensor is quantized
+once and dequantized once per consumer: a dequantize with users in integer and in float cannot be fused by either.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ..errors import ConversionError, locate
+from ..graph import copy_origin, free_name, insert_attribute, is_guard, with_value
+from ..specs import integer_range, is_per_channel, is_symmetric
+
+__all__ = ["Emitter", "QParams", "read_qparams"]
+
+_OPS = torch.ops.quantized_decomposed
+_STORAGE = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+_DEFAULT_EPS = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Everything that one q/dq pair is written from.
+
+    scale, zero_point: tensors of one element, or of one per channel; None for run-time (dynamic) qparams and for casts
+    axis: dimension with one scale per index; None for one scale in all
+    per_token: run-time qparams for each index of all dimensions but the last
+    """
+
+    dtype: torch.dtype
+    quant_min: int
+    quant_max: int
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    axis: int | None = None
+    symmetric: bool = False
+    per_token: bool = False
+    eps: float = _DEFAULT_EPS
+
+
+def read_qparams(observer: nn.Module) -> QParams:
+    """What an observer or fake-quantizer, of this package or of another, has settled on."""
+    dtype: torch.dtype = observer.dtype  # type: ignore[assignment]
+    whole = integer_range(dtype)
+    if whole is None:
+        return QParams(dtype, 0, 0)
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    qscheme = getattr(observer, "qscheme", None)
+    common = {
+        "dtype": _STORAGE.get(dtype, dtype),
+        "quant_min": whole[0] if low is None else int(low),  # type: ignore[arg-type]
+        "quant_max": whole[1] if high is None else int(high),  # type: ignore[arg-type]
+        "symmetric": is_symmetric(qscheme),  # type: ignore[arg-type]
+    }
+    if getattr(observer, "is_dynamic", False):
+        eps = getattr(observer, "eps", _DEFAULT_EPS)
+        per_token = getattr(observer, "granularity", "tensor") == "token"
+        return QParams(**common, per_token=per_token, eps=float(eps))  # type: ignore[arg-type]
+    scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
+    axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
+    return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis)  # type: ignore[arg-type]
+
+
+class Emitter:
+    """Replaces observer calls of one graph by q/dq."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        self._gm = gm
+        self._scales = free_name(gm, "_scale_")
+        self._zero_points = free_name(gm, "_zero_point_")
+        self._buffers: dict[int, tuple[str, str]] = {}
+
+    def replace(self, observed: Node, qparams: QParams) -> None:
+        """Put q, and one dq per user, in the place of the call `observed` of an observer on its first argument."""
+        graph, value = self._gm.graph, observed.args[0]
+        if not isinstance(value, Node):
+            raise ConversionError(f"an observer is called on {value!r}, which is no tensor:\n{locate(observed)}")
+        with graph.inserting_before(observed):
+            quantized, dequantize, arguments = self._quantize(value, observed, qparams)
+        for user in list(observed.users):
+            if is_guard(user):
+                user.replace_input_with(observed, value)
+                continue
+            with graph.inserting_before(observed):
+                node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
+            copy_origin(node, user if value.op == "get_attr" else observed, "convert_pt2e")
+            with_value(node, value, lambda: torch.empty_like(value.meta["val"]))
+            user.replace_input_with(observed, node)
+        graph.erase_node(observed)
+
+    def _quantize(self, value: Node, like: Node, qparams: QParams) -> tuple[Node, Any, tuple[Any, ...]]:
+        """The quantize node, and op and further arguments of the dequantize that undoes it."""
+        if not _is_integer(qparams.dtype):
+            cast = _OPS.convert_element_type.no_fuse
+            half = self._call(cast, (value, qparams.dtype), like, qparams.dtype)
+            return half, cast, (value.meta["val"].dtype if "val" in value.meta else torch.float32,)
+        limits = (qparams.quant_min, qparams.quant_max, qparams.dtype)
+        if qparams.scale is None:
+            return self._dynamic(value, like, qparams, limits)
+        if qparams.axis is not None:
+            return self._per_channel(value, like, qparams, limits)
+        if qparams.scale.numel() != 1:
+            raise ConversionError(
+                f"an observer gave {qparams.scale.numel()} scales for a per-tensor scheme:\n{locate(like)}\n"
+                "  Use a per-channel qscheme with ch_axis, or an observer with one scale."
+            )
+        arguments = (float(qparams.scale), int(qparams.zero_point), *limits)  # type: ignore[arg-type]
+        quantized = self._call(_OPS.quantize_per_tensor.default, (value, *arguments), like, qparams.dtype)
+        return quantized, _OPS.dequantize_per_tensor.default, arguments
+
+    def _per_channel(
+        self, value: Node, like: Node, qparams: QParams, limits: tuple[Any, ...]
+    ) -> tuple[Node, Any, tuple[Any, ...]]:
+        if id(qparams) not in self._buffers:
+            self._buffers[id(qparams)] = next(self._scales), next(self._zero_points)
+        float_zero_point = qparams.zero_point.dtype.is_floating_point  # type: ignore[union-attr]
+        tensors = (
+            qparams.scale.to(torch.float32).clone().contiguous(),  # type: ignore[union-attr]
+            qparams.zero_point.to(torch.float32 if float_zero_point else torch.int64).clone().contiguous(),  # type: ignore[union-attr]
+        )
+        scale, zero_point = (
+            insert_attribute(self._gm, name, tensor, like, "convert_pt2e")
+            for name, tensor in zip(self._buffers[id(qparams)], tensors, strict=True)
+        )
+        arguments = (scale, zero_point, qparams.axis, *limits)
+        quantized = self._call(_OPS.quantize_per_channel.default, (value, *arguments), like, qparams.dtype)
+        return quantized, _OPS.dequantize_per_channel.default, arguments
+
+    def _dynamic(
+        self, value: Node, like: Node, qparams: QParams, limits: tuple[Any, ...]
+    ) -> tuple[Node, Any, tuple[Any, ...]]:
+        low, high, dtype = limits
+        if qparams.per_token:
+            if qparams.symmetric or (low, high) != integer_range(dtype):
+                raise ConversionError(
+                    f"per-token qparams exist for asymmetric schemes over the whole range of {dtype} only:\n{locate(like)}\n"
+                    "  Use torch.per_tensor_affine without quant_min and quant_max."
+                )
+            choose, arguments = _OPS.choose_qparams_per_token_asymmetric.default, (value, dtype)
+            quantize, dequantize = _OPS.quantize_per_token.default, _OPS.dequantize_per_token.default
+        else:
+            choose = _OPS.choose_qparams_symmetric.tensor if qparams.symmetric else _OPS.choose_qparams.tensor
+            arguments = (value, low, high, qparams.eps, dtype)
+            quantize, dequantize = _OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor
+        chosen = self._call(choose, arguments, like)
+        scale = self._call(operator.getitem, (chosen, 0), like)
+        zero_point = self._call(operator.getitem, (chosen, 1), like)
+        quantized = self._call(quantize, (value, scale, zero_point, *limits), like, dtype)
+        out = (value.meta["val"].dtype if "val" in value.meta else torch.float32,) if qparams.per_token else ()
+        return quantized, dequantize, (scale, zero_point, *limits, *out)
+
+    def _call(self, target: Any, args: tuple[Any, ...], like: Node, dtype: torch.dtype | None = None) -> Node:
+        node = self._gm.graph.call_function(target, args)
+        copy_origin(node, like, "convert_pt2e")
+        source: Node = args[0]
+        if dtype is not None:
+            with_value(node, source, lambda: torch.empty_like(source.meta["val"], dtype=dtype))
+        elif target is operator.getitem:
+            with_value(node, source, lambda: source.meta["val"][args[1]])
+        else:
+            values = [a.meta.get("val") if isinstance(a, Node) else a for a in args]
+            with_value(node, source, lambda: target(*values))
+        return node
+
+    @staticmethod
+    def _out_dtype(value: Node, dequantize: Any) -> dict[str, torch.dtype]:
+        """Models in half precision get their own dtype back; per token, it is a positional argument."""
+        dtype = getattr(value.meta.get("val"), "dtype", torch.float32)
+        if dtype is torch.float32 or dequantize in (_OPS.convert_element_type.no_fuse, _OPS.dequantize_per_token.default):
+            return {}
+        return {"out_dtype": dtype}
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return integer_range(dtype) is not None

@@ -1,0 +1,145 @@
+"""Which tensors share qparams: an equivalence relation, solved as sets before any observer exists.
+
+A *site* is the output of a node or one use of it (an edge). Two things join sites into a group:
+1. a SharedQuantizationSpec joins a site with the one that it names;
+2. uses of one tensor are joined with each other and with its output when their specs are equal and the consumer's
+   annotation allows implicit sharing. A use whose spec differs is requantized instead.
+Joining is symmetric and transitive, so neither the order of annotations nor the choice of anchor matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
+
+from torch.fx import Node
+
+from ..errors import SharingError, locate
+from ..specs import EdgeOrNode
+from .spec_fields import describe_site, describe_spec, spec_key, spec_kind
+
+__all__ = ["DisjointSets", "share"]
+
+T = TypeVar("T", bound=Hashable)
+
+_MAX_SHOWN = 12
+
+
+class DisjointSets(Generic[T]):
+    """Union-find with path halving and union by size; without recursion, so that chains may be of any length."""
+
+    def __init__(self) -> None:
+        self._parent: dict[T, T] = {}
+        self._size: dict[T, int] = {}
+
+    def add(self, item: T) -> None:
+        self._parent.setdefault(item, item)
+        self._size.setdefault(item, 1)
+
+    def find(self, item: T) -> T:
+        """The representative of the set that holds `item`."""
+        parent = self._parent
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    def union(self, first: T, second: T) -> T:
+        """Join two sets; the representative of the result."""
+        first, second = self.find(first), self.find(second)
+        if first == second:
+            return first
+        if self._size[first] < self._size[second]:
+            first, second = second, first
+        self._parent[second] = first
+        self._size[first] += self._size[second]
+        return first
+
+
+def share(specs: dict[EdgeOrNode, Any], implicit: set[EdgeOrNode]) -> dict[EdgeOrNode, tuple[EdgeOrNode, Any]]:
+    """(representative, concrete spec) of the group of each site.
+
+    Args:
+        specs: spec of each annotated site, in graph order.
+        implicit: the edges that may be joined with other uses of the same tensor.
+
+    Raises:
+        SharingError: a spec shares with a site that has none, or a group has no concrete spec, or several unequal ones.
+    """
+    sets: DisjointSets[EdgeOrNode] = DisjointSets()
+    for site in specs:
+        sets.add(site)
+    for site, spec in specs.items():
+        if spec_kind(spec) == "shared":
+            sets.union(site, _anchor(site, spec, specs))
+    concrete = _concrete(specs, sets)
+    _join_uses(specs, implicit, sets, concrete)
+    return {site: (root := sets.find(site), concrete[root]) for site in specs}
+
+
+def _anchor(site: EdgeOrNode, spec: Any, specs: dict[EdgeOrNode, Any]) -> EdgeOrNode:
+    anchor = spec.edge_or_node
+    anchor = tuple(anchor) if isinstance(anchor, (tuple, list)) else anchor
+    if anchor in specs:
+        return anchor  # type: ignore[no-any-return]
+    raise SharingError(
+        f"{describe_site(site)} is to share qparams with {describe_site(anchor)}, which is not quantized itself:\n"
+        f"  {locate(_node(site))}\n  {locate(_node(anchor))}\n"
+        "  Annotate the tensor that it shares with, or give this one a spec of its own."
+    )
+
+
+def _concrete(specs: dict[EdgeOrNode, Any], sets: DisjointSets[EdgeOrNode]) -> dict[EdgeOrNode, Any]:
+    """The one spec of each group that is not itself a reference to another site, by representative."""
+    found: dict[EdgeOrNode, tuple[EdgeOrNode, Any]] = {}
+    for site, spec in specs.items():
+        if spec_kind(spec) == "shared":
+            continue
+        root = sets.find(site)
+        if root not in found:
+            found[root] = (site, spec)
+        elif spec_key(found[root][1]) != spec_key(spec):
+            first, before = found[root]
+            raise SharingError(
+                f"{describe_site(first)} and {describe_site(site)} share qparams but ask for different ones:\n"
+                f"  {describe_site(first)}: {describe_spec(before)}\n  {describe_site(site)}: {describe_spec(spec)}\n"
+                f"{_chain(root, specs, sets)}"
+            )
+    for site in specs:
+        if sets.find(site) not in found:
+            raise SharingError(
+                "these tensors share qparams with each other in a circle, none of them says which:\n"
+                f"{_chain(sets.find(site), specs, sets)}\n  Give one of them a QuantizationSpec."
+            )
+    return {root: spec for root, (_, spec) in found.items()}
+
+
+def _join_uses(
+    specs: dict[EdgeOrNode, Any],
+    implicit: set[EdgeOrNode],
+    sets: DisjointSets[EdgeOrNode],
+    concrete: dict[EdgeOrNode, Any],
+) -> None:
+    """Rule 2 of the module docstring. The first use of each kind stands for those that follow."""
+    first_of: dict[tuple[Node, Hashable], EdgeOrNode] = {}
+    outputs = [site for site in specs if isinstance(site, Node)]
+    for site in (*outputs, *(site for site in specs if site in implicit)):
+        root = sets.find(site)
+        key = (site if isinstance(site, Node) else site[0], spec_key(concrete[root]))
+        if key in first_of:
+            spec = concrete[root]
+            concrete[sets.union(site, first_of[key])] = spec
+        else:
+            first_of[key] = site
+
+
+def _chain(root: EdgeOrNode, specs: dict[EdgeOrNode, Any], sets: DisjointSets[EdgeOrNode]) -> str:
+    members = [site for site in specs if sets.find(site) == root]
+    lines = [f"  {describe_site(site)}: {describe_spec(specs[site])}" for site in members[:_MAX_SHOWN]]
+    if len(members) > _MAX_SHOWN:
+        lines.append(f"  ... and {len(members) - _MAX_SHOWN} more")
+    return "\n".join((*lines, f"  {locate(_node(members[0]))}"))
+
+
+def _node(site: EdgeOrNode) -> Node:
+    return site if isinstance(site, Node) else site[1]

@@ -1,0 +1,108 @@
+"""Reading specs by their fields, whatever package their class comes from, and putting them into words."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any, Literal
+
+from torch.fx import Node
+
+from ..errors import AnnotationError
+from ..specs import EdgeOrNode, integer_range, is_per_channel, is_symmetric
+
+__all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "spec_key", "spec_kind"]
+
+SpecKind = Literal["shared", "derived", "fixed", "observed"]
+
+
+def spec_kind(spec: Any) -> SpecKind:
+    """Which of the four kinds of spec this is, told by the fields that it has.
+
+    Raises:
+        AnnotationError: it has the fields of none.
+    """
+    if hasattr(spec, "edge_or_node"):
+        return "shared"
+    if hasattr(spec, "derive_qparams_fn"):
+        return "derived"
+    if hasattr(spec, "observer_or_fake_quant_ctr"):
+        return "observed"
+    if hasattr(spec, "scale") and hasattr(spec, "zero_point"):
+        return "fixed"
+    raise AnnotationError(
+        f"{spec!r} is not a quantization spec: it has neither observer_or_fake_quant_ctr, scale and zero_point, "
+        "edge_or_node, nor derive_qparams_fn"
+    )
+
+
+def spec_key(spec: Any) -> Hashable:
+    """Two specs with equal keys ask for the same observer, so that two uses of one tensor may share it."""
+    common = tuple(
+        getattr(spec, name, None) for name in ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
+    )
+    kind = spec_kind(spec)
+    if kind == "fixed":
+        return kind, common, float(spec.scale), int(spec.zero_point)
+    if kind == "derived":
+        return kind, common, tuple(spec.derived_from), spec.derive_qparams_fn
+    return kind, common, _constructor_key(spec.observer_or_fake_quant_ctr)
+
+
+def _constructor_key(constructor: Any) -> Hashable:
+    """Class and keyword arguments behind Class.with_args(...) or functools.partial, nested ones included."""
+    constructor = getattr(constructor, "p", constructor)
+    if not isinstance(constructor, functools.partial):
+        return constructor if isinstance(constructor, Hashable) else id(constructor)
+    keywords = tuple((name, _argument_key(value)) for name, value in sorted(constructor.keywords.items()))
+    return _constructor_key(constructor.func), tuple(map(_argument_key, constructor.args)), keywords
+
+
+def _argument_key(value: Any) -> Hashable:
+    if hasattr(value, "p") or isinstance(value, functools.partial):
+        return _constructor_key(value)
+    return value if isinstance(value, (int, float, str, type, bool, type(None))) else repr(value)
+
+
+def constructor_name(constructor: Any) -> str:
+    """'HistogramObserver' for the class, for Class.with_args(...) and for a partial of it."""
+    constructor = getattr(constructor, "p", constructor)
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    return getattr(constructor, "__name__", type(constructor).__name__)
+
+
+def describe_site(site: EdgeOrNode) -> str:
+    """'conv2d' for a node's output, 'x -> conv2d' for one use of x."""
+    return site.name if isinstance(site, Node) else f"{site[0].name} -> {site[1].name}"
+
+
+def describe_spec(spec: Any) -> str:
+    """One line, for example 'int8 [-127, 127] per channel of dim 0, symmetric, PerChannelMinMaxObserver'."""
+    kind = spec_kind(spec)
+    if kind == "shared":
+        return f"shared with {describe_site(spec.edge_or_node)}"
+    words = [str(spec.dtype).removeprefix("torch.") + _range(spec)]
+    if integer_range(spec.dtype) is not None:
+        qscheme = getattr(spec, "qscheme", None)
+        if getattr(spec, "is_dynamic", False):
+            words[0] += " dynamic"
+        words[0] += f" per channel of dim {spec.ch_axis}" if is_per_channel(qscheme) else " per tensor"
+        if is_symmetric(qscheme):
+            words.append("symmetric")
+    if kind == "fixed":
+        words.append(f"fixed scale {spec.scale:.6g}, zero point {spec.zero_point}")
+    elif kind == "derived":
+        words.append(f"derived from {', '.join(map(describe_site, spec.derived_from))}")
+    else:
+        words.append(constructor_name(spec.observer_or_fake_quant_ctr))
+    return ", ".join(words)
+
+
+def _range(spec: Any) -> str:
+    whole = integer_range(spec.dtype)
+    if whole is None:
+        return ""
+    low = whole[0] if spec.quant_min is None else spec.quant_min
+    high = whole[1] if spec.quant_max is None else spec.quant_max
+    return f" [{low}, {high}]"

@@ -1,0 +1,55 @@
+"""For authors of a backend: patterns, rules, the Quantizer contract, targeting and composition.
+
+The names of the reference API (torch.ao.quantization.quantizer) are all here, under the same spelling.
+"""
+
+from ..graph import Constants
+from ..specs import (
+    DerivedQuantizationSpec,
+    EdgeOrNode,
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
+from .base import Quantizer, Refusal, refusals, refuse
+from .compose import ComposableQuantizer
+from .config import QuantizationConfig
+from .pattern import Match, Op, Pattern, op, trace
+from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
+from .rule_quantizer import RuleQuantizer
+from .transforms import lift_scalars
+
+__all__ = [
+    "BIAS",
+    "INHERIT",
+    "INPUT",
+    "OUTPUT",
+    "WEIGHT",
+    "ComposableQuantizer",
+    "Constants",
+    "DerivedQuantizationSpec",
+    "EdgeOrNode",
+    "FixedQParamsQuantizationSpec",
+    "Match",
+    "Op",
+    "Pattern",
+    "QuantizationAnnotation",
+    "QuantizationConfig",
+    "QuantizationSpec",
+    "QuantizationSpecBase",
+    "Quantizer",
+    "Refusal",
+    "Rule",
+    "RuleQuantizer",
+    "SharedQuantizationSpec",
+    "lift_scalars",
+    "one_scale",
+    "op",
+    "refusals",
+    "refuse",
+    "rule",
+    "same_as",
+    "trace",
+]

@@ -1,0 +1,85 @@
+"""ComposableQuantizer: several quantizers on one model, the first of them with the highest priority."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from ..errors import AnnotationError, locate
+from ..specs import ANNOTATION_KEY, EdgeOrNode
+from .base import Quantizer
+
+__all__ = ["ComposableQuantizer"]
+
+
+class ComposableQuantizer(Quantizer):
+    """Run quantizers one after the other; a node belongs to the first one that annotates it.
+
+    All methods of the Quantizer contract reach every part. When the nodes that the parts claim are disjoint, their
+    order does not matter.
+
+    Args:
+        quantizers: in order of priority.
+    """
+
+    def __init__(self, quantizers: Iterable[Quantizer]) -> None:
+        self.quantizers = list(quantizers)
+        if not self.quantizers:
+            raise AnnotationError("ComposableQuantizer needs at least one quantizer")
+
+    @property
+    def name(self) -> str:
+        return " + ".join(quantizer_name(part) for part in self.quantizers)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        for part in self.quantizers:
+            model = part.transform_for_annotation(model)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate part by part.
+
+        Raises:
+            AnnotationError: a part changed the annotation that an earlier one made.
+        """
+        claims: dict[Node, tuple[str, Any]] = {}
+        for part in self.quantizers:
+            model = part.annotate(model)
+            for node in model.graph.nodes:
+                annotation = node.meta.get(ANNOTATION_KEY)
+                if annotation is None:
+                    continue
+                if node not in claims:
+                    claims[node] = (quantizer_name(part), _frozen(annotation))
+                elif claims[node][1] != _frozen(annotation):
+                    raise AnnotationError(
+                        f"{quantizer_name(part)} changed what {claims[node][0]} had annotated on\n{locate(node)}\n"
+                        "  A node belongs to the first quantizer that claims it. Change the order, or keep the later one "
+                        "away from this node (set_filter_function, or a narrower selector)."
+                    )
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        for part in self.quantizers:
+            part.validate(model)
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, nn.Module]
+    ) -> None:
+        for part in self.quantizers:
+            callback = getattr(part, "prepare_obs_or_fq_callback", None)
+            if callback is not None:
+                callback(model, edge_or_node_to_obs_or_fq)
+
+
+def quantizer_name(quantizer: object) -> str:
+    """The name that reports use for a quantizer, of this package or of another."""
+    return str(getattr(quantizer, "name", type(quantizer).__name__))
+
+
+def _frozen(annotation: Any) -> tuple[Any, ...]:
+    return copy.copy(annotation.input_qspec_map), annotation.output_qspec

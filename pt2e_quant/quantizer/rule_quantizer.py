@@ -1,0 +1,189 @@
+"""RuleQuantizer: a Quantizer made of rules and of the user's selectors. A backend declares rules, this walks the graph.
+
+    class MyQuantizer(RuleQuantizer):
+        rules = (conv_relu, conv, add, reshape)
+        transforms = (lift_scalars,)
+
+The first rule that fits a node takes it. Rules with INHERIT come last, in the order of the graph, so that they see what
+their producers were given. Every float op that no rule took gets a Refusal with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+from torch.fx import GraphModule, Node
+
+from ..errors import TargetingError
+from ..graph import Constants, is_float_tensor
+from ..specs import ANNOTATION_KEY
+from .base import UNUSED_RULES_KEY, Quantizer, refuse
+from .config import QuantizationConfig
+from .pattern import Match
+from .rule import Rule
+from .targeting import Choice, Targets
+
+__all__ = ["RuleQuantizer"]
+
+Self = TypeVar("Self", bound="RuleQuantizer")
+
+
+class RuleQuantizer(Quantizer):
+    """A quantizer that declares `rules`; users pick a QuantizationConfig per node, module, operator or globally.
+
+    Args:
+        config: the global configuration; `set_global` sets it later.
+        rules: overrides the class attribute, for a quantizer that needs no class of its own.
+    """
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    transforms: ClassVar[tuple[Callable[[GraphModule], GraphModule], ...]] = ()
+
+    def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
+        self._rules = type(self).rules if rules is None else tuple(rules)
+        self._targets = Targets()
+        if config is not None:
+            self.set_global(config)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def set_global(self: Self, config: QuantizationConfig | None) -> Self:
+        """Configuration of every node that no other selector matches; None is float."""
+        self._targets.everything = config
+        return self
+
+    def set_operator_type(self: Self, operator: Any, config: QuantizationConfig | None) -> Self:
+        """Configuration of an operator: an overload (aten.conv2d.default) or a packet (aten.conv2d, all overloads)."""
+        self._targets.operators[operator] = config
+        return self
+
+    def set_module_type(self: Self, module_type: type | str, config: QuantizationConfig | None) -> Self:
+        """Configuration of all ops inside modules of a class (or its subclasses), given as class or qualified name."""
+        self._targets.module_types[module_type] = config
+        return self
+
+    def set_module_name(self: Self, module_name: str, config: QuantizationConfig | None) -> Self:
+        """Configuration of all ops inside the module at a dotted path, or at every path that fits a glob ("block.*")."""
+        self._targets.module_names[module_name] = config
+        return self
+
+    def set_node_name(self: Self, node_name: str, config: QuantizationConfig | None) -> Self:
+        """Configuration of a graph node by its name, or of every node whose name fits a glob ("conv2d_*")."""
+        self._targets.nodes[node_name] = config
+        return self
+
+    def set_filter_function(self: Self, accept: Callable[[Node], bool]) -> Self:
+        """Quantize only nodes for which `accept(node)` is true; it comes on top of every selector."""
+        self._targets.filter_function = accept
+        return self
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        for transform in type(self).transforms:
+            model = transform(model)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate every match of a rule.
+
+        Raises:
+            TargetingError: no configuration was set at all, or a selector matches nothing in this graph.
+        """
+        targets = self._targets
+        if not (targets.operators or targets.module_types or targets.module_names or targets.nodes):
+            if not isinstance(targets.everything, QuantizationConfig):
+                raise TargetingError(f"{self.name} has no configuration; call set_global(...) or another set_ method")
+        _Annotator(self, model, targets.choose(model.graph)).run()
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Rules can only say what the backend runs, so there is nothing left to check."""
+
+
+class _Annotator:
+    """One run of a RuleQuantizer over one graph."""
+
+    def __init__(self, quantizer: RuleQuantizer, model: GraphModule, choices: dict[Node, Choice]) -> None:
+        self._quantizer = quantizer
+        self._model = model
+        self._choices = choices
+        self._constants = Constants(model)
+        self._foreign = {node for node in choices if _is_annotated(node)}
+        self._used: set[str] = set()
+
+    def run(self) -> None:
+        by_target: dict[Any, list[Node]] = defaultdict(list)
+        for node in self._choices:
+            by_target[node.target].append(node)
+        rules = self._quantizer._rules
+        for rule in rules:
+            if not rule.inherits:
+                for node in self._candidates(rule, by_target):
+                    self._try(rule, node)
+        inheriting: dict[Any, list[Rule]] = defaultdict(list)
+        for rule in rules:
+            if rule.inherits:
+                for target in rule.pattern.root.op.targets:
+                    inheriting[target].append(rule)
+        for node in self._choices:  # in graph order: producers are settled before their consumers
+            for rule in inheriting.get(node.target, ()):
+                self._try(rule, node)
+        self._explain_the_rest()
+        unused = [rule.name for rule in rules if rule.name not in self._used]
+        self._model.meta.setdefault(UNUSED_RULES_KEY, []).extend(unused)
+
+    @staticmethod
+    def _candidates(rule: Rule, by_target: dict[Any, list[Node]]) -> Iterator[Node]:
+        for target in rule.pattern.root.op.targets:
+            yield from by_target.get(target, ())
+
+    def _try(self, rule: Rule, node: Node) -> None:
+        if _is_annotated(node):
+            return
+        match = rule.pattern.match(node, self._constants)
+        if match is None or any(_is_annotated(matched) for matched in match.nodes):
+            return
+        config = self._config(match)
+        if config is None:
+            return
+        match = replace(match, config=config)
+        reason = rule.refusal(match)
+        if reason is None:
+            rule.apply(match, config)
+            self._used.add(rule.name)
+        else:
+            refuse(match.anchor, rule.name, reason)
+            if match.root is not match.anchor:
+                refuse(match.root, rule.name, reason)
+
+    def _config(self, match: Match) -> QuantizationConfig | None:
+        """The anchor's config; None when another node of the match was explicitly given a different one."""
+        chosen = self._choices[match.anchor]
+        for node in match.nodes:
+            other = self._choices[node]
+            if other.is_set and other.config != chosen.config:
+                return None
+        return chosen.config
+
+    def _explain_the_rest(self) -> None:
+        roots = {target for rule in self._quantizer._rules for target in rule.pattern.root.op.targets}
+        for node, choice in self._choices.items():
+            if node in self._foreign:
+                refuse(node, self._quantizer.name, "already annotated by another quantizer")
+            elif not _is_annotated(node) and (is_float_tensor(node) or "val" not in node.meta):
+                if not choice.is_set:
+                    refuse(node, self._quantizer.name, "no selector covers it")
+                elif choice.config is None:
+                    refuse(node, self._quantizer.name, f"kept in float by {choice.selector}")
+                elif node.target not in roots:
+                    refuse(node, self._quantizer.name, f"no rule for {node.target}")
+                elif not node.meta.get("quantization_refusals"):
+                    refuse(node, self._quantizer.name, f"no rule for {node.target} fits these arguments")
+
+
+def _is_annotated(node: Node) -> bool:
+    return bool(getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False))

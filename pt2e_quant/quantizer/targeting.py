@@ -1,0 +1,160 @@
+"""Which configuration a node gets: what a user selects by node, module name, module type, operator or globally.
+
+Precedence: node > module name > module type > operator > global. Within module names, an exact name beats a glob, a
+deeper module beats the one around it, and of several globs the one that was set last wins. `None` means: stay in
+floating point. A selector that matches no node of the graph is an error that names the nearest candidates.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..errors import TargetingError, module_stack, type_name
+from ..ops import resolve
+from .config import QuantizationConfig
+
+__all__ = ["Choice", "Targets"]
+
+_UNSET = object()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one node: a config, or None for float, and the selector that said so ('' when none did)."""
+
+    config: QuantizationConfig | None
+    selector: str
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self.selector)
+
+
+@dataclass
+class Targets:
+    """The selectors of one quantizer, in the order in which they were set."""
+
+    everything: Any = _UNSET
+    operators: dict[Any, QuantizationConfig | None] = field(default_factory=dict)
+    module_types: dict[Any, QuantizationConfig | None] = field(default_factory=dict)
+    module_names: dict[str, QuantizationConfig | None] = field(default_factory=dict)
+    nodes: dict[str, QuantizationConfig | None] = field(default_factory=dict)
+    filter_function: Callable[[Node], bool] | None = None
+
+    def choose(self, graph: Graph) -> dict[Node, Choice]:
+        """The choice for every call_function node of the graph.
+
+        Raises:
+            TargetingError: a selector matches no node.
+        """
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
+        by_operator = _by_overload(self.operators)
+        used: set[str] = set()
+        choices = {}
+        for node in nodes:
+            matches = self._matches(node, by_operator)
+            used.update(choice.selector for choice in matches)
+            choices[node] = self._filtered(node, matches)
+        self._raise_on_unused(used, nodes)
+        return choices
+
+    def _matches(self, node: Node, by_operator: dict[Any, tuple[str, Any]]) -> list[Choice]:
+        """Every selector that matches the node, strongest first."""
+        found = [
+            Choice(config, f"node {pattern!r}")
+            for pattern, config in reversed(self.nodes.items())
+            if fnmatch.fnmatchcase(node.name, pattern)
+        ]
+        stack = module_stack(node) if self.module_names or self.module_types else []
+        found += self._by_module_name([path for path, _ in stack])
+        found += self._by_module_type([kind for _, kind in stack])
+        if node.target in by_operator:
+            found.append(Choice(by_operator[node.target][1], by_operator[node.target][0]))
+        if self.everything is not _UNSET:
+            found.append(Choice(self.everything, "global"))
+        return found
+
+    def _by_module_name(self, paths: list[str]) -> list[Choice]:
+        found = []
+        for path in reversed(paths):
+            if path in self.module_names:
+                found.append(Choice(self.module_names[path], f"module name {path!r}"))
+        for pattern, config in reversed(self.module_names.items()):
+            if pattern not in paths and any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+                found.append(Choice(config, f"module name {pattern!r}"))
+        return found
+
+    def _by_module_type(self, kinds: list[object]) -> list[Choice]:
+        found = []
+        for kind in reversed(kinds):
+            for wanted, config in self.module_types.items():
+                if _is_kind(kind, wanted):
+                    found.append(Choice(config, f"module type {type_name(wanted)}"))
+        return found
+
+    def _filtered(self, node: Node, matches: list[Choice]) -> Choice:
+        if self.filter_function is not None and not self.filter_function(node):
+            return Choice(None, "the filter function")
+        return matches[0] if matches else Choice(None, "")
+
+    def _raise_on_unused(self, used: set[str], nodes: list[Node]) -> None:
+        stacks = [module_stack(node) for node in nodes]
+        self._check("node", self.nodes, used, {node.name for node in nodes})
+        names = {path for stack in stacks for path, _ in stack}
+        self._check("module name", self.module_names, used, names)
+        types = {type_name(kind) for stack in stacks for _, kind in stack}
+        self._check("module type", (type_name(kind) for kind in self.module_types), used, types, quoted=False)
+        targets = {str(node.target) for node in nodes}
+        self._check("operator", (str(wanted) for wanted in self.operators), used, targets, quoted=False)
+
+    @staticmethod
+    def _check(what: str, wanted: Iterable[str], used: set[str], known: set[str], quoted: bool = True) -> None:
+        for name in wanted:
+            if (f"{what} {name!r}" if quoted else f"{what} {name}") in used:
+                continue
+            if not known:
+                hint = f"This graph records no {what} at all; export the model again with torch.export.export."
+            else:
+                close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3) or sorted(known)[:5]
+                hint = f"The nearest in this graph: {', '.join(close)}."
+            raise TargetingError(f"the selector {what} {name!r} matches nothing. {hint}")
+
+
+def _by_overload(operators: dict[Any, QuantizationConfig | None]) -> dict[Any, tuple[str, QuantizationConfig | None]]:
+    """Selectors by overload; an overload that was named itself beats the packet that contains it."""
+    table: dict[Any, tuple[str, QuantizationConfig | None]] = {}
+    for wanted in sorted(operators, key=lambda one: isinstance(one, torch._ops.OpOverload)):
+        for overload in resolve(wanted):
+            table[overload] = (f"operator {wanted}", operators[wanted])
+    return table
+
+
+def _is_kind(kind: object, wanted: object) -> bool:
+    """True when a recorded module type is `wanted` or a subclass of it. Export records types as qualified names."""
+    if type_name(kind) == type_name(wanted):
+        return True
+    if isinstance(wanted, type):
+        actual = kind if isinstance(kind, type) else _imported_class(str(kind))
+        return isinstance(actual, type) and issubclass(actual, wanted)
+    return False
+
+
+def _imported_class(name: str) -> object:
+    """The class of a qualified name when its module has been imported, else None."""
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        module = sys.modules.get(".".join(parts[:split]))
+        if module is not None:
+            value: object = module
+            for part in parts[split:]:
+                value = getattr(value, part, None)
+            return value
+    return None

@@ -1,0 +1,121 @@
+"""explain(model): what was quantized, how, what was not, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CaptureError, TargetingError
+from ..pt2e.record import Decision, GroupRecord, Record, record_of
+from .text import as_table, as_text, describe_decision
+
+__all__ = ["Report", "explain"]
+
+
+def explain(model: object) -> Report:
+    """The report of a model that prepare_pt2e or convert_pt2e returned.
+
+    Raises:
+        CaptureError: the model carries no record of either.
+    """
+    record = record_of(model)
+    if record is None:
+        raise CaptureError(
+            f"there is nothing to explain on this {type(model).__name__}: explain() takes what prepare_pt2e or "
+            "convert_pt2e returned"
+        )
+    return Report(record)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every float op of the model with its fate. `record` holds the values; the methods show them.
+
+    quantized, skipped: the ops that are quantized, and those left in float with the reason
+    groups:             tensors that share one observer, with their qparams once the model is converted
+    unused_rules:       rules of the quantizer that fitted no node
+    """
+
+    record: Record
+
+    @property
+    def quantized(self) -> list[Decision]:
+        return self.record.quantized
+
+    @property
+    def skipped(self) -> list[Decision]:
+        return self.record.skipped
+
+    @property
+    def groups(self) -> list[GroupRecord]:
+        return self.record.groups
+
+    @property
+    def unused_rules(self) -> list[str]:
+        return self.record.unused_rules
+
+    def why(self, name: str) -> str:
+        """What became of one node, or of all nodes of a module, given by name.
+
+        Raises:
+            TargetingError: there is no such node or module.
+        """
+        found = [d for d in self.record.decisions if d.node == name]
+        found = found or [d for d in self.record.decisions if d.module is not None and _inside(d.module, name)]
+        if not found:
+            known = {d.node for d in self.record.decisions} | {d.module for d in self.record.decisions if d.module}
+            close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3)
+            raise TargetingError(f"no op {name!r} and no module {name!r} in this report; the nearest: {', '.join(close)}")
+        return "\n".join(describe_decision(decision, self.record) for decision in found)
+
+    def text(self) -> str:
+        """Plain text, one line per op and per shared group."""
+        return as_text(self.record)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __rich__(self) -> Any:
+        return as_table(self.record)
+
+    def show(self) -> None:
+        """Print a table when standard output is a terminal and rich is installed, plain text otherwise."""
+        if sys.stdout.isatty():
+            try:
+                from rich.console import Console
+            except ImportError:
+                pass
+            else:
+                Console().print(self)
+                return
+        print(self.text())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        record = {
+            field.name: getattr(self.record, field.name)
+            for field in dataclasses.fields(self.record)
+            if field.name != "example_inputs"
+        }
+        for name in ("decisions", "points", "groups"):
+            record[name] = [dataclasses.asdict(item) for item in record[name]]
+        return record
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def save(self, path: str | Path) -> tuple[Path, Path]:
+        """Write `path` + ".txt" and `path` + ".json"; the two paths."""
+        text, data = Path(f"{path}.txt"), Path(f"{path}.json")
+        text.write_text(self.text() + "\n", encoding="utf-8")
+        data.write_text(self.to_json() + "\n", encoding="utf-8")
+        return text, data
+
+
+def _inside(module: str, wanted: str) -> bool:
+    return module == wanted or module.startswith(f"{wanted}.")

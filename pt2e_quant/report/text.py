@@ -1,0 +1,109 @@
+"""A record in words: plain text, and a rich table for terminals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ..pt2e.record import Decision, GroupRecord, Record
+
+__all__ = ["as_table", "as_text", "describe_decision", "summary"]
+
+_LEGEND = (
+    "Read a converted graph as: quantize, then dequantize, then a float op, then quantize again. A backend replaces each\n"
+    "such pattern by one integer kernel; run without a backend it computes the same values in float."
+)
+
+
+def summary(record: Record) -> str:
+    """One line of counts."""
+    total = len(record.decisions)
+    words = [
+        f"{record.stage} by {record.quantizer}: {len(record.quantized)} of {total} float ops quantized",
+        f"{len(record.groups)} observers for {len(record.points)} tensors",
+    ]
+    if record.bytes_after is not None:
+        ratio = record.bytes_after / record.bytes_before if record.bytes_before else 1.0
+        words.append(f"parameters {_size(record.bytes_before)} -> {_size(record.bytes_after)} ({ratio:.2f}x)")
+    return "; ".join(words)
+
+
+def as_text(record: Record) -> str:
+    """The whole record; see `Report.text`."""
+    sections = [summary(record)]
+    if record.stage == "converted":
+        sections.append(_LEGEND)
+    sections.append("Quantized\n" + _lines(describe_decision(decision, record) for decision in record.quantized))
+    if record.skipped:
+        counts = Counter(decision.reason for decision in record.skipped)
+        reasons = _lines(f"{count} x {reason}" for reason, count in counts.most_common())
+        ops = _lines(describe_decision(decision, record) for decision in record.skipped)
+        sections.append(f"Left in float, by reason\n{reasons}\nLeft in float\n{ops}")
+    sections.append("Observers\n" + _lines(_describe_group(group) for group in record.groups))
+    if record.folded:
+        sections.append("Batch norm folded\n" + _lines(record.folded))
+    if record.unused_rules:
+        sections.append(f"Rules that fitted nothing: {', '.join(record.unused_rules)}")
+    return "\n\n".join(sections)
+
+
+def describe_decision(decision: Decision, record: Record) -> str:
+    """One line on one op."""
+    where = ", ".join(place for place in (decision.module, decision.source) if place)
+    head = f"{decision.node} = {decision.op}"
+    if not decision.quantized:
+        return f"{head}: float, {decision.reason}" + (f"   [{where}]" if where else "")
+    parts = [f"{name}: {spec}" for name, spec in decision.inputs.items()]
+    if decision.output is not None:
+        parts.append(f"output: {decision.output}")
+    if not parts:
+        parts.append("inside the pattern, computed at full precision")
+    return f"{head}: rule {decision.rule}; " + "; ".join(parts) + (f"   [{where}]" if where else "")
+
+
+def as_table(record: Record) -> Any:
+    """A rich renderable: the summary, a table of all ops, and the reasons of those left in float."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(title=summary(record), title_justify="left")
+    for column in ("node", "op", "rule", "how, or why not", "module", "source"):
+        table.add_column(column, overflow="fold")
+    for decision in record.decisions:
+        how = decision.reason or "; ".join((*decision.inputs.values(), f"-> {decision.output}" if decision.output else ""))
+        style = None if decision.quantized else "yellow"
+        table.add_row(
+            decision.node, decision.op, decision.rule or "float", how, decision.module, decision.source, style=style
+        )
+    groups = Table(title="Observers", title_justify="left")
+    for column in ("observer", "spec", "qparams", "shared by"):
+        groups.add_column(column, overflow="fold")
+    for group in record.groups:
+        groups.add_row(group.observer, group.spec, _qparams(group), ", ".join(group.members))
+    return Group(table, groups)
+
+
+def _describe_group(group: GroupRecord) -> str:
+    members = ", ".join(group.members[:8]) + (f", ... {len(group.members)} in all" if len(group.members) > 8 else "")
+    qparams = _qparams(group)
+    return f"{group.observer}: {group.spec}{'; ' + qparams if qparams else ''}; on {members}"
+
+
+def _qparams(group: GroupRecord) -> str:
+    if group.scale is None or group.zero_point is None:
+        return ""
+    if isinstance(group.scale, list):
+        return f"{len(group.scale)} scales in [{min(group.scale):.4g}, {max(group.scale):.4g}]"
+    return f"scale {group.scale:.6g}, zero point {group.zero_point}"
+
+
+def _lines(items: Any) -> str:
+    return "\n".join(f"  {item}" for item in items) or "  nothing"
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:.3g} GB"

@@ -1,0 +1,135 @@
+"""What the repository says of itself is true: documents run, names exist, pins agree, files keep their shape."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted(path for room in ("pt2e_quant", "quantizers") for path in (ROOT / room).rglob("*.py"))
+OURS = sorted(
+    path
+    for room in ("pt2e_quant", "quantizers", "demo", "tutorials", "tests", "benchmarks", "requirements", ".ci")
+    for path in (ROOT / room).rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+) + [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml"} or path.name in {"Makefile", "LICENSE"}]
+LONGEST_FUNCTION, LONGEST_FILE = 60, 420  # lines; what can be read in one sitting
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_a_file_says_what_it_is_for_and_what_it_offers(path):
+    module = importlib.import_module(module_name(path))
+    assert module.__doc__
+    missing = [name for name in module.__all__ if not hasattr(module, name)]
+    assert missing == []
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_a_file_can_be_read_in_one_sitting(path):
+    text = path.read_text()
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+    ]
+    assert long == []
+    assert text.count("\n") <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("path", [path for path in LIBRARY if path.parts[-2] == "quantizers"], ids=named)
+def test_no_backend_walks_a_graph(path):
+    walks = [
+        node for node in ast.walk(ast.parse(path.read_text())) if getattr(node, "attr", "") in ("nodes", "find_nodes")
+    ]
+    assert walks == []
+
+
+def test_everything_public_has_a_docstring():
+    package = importlib.import_module("pt2e_quant")
+    silent = [
+        name for name in package.__all__ if callable(getattr(package, name)) and not getattr(package, name).__doc__
+    ]
+    assert silent == []
+
+
+def test_the_core_needs_torch_alone():
+    """The extras are not imported by the framework or by a quantizer, only by the lowering that they are for."""
+    extras = ("executorch", "torchao", "rich", "typer", "transformers", "sklearn")
+    code = f"import sys, pt2e_quant, quantizers.xnnpack; print(sorted(set({extras}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_readme_code_runs(tmp_path, monkeypatch):
+    """All blocks, one after the other in one namespace, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_paths_and_targets_that_a_document_names_exist(document):
+    text = (ROOT / document).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    paths = re.findall(r"`((?:pt2e_quant|quantizers|demo|tests|tutorials|benchmarks|requirements)/[\w./]*)`", text)
+    assert [path for path in links + paths if not (ROOT / path).exists()] == []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def test_the_changelog_opens_with_this_version():
+    assert f"## {metadata('pt2e-quant')['Version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("path", OURS, ids=named)
+def test_a_file_names_no_place_of_its_author(path):
+    """Neither folders of somebody's machine nor hosts that a reader need not trust."""
+    text = path.read_text()
+    assert re.findall(r"(?<![\w./\]}*])/(?:home|root|opt|work|mnt)/\w+", text) == []
+    hosts = {host.lower().removeprefix("www.") for host in re.findall(r"https?://([\w.-]+)", text)}
+    assert hosts <= {"github.com", "pytorch.org", "docs.pytorch.org", "arxiv.org", "opensource.org"}
+
+
+def test_what_is_installed_is_what_is_pinned():
+    pins = [
+        Requirement(line) for line in (ROOT / "requirements/pins.txt").read_text().splitlines() if line[:1].isalnum()
+    ]
+    assert all(re.fullmatch(r"==[^,*]+", str(pin.specifier)) for pin in pins)
+    wanted = [Requirement(text) for text in metadata("pt2e-quant").get_all("Requires-Dist")]
+    versions = {pin.name.lower().replace("_", "-"): next(iter(pin.specifier)).version for pin in pins}
+    outside = [
+        str(need)
+        for need in wanted
+        if need.name != "pt2e-quant" and Version(versions[need.name.lower()]) not in need.specifier
+    ]
+    assert outside == []
+    assert f"torch=={versions['torch']} " in (ROOT / "Makefile").read_text()
+
+
+def test_quantizers_are_found_through_their_entry_point():
+    found = {entry.name: entry.load() for entry in entry_points(group="pt2e_quant.quantizers")}
+    quantizer = importlib.import_module("pt2e_quant.quantizer").Quantizer
+    assert found
+    assert all(issubclass(kind, quantizer) for kind in found.values())
