@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     (options.out / "measured.json").write_text(json.dumps(numbers, indent=2) + "\n")
     console.print(as_table(measured))
     console.print(report.text(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Written to {options.out}: " + ", ".join(sorted(path.name for path in options.out.iterdir())))
+    files = ", ".join(sorted(path.name for path in options.out.iterdir()))
+    console.print(f"Written to {options.out}: {files}", soft_wrap=True)
 
     broken = broken_promises(measured)
     for promise in PROMISES:

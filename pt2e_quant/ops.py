@@ -183,9 +183,9 @@ def _unit_alpha(node: Node) -> bool:
 
 
 def _keeps_dtype(node: Node) -> bool:
-    """A cast to the dtype that the tensor already has; False where the graph does not record dtypes."""
-    before, after = (getattr(of.meta.get("val"), "dtype", None) for of in (node.all_input_nodes[0], node))
-    return before is not None and before is after
+    """All operands have the dtype of the result; False where the graph does not record dtypes."""
+    dtypes = {getattr(of.meta.get("val"), "dtype", None) for of in (node, *node.all_input_nodes)}
+    return len(dtypes) == 1 and None not in dtypes
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,8 @@ _row(
     "t.default numpy_T.default mT.default mH.default matrix_H.default adjoint.default flip.default fliplr.default "
     "flipud.default roll.default rot90.default pixel_shuffle.default pixel_unshuffle.default "
     "channel_shuffle.default native_channel_shuffle.default alias.default clone.default contiguous.default "
-    "cpu.default cuda.default detach.default lift.default lift_fresh.default pin_memory.default positive.default "
-    "conj.default resolve_conj.default resolve_neg.default",
+    "detach.default lift.default lift_fresh.default positive.default conj.default resolve_conj.default "
+    "resolve_neg.default",
     preserves=_always,
 )
 
@@ -533,6 +533,8 @@ def _op_of(node: Node) -> OpOverload:
 
 
 def _is_same(old: Any, new: Any) -> bool:
+    if isinstance(old, list) and isinstance(new, list):  # a graph keeps lists as immutable_list
+        return len(old) == len(new) and all(map(_is_same, old, new))
     return old is new or (type(old) is type(new) and not isinstance(old, Tensor) and bool(old == new))
 
 

@@ -7,10 +7,18 @@ output. Dynamic means: activation qparams are computed at run time, per row of t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pt2e_quant.errors import SpecError
-from pt2e_quant.observer import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
+from pt2e_quant.observer import (
+    HistogramObserver,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+    PerTokenPlaceholderObserver,
+    PlaceholderObserver,
+)
 from pt2e_quant.quantizer import (
     INHERIT,
     INPUT,
@@ -19,19 +27,23 @@ from pt2e_quant.quantizer import (
     Match,
     QuantizationConfig,
     RuleQuantizer,
+    clamp_to_hardtanh,
     lift_scalars,
+    matmul_to_linear,
+    mean_keeps_dims,
     one_scale,
     op,
     rule,
     same_as,
 )
-from pt2e_quant.specs import QuantizationSpec, is_per_channel
+from pt2e_quant.specs import QuantizationSpec, QuantizationSpecBase, is_per_channel
 
 __all__ = ["RULES", "XNNPACKQuantizer", "get_symmetric_quantization_config"]
 
 aten = torch.ops.aten
 
-_EPS = 2**-12  # smallest scale that XNNPACK's fixed-point requantization handles well
+_EPS = 2**-12  # smallest scale: with less, the requantization multipliers of XNNPACK leave their fixed-point range
+_HUGE = 1e6
 
 
 def get_symmetric_quantization_config(
@@ -80,134 +92,210 @@ def get_symmetric_quantization_config(
 conv = op(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
 conv_transpose = op(aten.conv_transpose1d.default, aten.conv_transpose2d.input)
 linear = op(aten.linear.default)
-addmm = op(aten.addmm.default)
-mm = op(aten.mm.default, aten.matmul.default)
 activation = op(aten.relu.default, aten.relu6.default, aten.hardtanh.default)
+rectify = op(aten.relu.default)
 plus = op(aten.add.Tensor)
 minus = op(aten.sub.Tensor)
 times = op(aten.mul.Tensor)
 concatenate = op(aten.cat.default)
-
-
+mean_of = op(aten.mean.dim)
+average = op(aten.adaptive_avg_pool2d.default)
+maximum_of = op(aten.max_pool2d.default)
+clamping = op(
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
+    aten.clamp_max.default,
+)  # fmt: skip
+reshaping = op(
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.permute.default,
+    aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.movedim.int, aten.dropout.default,
+    aten.clone.default, aten.contiguous.default, aten._unsafe_view.default,
+)  # fmt: skip
+slicing = op(aten.slice.Tensor, aten.narrow.default)
+unsqueezing = op(aten.unsqueeze.default)
 # Reasons for refusal ---------------------------------------------------------------------------------------------------
 
-def not_integer(match: Match) -> str | None:
-    """The configuration leaves one side of a multiplication in float."""
-    config = match.config
-    if config is None or config.weight is None:
-        return "weights in float: XNNPACK would run it in float"
-    if config.input_activation is None:
-        return "activations in float: XNNPACK has no weight-only kernels"
+
+def half_in_float(match: Match) -> str | None:
+    """A multiplication is an integer one only when both of its sides are integers."""
+    if _config(match).weight is None:
+        return "the configuration keeps weights in float, so XNNPACK would multiply in float"
+    if _config(match).input_activation is None:
+        return "the configuration keeps activations in float, and XNNPACK has no weight-only kernel"
     return None
 
 
 def not_static(match: Match) -> str | None:
-    if match.config is None or match.config.output_activation is None or match.config.is_dynamic:
-        return "XNNPACK runs this op in integers with static qparams only, the configuration has none"
-    return None
+    static = _config(match).output_activation is not None and not _config(match).is_dynamic
+    return None if static else "XNNPACK runs it in integers with static qparams only, which the configuration has not"
 
 
-def per_tensor_dynamic(match: Match) -> str | None:
-    if match.config is not None and match.config.is_dynamic and not is_per_channel(getattr(match.config.weight, "qscheme", None)):
-        return "dynamic kernels of XNNPACK need weights per channel: get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)"
-    return None
-
-
-def computed_weight(match: Match) -> str | None:
-    return None if match.is_constant("w") else "its weight is computed at run time, XNNPACK packs constant weights only"
-
-
-def computed_bias(match: Match) -> str | None:
-    missing = match.captures.get("b") is None
-    return None if missing or match.is_constant("b") else "its bias is computed at run time, XNNPACK packs constant biases only"
-
-
-def two_dimensional_dynamic(match: Match) -> str | None:
-    if match.config is None or not match.config.is_dynamic:
+def dynamic_per_tensor(match: Match) -> str | None:
+    if not _config(match).is_dynamic or is_per_channel(getattr(_config(match).weight, "qscheme", None)):
         return None
-    weight = match.value("w")
-    groups = match.argument(conv, "groups")
-    if weight is not None and weight.dim() != 4:
-        return "XNNPACK has dynamic kernels for 2-d convolutions only"
-    return f"groups={groups}, dynamic convolutions of XNNPACK take 1" if groups != 1 else None
+    return "XNNPACK's dynamic kernels need weights per channel; set is_per_channel=True"
+
+
+def computed_parameters(match: Match) -> str | None:
+    for name in ("w", "b"):
+        if match.captures.get(name) is not None and not match.is_constant(name):
+            return f"{match.captures[name]} is computed at run time, XNNPACK packs constant weights and biases only"
+    return None
+
+
+def unbatched(match: Match) -> str | None:
+    x, w = match.value("x"), match.value("w")
+    if x is None or w is None or x.dim() == w.dim():
+        return None
+    return "the input has no batch dimension, XNNPACK's convolutions need one"
+
+
+def not_dynamic_conv(match: Match) -> str | None:
+    """Dynamic convolution: 2-d, not depthwise, and one image, since the kernel has one scale for each image."""
+    x, w = match.value("x"), match.value("w")
+    if not _config(match).is_dynamic or x is None or w is None:
+        return None
+    if w.dim() != 4:
+        return "XNNPACK's dynamic convolutions are 2-d only"
+    if match.argument(conv, "groups") not in (None, 1) and w.shape[1] == 1:
+        return "XNNPACK has no dynamic depthwise convolution"
+    if not isinstance(x.shape[0], int) or x.shape[0] != 1:
+        return f"its batch is {x.shape[0]}; XNNPACK's dynamic convolution has a scale for each image, the graph one in all"
+    return None
 
 
 def grouped_transpose(match: Match) -> str | None:
     groups = match.argument(conv_transpose, "groups")
-    return f"groups={groups}, transposed convolutions of XNNPACK take 1" if groups != 1 else None
+    if groups == 1 or not is_per_channel(getattr(_config(match).weight, "qscheme", None)):
+        return None
+    return f"groups={groups}, XNNPACK's transposed convolution with weights per channel takes 1"
 
 
-def dilated_transpose(match: Match) -> str | None:
-    return "XNNPACK has no dynamic transposed convolution" if match.config is not None and match.config.is_dynamic else None
+def scaled_operand(match: Match) -> str | None:
+    alpha = next((a for a in (match.argument(plus, "alpha"), match.argument(minus, "alpha")) if a is not None), 1)
+    return f"alpha={alpha}, the integer kernel takes 1" if alpha != 1 else None
 
 
-def scaled(match: Match) -> str | None:
-    alpha = match.argument(plus, "alpha") or match.argument(minus, "alpha")
-    return f"alpha={alpha}, the integer kernel takes 1" if alpha not in (None, 1) else None
-
-
-def pool_to_one(match: Match) -> str | None:
+def huge_constant(match: Match) -> str | None:
+    """An attention mask of -1e9 and the like would take the whole range of the sum for itself."""
+    for name in ("a", "b"):
+        node = match.captures[name]
+        if match.is_constant(name) and float(match.constants.value(node).abs().max()) > _HUGE:
+            return f"the constant {node} reaches beyond {_HUGE:g}, next to it all other values would round to one"
     return None
 
 
-PARAMETERS = (not_integer, per_tensor_dynamic, computed_weight, computed_bias)
+def not_spatial_mean(match: Match) -> str | None:
+    x, dims = match.value("x"), match.argument(mean_of, "dim")
+    if x is None or x.dim() != 4 or sorted(dim % 4 for dim in dims or ()) != [2, 3] or not match.argument(mean_of, "keepdim"):
+        return "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
+    return None
+
+
+def not_to_one(match: Match) -> str | None:
+    x, size = match.value("x"), match.argument(average, "output_size")
+    one = list(size) in ([1], [1, 1]) and x is not None and x.dim() == 4
+    return None if one else f"output size {list(size)}, XNNPACK pools in integers to 1 x 1 of a batch only"
+
+
+def unusual_pool(match: Match) -> str | None:
+    x, kernel = match.value("x"), _pair(match.argument(maximum_of, "kernel_size"))
+    stride = _pair(match.argument(maximum_of, "stride") or kernel)
+    if x is not None and x.dim() != 4:
+        return "the input has no batch dimension, XNNPACK's max pooling needs one"
+    if any(step > size for step, size in zip(stride, kernel, strict=True)):
+        return f"stride {stride} is larger than the kernel {kernel}, XNNPACK's max pooling cannot skip"
+    if match.argument(maximum_of, "ceil_mode") and x is not None and not all(isinstance(n, int) for n in x.shape):
+        return "ceil_mode with dynamic shapes"
+    return None
+
+
+def stepped_slice(match: Match) -> str | None:
+    x, step = match.value("x"), match.argument(slicing, "step")
+    if step not in (None, 1):
+        return f"step={step}, XNNPACK slices with step 1 only"
+    return None if x is not None and all(isinstance(n, int) for n in x.shape) else "XNNPACK slices static shapes only"
+
+
+def inner_unsqueeze(match: Match) -> str | None:
+    x, dim = match.value("x"), match.argument(unsqueezing, "dim")
+    return None if x is not None and dim in (-1, x.dim()) else f"dim={dim}, XNNPACK adds a last dimension only"
+
+
+def _config(match: Match) -> QuantizationConfig:
+    return match.config or QuantizationConfig(None, None, None)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    return (items[0], items[-1])
+
+
+def rows(config: QuantizationConfig) -> QuantizationSpecBase | None:
+    """The input of a linear. XNNPACK's dynamic linear has a scale for each row, so the graph must say so as well."""
+    spec = config.input_activation
+    if isinstance(spec, QuantizationSpec) and spec.is_dynamic:
+        return replace(spec, observer_or_fake_quant_ctr=PerTokenPlaceholderObserver.with_args(eps=_EPS))
+    return spec
+
+
+PARAMETERS = (half_in_float, dynamic_per_tensor, computed_parameters)
 
 
 # Rules: the first that fits a node takes it -----------------------------------------------------------------------------
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static])
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched])
 def conv_relu(x, w, b):
+    """Also relu6 and hardtanh, with any bounds: they become the bounds of the kernel's output."""
     return activation(conv(x, w, b))
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, two_dimensional_dynamic])
-def conv_alone(x, w, b):
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, unbatched, not_dynamic_conv])
+def conv_only(x, w, b):
     return conv(x, w, b)
 
 
-@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*PARAMETERS, grouped_transpose, not_static])
+@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched, grouped_transpose])
 def conv_transpose_relu(x, w, b):
+    """The weight of a transposed convolution is (in, out / groups, *kernel): channels on axis 1."""
     return activation(conv_transpose(x, w, b))
 
 
-@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*PARAMETERS, grouped_transpose, not_static])
-def conv_transpose_alone(x, w, b):
+@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched, grouped_transpose])
+def conv_transpose_only(x, w, b):
     return conv_transpose(x, w, b)
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static])
+@rule(x=rows, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static])
 def linear_relu(x, w, b):
     return activation(linear(x, w, b))
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=PARAMETERS)
-def linear_alone(x, w, b):
+@rule(x=rows, w=WEIGHT, output=OUTPUT, unless=PARAMETERS)
+def linear_only(x, w, b):
+    """mm, matmul and addmm with a constant second operand arrive here too, see `matmul_to_linear`."""
     return linear(x, w, b)
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, huge_constant])
 def add_relu(a, b):
-    return activation(plus(a, b))
+    """Only relu: with other bounds XNNPACK adds in float. Those stay behind an integer add of their own."""
+    return rectify(plus(a, b))
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, huge_constant])
 def add(a, b):
     return plus(a, b)
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, huge_constant])
 def sub(a, b):
     return minus(a, b)
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static])
-def mul_relu(a, b):
-    return activation(times(a, b))
-
-
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, huge_constant])
 def mul(a, b):
+    """A relu behind it is not fused: XNNPACK would run both in float. As two integer kernels the relu is exact."""
     return times(a, b)
 
 
@@ -216,12 +304,72 @@ def cat(*tensors):
     return concatenate(tensors)
 
 
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static, not_spatial_mean])
+def mean(x):
+    """The mean of many integers is finer than their step, so it gets a scale of its own."""
+    return mean_of(x)
+
+
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static, not_to_one])
+def adaptive_avg_pool2d(x):
+    return average(x)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[unusual_pool])
+def max_pool2d(x):
+    return maximum_of(x)
+
+
+@rule(x=INHERIT, output=same_as("x"))
+def clamp(x):
+    """relu, relu6, hardtanh, clamp behind a quantized tensor: exact on its own integers."""
+    return clamping(x)
+
+
+@rule(x=INHERIT, output=same_as("x"))
+def reshape(x):
+    return reshaping(x)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[stepped_slice])
+def slice_(x):
+    return slicing(x)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[inner_unsqueeze])
+def unsqueeze(x):
+    return unsqueezing(x)
+
+
 RULES = (
-    conv_relu, conv_alone, conv_transpose_relu, conv_transpose_alone, linear_relu, linear_alone,
-    add_relu, add, sub, mul_relu, mul, cat,
+    conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only, add_relu, add, sub, mul, cat,
+    mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, unsqueeze,
+)  # fmt: skip
+
+
+IN_FLOAT = (
+    aten.avg_pool2d.default, aten.bmm.default, aten.matmul.default, aten.softmax.int, aten.sigmoid.default, aten.tanh.default,
+    aten.gelu.default, aten.hardswish.default, aten.leaky_relu.default, aten.div.Tensor, aten.exp.default, aten.log.default,
+    aten.sqrt.default, aten.rsqrt.default, aten.neg.default, aten.abs.default, aten.maximum.default, aten.minimum.default,
+    aten.prelu.default, aten.batch_norm.default, aten.constant_pad_nd.default, aten.pad.default,
+    aten.upsample_bilinear2d.vec,
+)  # fmt: skip
+OUTSIDE = (
+    aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.layer_norm.default, aten.elu.default,
+    aten.embedding.default, aten.expand.default, aten.repeat.default, aten.flip.default, aten.stack.default,
+    aten.scaled_dot_product_attention.default,
 )  # fmt: skip
 
 
 class XNNPACKQuantizer(RuleQuantizer):
+    """Annotates what XNNPACK runs in integers; the report says why it leaves the rest.
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    """
+
     rules = RULES
-    transforms = (lift_scalars,)
+    reasons = {
+        **dict.fromkeys(IN_FLOAT, "XNNPACK runs it in float, inside the delegate"),
+        **dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel"),
+    }
+    transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars)

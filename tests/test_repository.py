@@ -37,6 +37,8 @@ def module_name(path: Path) -> str:
 def test_a_file_says_what_it_is_for_and_what_it_offers(path):
     module = importlib.import_module(module_name(path))
     assert module.__doc__
+    if len(ast.parse(path.read_text()).body) == 1:
+        return  # a package that is its docstring offers its modules
     missing = [name for name in module.__all__ if not hasattr(module, name)]
     assert missing == []
     assert len(set(module.__all__)) == len(module.__all__)

@@ -19,7 +19,7 @@ from .min_max import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from .placeholder import PlaceholderObserver
+from .placeholder import PerTokenPlaceholderObserver, PlaceholderObserver
 
 __all__ = [
     "FixedQParamsObserver",
@@ -30,6 +30,7 @@ __all__ = [
     "ObserverBase",
     "PartialWrapper",
     "PerChannelMinMaxObserver",
+    "PerTokenPlaceholderObserver",
     "PlaceholderObserver",
     "UniformQuantizationObserverBase",
 ]

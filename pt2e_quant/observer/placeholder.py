@@ -17,7 +17,7 @@ from ..qparams import FLOAT32_EPS
 from ..specs import integer_range
 from .base import ObserverBase
 
-__all__ = ["PlaceholderObserver"]
+__all__ = ["PerTokenPlaceholderObserver", "PlaceholderObserver"]
 
 
 class PlaceholderObserver(ObserverBase):
@@ -81,3 +81,12 @@ class PlaceholderObserver(ObserverBase):
                 raise SpecError(f"[{low}, {high}] is not a range of {self.dtype}, which holds {list(whole)}")
         if not 0.0 < self.eps < math.inf:
             raise SpecError(f"eps is the smallest scale and must be finite and > 0, got {self.eps}")
+
+
+class PerTokenPlaceholderObserver(PlaceholderObserver):
+    """Run-time qparams for each index of all dimensions but the last (each row), instead of one pair for the tensor.
+
+    Asymmetric over the whole range of dtype, which is all that the q/dq dialect has per token.
+    """
+
+    granularity = "token"

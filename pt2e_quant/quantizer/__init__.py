@@ -19,7 +19,7 @@ from .config import QuantizationConfig
 from .pattern import Match, Op, Pattern, op, trace
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
-from .transforms import lift_scalars
+from .transforms import clamp_to_hardtanh, lift_scalars, matmul_to_linear, mean_keeps_dims
 
 __all__ = [
     "BIAS",
@@ -44,7 +44,10 @@ __all__ = [
     "Rule",
     "RuleQuantizer",
     "SharedQuantizationSpec",
+    "clamp_to_hardtanh",
     "lift_scalars",
+    "matmul_to_linear",
+    "mean_keeps_dims",
     "one_scale",
     "op",
     "refusals",

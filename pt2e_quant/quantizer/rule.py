@@ -5,8 +5,8 @@
         return relu(conv(x, w, b))
 
 A spec is a literal (QuantizationSpec, FixedQParamsQuantizationSpec, ...), a *role* that stands for a field of the
-user's QuantizationConfig (INPUT, OUTPUT, WEIGHT, BIAS), `same_as("x")`, `one_scale(spec)` for a list of tensors, or
-INHERIT. Captures without one stay float.
+user's QuantizationConfig (INPUT, OUTPUT, WEIGHT, BIAS), a function of that config, `same_as("x")`, `one_scale(spec)` for
+a list of tensors, or INHERIT. Captures without one stay float.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def one_scale(spec: QuantizationSpecBase | Role) -> OneScale:
     return OneScale(spec)
 
 
-SpecLike = QuantizationSpecBase | Role | OneScale | SameAs | Inherit | None
+FromConfig = Callable[[QuantizationConfig], QuantizationSpecBase | None]
+SpecLike = QuantizationSpecBase | Role | FromConfig | OneScale | SameAs | Inherit | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Rule:
             if name in anchors:
                 return SharedQuantizationSpec(anchors[name])
             spec = spec.spec
-        return spec.resolve(config) if isinstance(spec, Role) else spec
+        return _resolve(spec, config)
 
     def _output_spec(
         self, config: QuantizationConfig, anchors: dict[str, tuple[Node, Node]]
@@ -166,7 +167,13 @@ class Rule:
             return SharedQuantizationSpec(anchors[self.output.name]) if self.output.name in anchors else None
         if isinstance(self.output, (Inherit, OneScale)):
             raise AnnotationError(f"rule {self.name!r}: an output is one tensor with no producer; give it a spec, a role or same_as(...)")
-        return self.output.resolve(config) if isinstance(self.output, Role) else self.output
+        return _resolve(self.output, config)
+
+
+def _resolve(spec: QuantizationSpecBase | Role | FromConfig | None, config: QuantizationConfig) -> Any:
+    if isinstance(spec, Role):
+        return spec.resolve(config)
+    return spec(config) if callable(spec) else spec
 
 
 def rule(

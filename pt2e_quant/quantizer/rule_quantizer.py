@@ -11,7 +11,7 @@ their producers were given. Every float op that no rule took gets a Refusal with
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from ..errors import TargetingError
 from ..graph import Constants, is_float_tensor
 from ..specs import ANNOTATION_KEY
-from .base import UNUSED_RULES_KEY, Quantizer, refuse
+from .base import UNUSED_RULES_KEY, Quantizer, refusals, refuse
 from .config import QuantizationConfig
 from .pattern import Match
 from .rule import Rule
@@ -34,12 +34,18 @@ Self = TypeVar("Self", bound="RuleQuantizer")
 class RuleQuantizer(Quantizer):
     """A quantizer that declares `rules`; users pick a QuantizationConfig per node, module, operator or globally.
 
+    Class attributes, for a backend to set:
+        rules: the first that fits a node takes it.
+        reasons: what to say of ops that no rule starts from, by overload.
+        transforms: rewrites before annotation, graph in, graph out.
+
     Args:
         config: the global configuration; `set_global` sets it later.
         rules: overrides the class attribute, for a quantizer that needs no class of its own.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = ()
+    reasons: ClassVar[Mapping[Any, str]] = {}
     transforms: ClassVar[tuple[Callable[[GraphModule], GraphModule], ...]] = ()
 
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
@@ -180,8 +186,9 @@ class _Annotator:
                 elif choice.config is None:
                     refuse(node, self._quantizer.name, f"kept in float by {choice.selector}")
                 elif node.target not in roots:
-                    refuse(node, self._quantizer.name, f"no rule for {node.target}")
-                elif not node.meta.get("quantization_refusals"):
+                    reason = type(self._quantizer).reasons.get(node.target, f"no rule for {node.target}")
+                    refuse(node, self._quantizer.name, reason)
+                elif not refusals(node):
                     refuse(node, self._quantizer.name, f"no rule for {node.target} fits these arguments")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..graph import clone, free_name, insert_attribute, is_float_tensor, tidy
-from ..ops import ADD, MUL, SUB
+from ..graph import Constants, clone, copy_origin, free_name, insert_attribute, is_float_tensor, tidy, with_value
+from ..ops import ADD, MUL, SUB, bind
 
-__all__ = ["lift_scalars"]
+__all__ = ["clamp_to_hardtanh", "lift_scalars", "matmul_to_linear", "mean_keeps_dims"]
+
+aten = torch.ops.aten
 
 
 def lift_scalars(gm: GraphModule) -> GraphModule:
@@ -34,3 +36,84 @@ def lift_scalars(gm: GraphModule) -> GraphModule:
 def _same_dtype(node: Node, tensor: object) -> bool:
     value = tensor.meta.get("val") if isinstance(tensor, Node) else None
     return isinstance(value, Tensor) and value.dtype == node.meta["val"].dtype
+
+
+def matmul_to_linear(gm: GraphModule) -> GraphModule:
+    """Turn mm, matmul and addmm by a constant 2-d matrix into linear, whose weight is stored (out, in).
+
+    Backends have one integer linear and many half-supported forms of matmul. addmm with beta or alpha other than 1 stays.
+    """
+    forms = (aten.mm.default, aten.matmul.default, aten.addmm.default)
+    if not any(node.target in forms for node in gm.graph.nodes):
+        return gm
+    gm = clone(gm)
+    constants = Constants(gm)
+    names = free_name(gm, "_linear_weight_")
+    weights: dict[Node, Node] = {}
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function" or node.target not in forms or not is_float_tensor(node):
+            continue
+        arguments = bind(node)
+        if node.target is aten.addmm.default:
+            bias, x, matrix = arguments["self"], arguments["mat1"], arguments["mat2"]
+            fits = arguments["beta"] == 1 and arguments["alpha"] == 1 and bias.meta["val"].dim() == 1
+        else:
+            bias, (x, matrix), fits = None, node.args[:2], True
+        if not fits or matrix not in constants or matrix.meta["val"].dim() != 2:
+            continue
+        with gm.graph.inserting_before(node):
+            if matrix not in weights:
+                weight = nn.Parameter(constants.value(matrix).t().contiguous(), requires_grad=False)
+                weights[matrix] = insert_attribute(gm, next(names), weight, like=node, by="matmul_to_linear")
+                constants.note(weights[matrix])
+            args = (x, weights[matrix]) if bias is None else (x, weights[matrix], bias)
+            _replace(node, gm.graph.call_function(aten.linear.default, args), "matmul_to_linear")
+    return tidy(gm)
+
+
+def mean_keeps_dims(gm: GraphModule) -> GraphModule:
+    """Split the mean over height and width into one with keepdim=True and a flatten, for kernels that know only that."""
+    gm = clone(gm)
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.mean.dim:
+            continue
+        x, dims, keep = (*node.args, False)[:3]
+        value = x.meta.get("val")  # type: ignore[union-attr]
+        spatial = isinstance(value, Tensor) and value.dim() == 4 and sorted(d % 4 for d in dims or ()) == [2, 3]  # type: ignore[union-attr]
+        if keep or not spatial:
+            continue
+        with gm.graph.inserting_before(node):
+            mean = gm.graph.call_function(aten.mean.dim, (x, dims, True), node.kwargs)
+            copy_origin(mean, node, "mean_keeps_dims")
+            with_value(mean, node, lambda n=node: n.meta["val"].unsqueeze(-1).unsqueeze(-1))  # type: ignore[misc]
+            _replace(node, gm.graph.call_function(aten.flatten.using_ints, (mean, 1)), "mean_keeps_dims")
+    return tidy(gm)
+
+
+def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
+    """Name clamps by what backends fuse: clamp(x, a, b) is hardtanh(x, a, b), clamp(x, min=0) is relu(x)."""
+    gm = clone(gm)
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function" or node.target not in (aten.clamp.default, aten.clamp_min.default):
+            continue
+        bounds = bind(node)
+        low, high = bounds["min"], bounds.get("max")
+        if not is_float_tensor(node) or any(not isinstance(bound, (int, float, type(None))) for bound in (low, high)):
+            continue
+        with gm.graph.inserting_before(node):
+            if low is not None and high is not None:
+                args = (node.args[0], float(low), float(high))
+                _replace(node, gm.graph.call_function(aten.hardtanh.default, args), "clamp_to_hardtanh")
+            elif low == 0 and high is None:
+                _replace(node, gm.graph.call_function(aten.relu.default, (node.args[0],)), "clamp_to_hardtanh")
+    return tidy(gm)
+
+
+def _replace(old: Node, new: Node, by: str) -> None:
+    """Let `new`, which computes the same value, take the place of `old`."""
+    copy_origin(new, old, by)
+    for key in ("val", "tensor_meta"):
+        if key in old.meta:
+            new.meta[key] = old.meta[key]
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
