@@ -17,21 +17,23 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .errors import CaptureError, locate
-from .ops import mutated_arguments, set_argument, training_argument
+from .ops import bind, mutated_arguments, set_argument, training_argument
 
 __all__ = [
     "Constants",
+    "Draft",
     "ExportedModule",
     "attribute",
     "clone",
     "copy_origin",
+    "finish",
     "free_name",
     "insert_attribute",
     "is_float_tensor",
     "is_guard",
-    "rebuild",
     "set_attribute",
     "set_training",
+    "set_value",
     "state_bytes",
     "tidy",
     "with_value",
@@ -65,48 +67,58 @@ def set_training(graph: Graph, mode: bool) -> int:
     return changed
 
 
-def clone(gm: GraphModule) -> ExportedModule:
+class Draft(GraphModule):
+    """A graph that passes are at work on: no code is generated before somebody runs or prints it."""
+
+    def recompile(self) -> Any:
+        return None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return finish(self)(*args, **kwargs)
+
+    @property
+    def _code(self) -> str:
+        return self.graph.python_code("self").src
+
+
+def clone(gm: GraphModule) -> Draft:
     """A copy with a graph of its own that shares parameters, buffers and submodules with `gm`."""
     # copy.deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
-    return _assemble(gm, copy.deepcopy(gm.graph))
+    return _assemble(Draft, gm, copy.deepcopy(gm.graph))
 
 
-def tidy(gm: GraphModule) -> ExportedModule:
-    """Drop dead nodes and the attributes that only they used, lint, and compile the graph's code. Ends a pass."""
+def tidy(gm: GraphModule) -> Draft:
+    """Drop dead nodes and the attributes that only they used, and lint. Ends a pass."""
     gm.graph.eliminate_dead_code()
-    return rebuild(gm)
+    gm.graph.lint()
+    return _assemble(Draft, gm, gm.graph)
 
 
-def rebuild(gm: GraphModule) -> ExportedModule:
-    """A module around the same graph, holding just the attributes that the graph names."""
-    return _assemble(gm, gm.graph)
-
-
-def state_bytes(gm: nn.Module) -> int:
-    """Bytes of all parameters and buffers; memory that several of them share counts once."""
-    storages = {}
-    for tensor in (*gm.parameters(), *gm.buffers()):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def _assemble(root: GraphModule, graph: Graph) -> ExportedModule:
-    module = ExportedModule(root, graph)  # copies only those attributes that the graph names
-    graph.lint()
-    _keep_persistence(root, module)
-    module.meta.update(root.meta)
-    nn.Module.train(module, _captured_mode(graph, root.training))
+def finish(gm: GraphModule) -> ExportedModule:
+    """The module to hand to the user: linted, with generated code."""
+    gm.graph.lint()
+    module = _assemble(ExportedModule, gm, gm.graph)
+    nn.Module.train(module, _captured_mode(module.graph))
     return module
 
 
-def _captured_mode(graph: Graph, default: bool) -> bool:
+G = TypeVar("G", bound=GraphModule)
+
+
+def _assemble(kind: type[G], root: GraphModule, graph: Graph) -> G:
+    module = kind(root, graph)  # copies only those attributes that the graph names
+    _keep_persistence(root, module)
+    module.meta.update(root.meta)
+    return module
+
+
+def _captured_mode(graph: Graph) -> bool:
+    """The mode that the first mode-dependent op of the graph was captured in; False when there is none."""
     for node in graph.nodes:
         name = training_argument(node.target) if node.op == "call_function" else None
         if name is not None:
-            index = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)
-            return bool(node.args[index] if index < len(node.args) else node.kwargs.get(name, default))
-    return default
+            return bool(bind(node)[name])
+    return False
 
 
 def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
@@ -116,6 +128,15 @@ def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
         if path in originals:
             transient = originals[path]._non_persistent_buffers_set & set(child._buffers)
             child._non_persistent_buffers_set |= transient
+
+
+def state_bytes(gm: nn.Module) -> int:
+    """Bytes of all parameters and buffers; memory that several of them share counts once."""
+    storages = {}
+    for tensor in (*gm.parameters(), *gm.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def is_guard(node: Node) -> bool:
@@ -166,9 +187,12 @@ def free_name(gm: nn.Module, prefix: str) -> Iterator[str]:
 def insert_attribute(gm: GraphModule, target: str, value: Tensor, like: Node, by: str) -> Node:
     """Register `value` and make the get_attr node that reads it, at the graph's insertion point."""
     set_attribute(gm, target, value)
-    node = gm.graph.get_attr(target)
+    node = gm.graph.create_node("get_attr", target)
     copy_origin(node, like, by)
-    return with_value(node, like, lambda: value.detach())
+    mode = getattr(_first_tensor(like.meta.get("val")), "fake_mode", None)
+    if mode is not None:
+        set_value(node, mode.from_tensor(value, static_shapes=True))
+    return node
 
 
 def copy_origin(node: Node, source: Node, by: str) -> Node:
@@ -176,23 +200,29 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     for key in ("stack_trace", "nn_module_stack", "custom"):
         if key in source.meta:
             node.meta.setdefault(key, source.meta[key])
-    node.meta["from_node"] = [NodeSource(source, by, NodeSourceAction.CREATE)]
+    origin = NodeSource(None, by, NodeSourceAction.CREATE)
+    # NodeSource(source) would deep-copy the whole provenance of `source`; nobody writes to it, so it can be shared.
+    origin.node_info = NodeSource.NodeInfo(source.name, str(source.target), id(source.graph))
+    origin.from_node = source.meta.get("from_node", [])
+    node.meta["from_node"] = [origin]
     return node
 
 
-def with_value(node: Node, source: Node, compute: Callable[[], Any]) -> Node:
-    """Record val and tensor_meta of a new node: `compute` runs under the fake mode of `source`, on its fake value."""
-    mode = getattr(_first_tensor(source.meta.get("val")), "fake_mode", None)
-    if mode is None:
-        return node
-    with mode:
-        value = compute()
-        if isinstance(value, Tensor) and not hasattr(value, "fake_mode"):
-            value = mode.from_tensor(value, static_shapes=True)
+def set_value(node: Node, value: Any) -> Node:
+    """Record val, and tensor_meta when it is one tensor, of a new node."""
     node.meta["val"] = value
     if isinstance(value, Tensor):
         node.meta["tensor_meta"] = _extract_tensor_metadata(value)
     return node
+
+
+def with_value(node: Node, source: Node, compute: Callable[[], Any]) -> Node:
+    """Record the value of a new node: `compute` runs under the fake mode of `source`, on its fake value."""
+    mode = getattr(_first_tensor(source.meta.get("val")), "fake_mode", None)
+    if mode is None:
+        return node
+    with mode:
+        return set_value(node, compute())
 
 
 def _first_tensor(value: Any) -> Any:

@@ -9,8 +9,8 @@ Nothing comes before but `errors`; patterns, passes and backends ask here instea
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import gc
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,17 +88,11 @@ def register_quantized_decomposed() -> None:
 
 
 def _register_from_torch_ao() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.ao announces its end, to people who can do nothing about this import
-        try:
-            import torch.ao.quantization.fx._decomposed  # noqa: F401
-        except ImportError:
-            return
-        except RuntimeError:  # somebody defined one of the ops before
-            pass
-        else:
-            return
-    gc.collect()  # what the failed import had defined dies with its Library: now, not behind our back
+    # torch.ao announces its end, to people who can do nothing about this import. An ImportError says that it is gone;
+    # a RuntimeError, that somebody defined one of the ops before, which ends torch.ao's file half-way.
+    with warnings.catch_warnings(), contextlib.suppress(ImportError, RuntimeError):
+        warnings.simplefilter("ignore")
+        import torch.ao.quantization.fx._decomposed  # noqa: F401
 
 
 # --- twins ------------------------------------------------------------------------------------------------------------
@@ -168,10 +162,6 @@ def _is_zero(value: Any) -> bool:
 def _zero(name: str) -> Condition:
     """The argument `name` is the number 0, or left out where that means 0."""
     return lambda node: _is_zero(bind(node)[name] or 0)
-
-
-def _pads_with_zero_or_itself(node: Node) -> bool:
-    return bind(node).get("mode", "constant") != "constant" or _zero("value")(node)
 
 
 def _overwrites(node: Node) -> bool:
@@ -341,7 +331,7 @@ _row(
 )
 
 # Value-preserving for some arguments
-PAD = _row("pad.default constant_pad_nd.default", preserves=_pads_with_zero_or_itself)
+PAD = _row("pad.default constant_pad_nd.default", preserves=_zero("value"))  # modes that repeat take no value
 _row("masked_fill.Scalar index_fill.int_Scalar", preserves=_zero("value"))
 _row("where.ScalarOther", preserves=_zero("other"))
 _row("where.ScalarSelf", preserves=_zero("self"))

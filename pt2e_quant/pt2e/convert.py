@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..errors import CalibrationError, ConversionError
-from ..graph import Constants, ExportedModule, attribute, clone, copy_origin, state_bytes, tidy, with_value
+from ..graph import Constants, ExportedModule, attribute, clone, copy_origin, finish, set_value, state_bytes, tidy
 from ..quantizer.base import REFUSALS_KEY
 from ..specs import ANNOTATION_KEY
 from .capture import run_pass
@@ -51,16 +51,14 @@ def convert_pt2e(
     for node in gm.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
         node.meta.pop(REFUSALS_KEY, None)
-    gm = tidy(gm)
-    if fold_quantize:
-        gm = run_pass(fold_weights, gm)
+    gm = run_pass(fold_weights, gm) if fold_quantize else tidy(gm)
     gm.meta[RECORD_KEY] = replace(
         record,
         stage="converted",
         groups=[_with_qparams(group, qparams.get(group.observer)) for group in record.groups],
         bytes_after=state_bytes(gm),
     )
-    return gm
+    return finish(gm)
 
 
 def _checked(model: object) -> Record:
@@ -95,7 +93,8 @@ def _observe_constants(gm: GraphModule, record: Record) -> None:
             call = gm.graph.call_module(point.observer, (value,))
         consumers = [nodes[name] for name in point.consumers]
         copy_origin(call, consumers[0] if consumers else producer, "convert_pt2e")
-        with_value(call, producer, lambda p=producer: p.meta["val"])  # type: ignore[misc]
+        if "val" in producer.meta:
+            set_value(call, producer.meta["val"])
         for consumer in consumers:
             consumer.replace_input_with(value, call)
             seen[(point.producer, consumer.name)] = call

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CaptureError, locate
-from ..graph import ExportedModule, copy_origin, free_name, rebuild, state_bytes, with_value
+from ..graph import ExportedModule, copy_origin, free_name, finish, set_value, state_bytes
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
@@ -68,7 +68,7 @@ def prepare_pt2e(
         bytes_before=before,
         example_inputs=example_inputs,
     )
-    return rebuild(gm)
+    return finish(gm)
 
 
 def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> None:
@@ -119,7 +119,8 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
                 node = gm.graph.call_module(name, (value,))
         copy_origin(node, _spoken_for(point), "prepare_pt2e")
         if not deferred:
-            with_value(node, point.producer, lambda p=point: p.producer.meta["val"])  # type: ignore[misc]
+            if "val" in point.producer.meta:
+                set_value(node, point.producer.meta["val"])
             for consumer in point.consumers:
                 consumer.replace_input_with(value, node)
             watched[id(point)] = node

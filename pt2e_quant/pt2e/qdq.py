@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..errors import ConversionError, locate
-from ..graph import copy_origin, free_name, insert_attribute, is_guard, with_value
+from ..graph import copy_origin, free_name, insert_attribute, is_guard, set_value, with_value
 from ..specs import integer_range, is_per_channel, is_symmetric
 
 __all__ = ["Emitter", "QParams", "read_qparams"]
@@ -91,7 +91,8 @@ class Emitter:
             with graph.inserting_before(observed):
                 node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
             copy_origin(node, user if value.op == "get_attr" else observed, "convert_pt2e")
-            with_value(node, value, lambda: torch.empty_like(value.meta["val"]))
+            if "val" in value.meta:
+                set_value(node, value.meta["val"])
             user.replace_input_with(observed, node)
         graph.erase_node(observed)
 

@@ -13,24 +13,32 @@ __all__ = ["clamp_to_hardtanh", "lift_scalars", "matmul_to_linear", "mean_keeps_
 
 aten = torch.ops.aten
 
+_WITH_SCALARS = frozenset((*ADD, *MUL, *SUB))
+
 
 def lift_scalars(gm: GraphModule) -> GraphModule:
     """Turn the Python number of x + 1.0, x * 2.0 and x - 3.0 into a 0-d buffer, so that it can be quantized like a tensor.
 
     Only where x is floating point and the result has the dtype of x: an integer x + 1 stays as it is.
     """
+    if not any(_has_scalar(node) for node in gm.graph.nodes):
+        return gm
     gm = clone(gm)
     names = free_name(gm, "_scalar_")
     for node in gm.graph.nodes:
-        if node.op != "call_function" or node.target not in (*ADD, *MUL, *SUB) or not is_float_tensor(node):
-            continue
-        tensor, number = (*node.args, None, None)[:2]
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not _same_dtype(node, tensor):
+        if not _has_scalar(node):
             continue
         with gm.graph.inserting_before(node):
-            value = torch.tensor(float(number), dtype=node.meta["val"].dtype, device=node.meta["val"].device)
+            value = torch.tensor(float(node.args[1]), dtype=node.meta["val"].dtype, device=node.meta["val"].device)
             node.update_arg(1, insert_attribute(gm, next(names), value, like=node, by="lift_scalars"))
     return tidy(gm)
+
+
+def _has_scalar(node: Node) -> bool:
+    if node.op != "call_function" or node.target not in _WITH_SCALARS or not is_float_tensor(node):
+        return False
+    tensor, number = (*node.args, None, None)[:2]
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and _same_dtype(node, tensor)
 
 
 def _same_dtype(node: Node, tensor: object) -> bool:
@@ -73,6 +81,8 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
 
 def mean_keeps_dims(gm: GraphModule) -> GraphModule:
     """Split the mean over height and width into one with keepdim=True and a flatten, for kernels that know only that."""
+    if not gm.graph.find_nodes(op="call_function", target=aten.mean.dim):
+        return gm
     gm = clone(gm)
     for node in list(gm.graph.nodes):
         if node.op != "call_function" or node.target is not aten.mean.dim:
@@ -92,9 +102,12 @@ def mean_keeps_dims(gm: GraphModule) -> GraphModule:
 
 def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
     """Name clamps by what backends fuse: clamp(x, a, b) is hardtanh(x, a, b), clamp(x, min=0) is relu(x)."""
+    forms = (aten.clamp.default, aten.clamp_min.default)
+    if not any(node.target in forms for node in gm.graph.nodes):
+        return gm
     gm = clone(gm)
     for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target not in (aten.clamp.default, aten.clamp_min.default):
+        if node.op != "call_function" or node.target not in forms:
             continue
         bounds = bind(node)
         low, high = bounds["min"], bounds.get("max")

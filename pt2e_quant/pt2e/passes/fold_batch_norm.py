@@ -142,21 +142,24 @@ class _Folder:
 def _folded(
     weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor | None], eps: float, groups: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The formula of the module docstring, computed in float64. `groups` is given for a transposed convolution,
-    whose weight is (in, out / groups, *kernel); all others have the output channels in dimension 0."""
+    """The formula of the module docstring: s and the bias in float64, the product in float32 or better.
+
+    `groups` is given for a transposed convolution, whose weight is (in, out / groups, *kernel); all others have the
+    output channels in dimension 0.
+    """
     mean, var = norm["running_mean"].double(), norm["running_var"].double()  # type: ignore[union-attr]
     scale = torch.rsqrt(var + eps)
     if norm["weight"] is not None:
         scale = scale * norm["weight"].double()
-    if groups is None:
-        new_weight = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    else:
-        per_group = weight.double().unflatten(0, (groups, -1))
-        shaped = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-        new_weight = (per_group * shaped).flatten(0, 1)
     new_bias = ((0.0 if bias is None else bias.double()) - mean) * scale
     if norm["bias"] is not None:
         new_bias = new_bias + norm["bias"].double()
+    factor = scale.to(torch.promote_types(weight.dtype, torch.float32))
+    if groups is None:
+        new_weight = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    else:
+        per_group = weight.unflatten(0, (groups, -1))
+        new_weight = (per_group * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
     return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
 
 
