@@ -131,14 +131,20 @@ def type_name(kind: object) -> str:
 def source_line(node: Node) -> str | None:
     """'file.py:12: code' of the user's innermost frame outside torch; None when the graph carries no stack trace."""
     trace = node.meta.get("stack_trace")
-    if not trace:
-        return None
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
-    users = [frame for frame in frames if not re.search(r"[/\\]torch[/\\](nn|_dynamo|export|fx|_export)[/\\]", frame[0])]
+    return _user_frame(trace) if trace else None
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
+_TORCH_FILE = re.compile(r"[/\\]torch[/\\](nn|_dynamo|export|fx|_export)[/\\]")
+
+
+@functools.lru_cache(maxsize=4096)
+def _user_frame(trace: str) -> str | None:
+    frames = _FRAME.findall(trace)
     if not frames:
         return None
-    file, line, code = (users or frames)[-1]
-    name = re.split(r"[/\\]", file)[-1]
+    file, line, code = next((frame for frame in reversed(frames) if not _TORCH_FILE.search(frame[0])), frames[-1])
+    name = file.replace("\\", "/").rpartition("/")[2]
     return f"{name}:{line}: {code.strip()}"
 
 

@@ -1,14 +1,14 @@
 """Utilities on exported graphs that every later part builds on: copy, tidy up, constants, metadata, train/eval.
 
-Nothing here knows of quantization. A pass takes a GraphModule and returns a new one: it starts with `clone`, which
-copies the graph and shares the parameters, and ends with `tidy`, which drops what is no longer used and lints.
+Nothing here knows of quantization. The engine starts with `clone`, a private copy that shares the parameters; passes
+edit that copy, each ending with `tidy`; `finish` drops what is no longer used and generates the code.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from .ops import bind, mutated_arguments, set_argument, training_argument
 
 __all__ = [
     "Constants",
-    "Draft",
     "ExportedModule",
     "attribute",
     "clone",
@@ -39,22 +38,41 @@ __all__ = [
     "with_value",
 ]
 
-T = TypeVar("T")
-
-
 class ExportedModule(GraphModule):
     """A GraphModule that came from torch.export, on which train() and eval() work.
 
     Export captures one mode of dropout and batch norm as a literal in the graph. Here train(mode) rewrites exactly that
     literal: p, eps and momentum keep their values, and nothing is recompiled when the mode is already the wanted one.
     Python branches on self.training were decided at capture and stay as they are.
+
+    A *draft* is one that passes are at work on: no code is generated before `finish`, or before somebody runs it.
     """
+
+    _draft = False
+
+    def __init__(self, root: nn.Module, graph: Graph, class_name: str = "GraphModule", *, draft: bool = False) -> None:
+        object.__setattr__(self, "_draft", draft)  # GraphModule.__init__ compiles, so this comes first
+        super().__init__(root, graph, class_name)
 
     def train(self, mode: bool = True) -> ExportedModule:
         super().train(mode)
         if set_training(self.graph, mode):
             self.recompile()
         return self
+
+    def recompile(self) -> Any:
+        return None if self._draft else super().recompile()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaced by generated code once the graph is finished."""
+        return finish(self)(*args, **kwargs)
+
+    @property
+    def code(self) -> str:
+        return self.graph.python_code("self").src if self._draft else super().code
+
+    def __str__(self) -> str:
+        return f"{nn.Module.__str__(self)}\n\n{self.code}"
 
 
 def set_training(graph: Graph, mode: bool) -> int:
@@ -67,49 +85,46 @@ def set_training(graph: Graph, mode: bool) -> int:
     return changed
 
 
-class Draft(GraphModule):
-    """A graph that passes are at work on: no code is generated before somebody runs or prints it."""
-
-    def recompile(self) -> Any:
-        return None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return finish(self)(*args, **kwargs)
-
-    @property
-    def _code(self) -> str:
-        return self.graph.python_code("self").src
-
-
-def clone(gm: GraphModule) -> Draft:
-    """A copy with a graph of its own that shares parameters, buffers and submodules with `gm`."""
+def clone(gm: GraphModule) -> ExportedModule:
+    """A draft with a graph and a module tree of its own that shares parameters, buffers and observers with `gm`."""
     # copy.deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
-    return _assemble(Draft, gm, copy.deepcopy(gm.graph))
+    module = ExportedModule(gm, copy.deepcopy(gm.graph), draft=True)  # copies only those attributes that the graph names
+    _keep_persistence(gm, module)
+    module.meta.update(gm.meta)
+    return module
 
 
-def tidy(gm: GraphModule) -> Draft:
-    """Drop dead nodes and the attributes that only they used, and lint. Ends a pass."""
+def tidy(gm: GraphModule) -> GraphModule:
+    """Drop dead nodes and lint. Ends a pass that changed the graph."""
     gm.graph.eliminate_dead_code()
     gm.graph.lint()
-    return _assemble(Draft, gm, gm.graph)
+    return gm
 
 
-def finish(gm: GraphModule) -> ExportedModule:
-    """The module to hand to the user: linted, with generated code."""
+def finish(gm: ExportedModule) -> ExportedModule:
+    """End of drafting: drop the attributes that the graph does not name, and generate the code."""
     gm.graph.lint()
-    module = _assemble(ExportedModule, gm, gm.graph)
-    nn.Module.train(module, _captured_mode(module.graph))
-    return module
+    _drop_unused(gm)
+    object.__setattr__(gm, "_draft", False)
+    gm.recompile()
+    nn.Module.train(gm, _captured_mode(gm.graph))
+    return gm
 
 
-G = TypeVar("G", bound=GraphModule)
+def _drop_unused(gm: GraphModule) -> None:
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
+    for path, module in list(gm.named_modules()):
+        if path in used or any(path.startswith(f"{name}.") for name in _prefixes(path) if name in used):
+            continue  # an observer or a nested graph keeps all that is its own
+        for name in (*module._parameters, *module._buffers):
+            if (f"{path}.{name}" if path else name) not in used:
+                delattr(module, name)
+    gm.delete_all_unused_submodules()
 
 
-def _assemble(kind: type[G], root: GraphModule, graph: Graph) -> G:
-    module = kind(root, graph)  # copies only those attributes that the graph names
-    _keep_persistence(root, module)
-    module.meta.update(root.meta)
-    return module
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _captured_mode(graph: Graph) -> bool:

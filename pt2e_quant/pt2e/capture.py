@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import CaptureError, QuantizationError
-from ..graph import Draft, clone
+from ..graph import ExportedModule, clone
 from .passes import fold_batch_norm, inline_grad_mode
 from .record import RECORD_KEY, record_of
 
@@ -25,7 +25,7 @@ _HOW_TO_EXPORT = "Export it first: exported = torch.export.export(model.eval(), 
 ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def capture(model: object, *, fold_bn: bool = True) -> tuple[Draft, ExampleInputs | None, list[str]]:
+def capture(model: object, *, fold_bn: bool = True) -> tuple[ExportedModule, ExampleInputs | None, list[str]]:
     """A private copy of the exported graph, ready to annotate; its example inputs; and notes on what was folded.
 
     Raises:
@@ -44,7 +44,7 @@ def capture(model: object, *, fold_bn: bool = True) -> tuple[Draft, ExampleInput
 
 def run_pass(
     step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
-) -> Draft:
+) -> ExportedModule:
     """Run one pass; an unexpected failure inside it is reported with the name of the pass.
 
     Raises:
@@ -59,7 +59,7 @@ def run_pass(
         raise QuantizationError(f"pass {name!r} failed on this graph: {type(error).__name__}: {error}") from error
     if not isinstance(result, GraphModule):
         raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
-    return result if isinstance(result, Draft) else clone(result)
+    return result if isinstance(result, ExportedModule) else clone(result)
 
 
 def _checked(model: object) -> GraphModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,11 +63,16 @@ def _accepts_axis(constructor: Any) -> bool:
     while isinstance(constructor, functools.partial):
         inner = inner or constructor.keywords.get("observer")
         constructor = getattr(constructor.func, "p", constructor.func)
-    parameters = inspect.signature(constructor).parameters
+    parameters = _parameters(constructor)
     if "ch_axis" in parameters:
         return True
     inner = inner or (parameters["observer"].default if "observer" in parameters else None)
     return inner is not None and inner is not inspect.Parameter.empty and _accepts_axis(inner)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(constructor).parameters
 
 
 def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -> nn.Module:

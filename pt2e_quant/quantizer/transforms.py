@@ -1,4 +1,4 @@
-"""Rewrites that backends ask for before annotation (RuleQuantizer.transforms). Graph in, graph out."""
+"""Rewrites that backends ask for before annotation (RuleQuantizer.transforms): they edit the graph and return it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..graph import Constants, clone, copy_origin, free_name, insert_attribute, is_float_tensor, tidy, with_value
+from ..graph import Constants, copy_origin, free_name, insert_attribute, is_float_tensor, tidy, with_value
 from ..ops import ADD, MUL, SUB, bind
 
 __all__ = ["clamp_to_hardtanh", "lift_scalars", "matmul_to_linear", "mean_keeps_dims"]
@@ -21,9 +21,6 @@ def lift_scalars(gm: GraphModule) -> GraphModule:
 
     Only where x is floating point and the result has the dtype of x: an integer x + 1 stays as it is.
     """
-    if not any(_has_scalar(node) for node in gm.graph.nodes):
-        return gm
-    gm = clone(gm)
     names = free_name(gm, "_scalar_")
     for node in gm.graph.nodes:
         if not _has_scalar(node):
@@ -52,9 +49,6 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
     Backends have one integer linear and many half-supported forms of matmul. addmm with beta or alpha other than 1 stays.
     """
     forms = (aten.mm.default, aten.matmul.default, aten.addmm.default)
-    if not any(node.target in forms for node in gm.graph.nodes):
-        return gm
-    gm = clone(gm)
     constants = Constants(gm)
     names = free_name(gm, "_linear_weight_")
     weights: dict[Node, Node] = {}
@@ -81,9 +75,6 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
 
 def mean_keeps_dims(gm: GraphModule) -> GraphModule:
     """Split the mean over height and width into one with keepdim=True and a flatten, for kernels that know only that."""
-    if not gm.graph.find_nodes(op="call_function", target=aten.mean.dim):
-        return gm
-    gm = clone(gm)
     for node in list(gm.graph.nodes):
         if node.op != "call_function" or node.target is not aten.mean.dim:
             continue
@@ -103,9 +94,6 @@ def mean_keeps_dims(gm: GraphModule) -> GraphModule:
 def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
     """Name clamps by what backends fuse: clamp(x, a, b) is hardtanh(x, a, b), clamp(x, min=0) is relu(x)."""
     forms = (aten.clamp.default, aten.clamp_min.default)
-    if not any(node.target in forms for node in gm.graph.nodes):
-        return gm
-    gm = clone(gm)
     for node in list(gm.graph.nodes):
         if node.op != "call_function" or node.target not in forms:
             continue

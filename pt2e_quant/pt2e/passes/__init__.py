@@ -1,4 +1,7 @@
-"""Graph passes, one a file: GraphModule in, new GraphModule out, parameters shared, linted."""
+"""Graph passes, one a file. A pass edits the graph that it is given, returns the module, and ends with `tidy`.
+
+The engine hands in a private copy (`pt2e_quant.graph.clone`); parameters are replaced, never written to.
+"""
 
 from .fold_batch_norm import fold_batch_norm
 from .fold_weights import fold_weights

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from ...graph import Constants, clone, free_name, insert_attribute, tidy
+from ...graph import Constants, free_name, insert_attribute, tidy
 from ...ops import BATCH_NORM, CONV, CONV_TRANSPOSE, LINEAR, bind, set_argument
 from ...quantizer.base import refuse
 
@@ -36,7 +36,6 @@ def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphMod
     """
     if not any(_is_batch_norm(node) for node in gm.graph.nodes):
         return gm
-    gm = clone(gm)
     constants = Constants(gm)
     folder = _Folder(gm, constants)
     for node in gm.graph.nodes:

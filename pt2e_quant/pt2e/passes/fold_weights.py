@@ -8,14 +8,13 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from ...graph import Constants, clone, free_name, insert_attribute, tidy
+from ...graph import Constants, free_name, insert_attribute, tidy
 
 __all__ = ["fold_weights"]
 
 
 def fold_weights(gm: GraphModule) -> GraphModule:
     """Replace every quantize op (and cast of a constant) on constant inputs by a buffer with its result."""
-    gm = clone(gm)
     constants = Constants(gm)
     names = free_name(gm, "_frozen_param")
     for node in list(gm.graph.nodes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from ...graph import attribute, clone, set_attribute, tidy
+from ...graph import attribute, set_attribute, tidy
 
 __all__ = ["inline_grad_mode"]
 
@@ -19,7 +19,6 @@ def inline_grad_mode(gm: GraphModule) -> GraphModule:
     wrapper = torch.ops.higher_order.wrap_with_set_grad_enabled
     if not gm.graph.find_nodes(op="call_function", target=wrapper):
         return gm
-    gm = clone(gm)
     while calls := gm.graph.find_nodes(op="call_function", target=wrapper):
         for call in calls:
             _inline(gm, call)
