@@ -22,13 +22,12 @@ def lift_scalars(gm: GraphModule) -> GraphModule:
     Only where x is floating point and the result has the dtype of x: an integer x + 1 stays as it is.
     """
     names = free_name(gm, "_scalar_")
-    for node in gm.graph.nodes:
-        if not _has_scalar(node):
-            continue
+    found = [node for node in gm.graph.nodes if _has_scalar(node)]
+    for node in found:
         with gm.graph.inserting_before(node):
             value = torch.tensor(float(node.args[1]), dtype=node.meta["val"].dtype, device=node.meta["val"].device)
             node.update_arg(1, insert_attribute(gm, next(names), value, like=node, by="lift_scalars"))
-    return tidy(gm)
+    return tidy(gm) if found else gm
 
 
 def _has_scalar(node: Node) -> bool:
@@ -49,12 +48,13 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
     Backends have one integer linear and many half-supported forms of matmul. addmm with beta or alpha other than 1 stays.
     """
     forms = (aten.mm.default, aten.matmul.default, aten.addmm.default)
+    found = [node for node in gm.graph.nodes if node.target in forms and is_float_tensor(node)]
+    if not found:
+        return gm
     constants = Constants(gm)
     names = free_name(gm, "_linear_weight_")
     weights: dict[Node, Node] = {}
-    for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target not in forms or not is_float_tensor(node):
-            continue
+    for node in found:
         arguments = bind(node)
         if node.target is aten.addmm.default:
             bias, x, matrix = arguments["self"], arguments["mat1"], arguments["mat2"]
@@ -70,14 +70,13 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
                 constants.note(weights[matrix])
             args = (x, weights[matrix]) if bias is None else (x, weights[matrix], bias)
             _replace(node, gm.graph.call_function(aten.linear.default, args), "matmul_to_linear")
-    return tidy(gm)
+    return tidy(gm) if weights else gm
 
 
 def mean_keeps_dims(gm: GraphModule) -> GraphModule:
     """Split the mean over height and width into one with keepdim=True and a flatten, for kernels that know only that."""
-    for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target is not aten.mean.dim:
-            continue
+    changed = False
+    for node in gm.graph.find_nodes(op="call_function", target=aten.mean.dim):
         x, dims, keep = (*node.args, False)[:3]
         value = x.meta.get("val")  # type: ignore[union-attr]
         spatial = isinstance(value, Tensor) and value.dim() == 4 and sorted(d % 4 for d in dims or ()) == [2, 3]  # type: ignore[union-attr]
@@ -88,15 +87,15 @@ def mean_keeps_dims(gm: GraphModule) -> GraphModule:
             copy_origin(mean, node, "mean_keeps_dims")
             with_value(mean, node, lambda n=node: n.meta["val"].unsqueeze(-1).unsqueeze(-1))  # type: ignore[misc]
             _replace(node, gm.graph.call_function(aten.flatten.using_ints, (mean, 1)), "mean_keeps_dims")
-    return tidy(gm)
+        changed = True
+    return tidy(gm) if changed else gm
 
 
 def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
     """Name clamps by what backends fuse: clamp(x, a, b) is hardtanh(x, a, b), clamp(x, min=0) is relu(x)."""
     forms = (aten.clamp.default, aten.clamp_min.default)
-    for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target not in forms:
-            continue
+    found = [node for node in gm.graph.nodes if node.target in forms]
+    for node in found:
         bounds = bind(node)
         low, high = bounds["min"], bounds.get("max")
         if not is_float_tensor(node) or any(not isinstance(bound, (int, float, type(None))) for bound in (low, high)):
@@ -107,7 +106,7 @@ def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
                 _replace(node, gm.graph.call_function(aten.hardtanh.default, args), "clamp_to_hardtanh")
             elif low == 0 and high is None:
                 _replace(node, gm.graph.call_function(aten.relu.default, (node.args[0],)), "clamp_to_hardtanh")
-    return tidy(gm)
+    return tidy(gm) if found else gm
 
 
 def _replace(old: Node, new: Node, by: str) -> None:
