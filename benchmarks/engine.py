@@ -1,6 +1,6 @@
-"""What prepare, one calibration batch and convert cost, against torchao with ExecuTorch's XNNPACKQuantizer in the same run.
+"""What prepare, one calibration batch and convert cost, against torchao with ExecuTorch's XNNPACKQuantizer in one run.
 
-    python benchmarks/engine.py [--repeat 5] [--models resnet18,mobilenet_v2,bert_base] [--skip-growth]
+    python -m benchmarks.engine [--repeat 5] [--models resnet18,mobilenet_v2,bert_base] [--skip-growth]
 
 Medians of `repeat` runs, ours and the peer's taken in turn; the ratio is that of the medians. Exporting is not timed.
 Calibration is timed with min-max observers, against the plain exported module. Growth: time per node of prepare and of
@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from models import MODELS, BenchmarkModel, chain
 
+from benchmarks.models import MODELS, BenchmarkModel, chain
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.observer import MinMaxObserver
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -95,7 +95,9 @@ def calibration(model: BenchmarkModel, repeat: int) -> None:
             times["plain"].append(seconds(lambda: plain(*model.inputs))[0])
             times["prepared"].append(seconds(lambda: prepared(*model.inputs))[0])
     first, second = (statistics.median(times[name][repeat:]) for name in ("plain", "prepared"))
-    print(f"{model.name}: calibration batch {second * 1e3:.1f} ms, plain {first * 1e3:.1f} ms, ratio {second / first:.3f}")
+    print(
+        f"{model.name}: calibration batch {second * 1e3:.1f} ms, plain {first * 1e3:.1f} ms, ratio {second / first:.3f}"
+    )
 
 
 def growth(repeat: int, lengths: tuple[int, ...] = (100, 1000, 10_000)) -> None:
@@ -113,7 +115,9 @@ def growth(repeat: int, lengths: tuple[int, ...] = (100, 1000, 10_000)) -> None:
             runs["convert"].append(seconds(lambda p=prepared: convert_pt2e(p))[0])
         for phase, values in runs.items():
             per_node[phase].append(statistics.median(values) / length)
-        print(f"  {length:6} ops" + "".join(f"   {phase} {v[-1] * 1e6:8.1f} us per op" for phase, v in per_node.items()))
+        print(
+            f"  {length:6} ops" + "".join(f"   {phase} {v[-1] * 1e6:8.1f} us per op" for phase, v in per_node.items())
+        )
     for phase, values in per_node.items():
         print(f"  {phase}: time per op at {lengths[-1]} is {values[-1] / values[0]:.2f}x of that at {lengths[0]}")
 

@@ -1,4 +1,4 @@
-"""Architectures of real size with random weights, built from transformers' configs, exported for the benchmarks and tests."""
+"""Architectures of real size with random weights, built from transformers' configs, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def mobilenet_v2() -> BenchmarkModel:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     torch.manual_seed(0)
-    module = _Logits(_randomize_batch_norm(MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))), "logits")
+    module = _Logits(
+        _randomize_batch_norm(MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))), "logits"
+    )
     return BenchmarkModel("mobilenet_v2", module.eval(), (torch.randn(1, 3, 224, 224),), dynamic=False)
 
 

@@ -86,7 +86,9 @@ def locate(node: Node) -> str:
       in module 'encoder.block.1' (Block), model.py:41: x = positions + x
     """
     arguments = ", ".join(_short(argument) for argument in (*node.args, *node.kwargs.values()))
-    first = f"node {node.name} = {_target_name(node)}({arguments})" if node.op != "placeholder" else f"input {node.name}"
+    first = (
+        f"node {node.name} = {_target_name(node)}({arguments})" if node.op != "placeholder" else f"input {node.name}"
+    )
     path, kind, line = module_path(node), module_type(node), source_line(node)
     places = []
     if path is not None:

@@ -38,6 +38,7 @@ __all__ = [
     "with_value",
 ]
 
+
 class ExportedModule(GraphModule):
     """A GraphModule that came from torch.export, on which train() and eval() work.
 
@@ -88,7 +89,9 @@ def set_training(graph: Graph, mode: bool) -> int:
 def clone(gm: GraphModule) -> ExportedModule:
     """A draft with a graph and a module tree of its own that shares parameters, buffers and observers with `gm`."""
     # copy.deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
-    module = ExportedModule(gm, copy.deepcopy(gm.graph), draft=True)  # copies only those attributes that the graph names
+    module = ExportedModule(
+        gm, copy.deepcopy(gm.graph), draft=True
+    )  # copies only those attributes that the graph names
     _keep_persistence(gm, module)
     module.meta.update(gm.meta)
     return module
@@ -264,7 +267,8 @@ class Constants:
     def note(self, node: Node, written: Iterable[str] = ()) -> None:
         """Look at one more node, whose inputs were looked at before."""
         if node.op == "get_attr":
-            known = node.target not in written and isinstance(_maybe_attribute(self._gm, str(node.target)), Tensor)
+            target = str(node.target)
+            known = target not in written and isinstance(_maybe_attribute(self._gm, target), Tensor)
         else:
             inputs = node.all_input_nodes
             known = bool(inputs) and all(source in self._nodes for source in inputs) and _is_pure(node)

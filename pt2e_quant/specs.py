@@ -108,8 +108,8 @@ class QuantizationSpec(QuantizationSpecBase):
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not callable(self.observer_or_fake_quant_ctr):
             raise SpecError(
-                f"observer_or_fake_quant_ctr must make an observer when called, got {self.observer_or_fake_quant_ctr!r};"
-                " pass an observer class or Class.with_args(...)"
+                f"observer_or_fake_quant_ctr must make an observer when called, "
+                f"got {self.observer_or_fake_quant_ctr!r}; pass an observer class or Class.with_args(...)"
             )
         if self.is_dynamic and is_per_channel(self.qscheme):
             raise SpecError(
@@ -216,7 +216,9 @@ def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | Non
     whole = integer_range(dtype)
     if whole is None:
         if quant_min is not None or quant_max is not None:
-            raise SpecError(f"{dtype} is not an integer type, quant_min and quant_max have no meaning for it; leave them out")
+            raise SpecError(
+                f"{dtype} is not an integer type, quant_min and quant_max have no meaning for it; leave them out"
+            )
         return
     low = whole[0] if quant_min is None else quant_min
     high = whole[1] if quant_max is None else quant_max
@@ -224,5 +226,3 @@ def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | Non
         raise SpecError(f"quant_min={low} must be smaller than quant_max={high}")
     if low < whole[0] or high > whole[1]:
         raise SpecError(f"[{low}, {high}] is not a range of {dtype}, which holds [{whole[0]}, {whole[1]}]")
-
-

@@ -8,8 +8,12 @@ output. Dynamic means: activation qparams are computed at run time, per row of t
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import Node
 
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import (
@@ -112,7 +116,7 @@ reshaping = op(
 )  # fmt: skip
 slicing = op(aten.slice.Tensor, aten.narrow.default)
 unsqueezing = op(aten.unsqueeze.default)
-# Reasons for refusal ---------------------------------------------------------------------------------------------------
+# Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
 def half_in_float(match: Match) -> str | None:
@@ -159,7 +163,9 @@ def not_dynamic_conv(match: Match) -> str | None:
     if match.argument(conv, "groups") not in (None, 1) and w.shape[1] == 1:
         return "XNNPACK has no dynamic depthwise convolution"
     if not isinstance(x.shape[0], int) or x.shape[0] != 1:
-        return f"its batch is {x.shape[0]}; XNNPACK's dynamic convolution has a scale for each image, the graph one in all"
+        return (
+            f"its batch is {x.shape[0]}; XNNPACK's dynamic convolution has a scale for each image, the graph one in all"
+        )
     return None
 
 
@@ -179,14 +185,19 @@ def huge_constant(match: Match) -> str | None:
     """An attention mask of -1e9 and the like would take the whole range of the sum for itself."""
     for name in ("a", "b"):
         node = match.captures[name]
-        if match.is_constant(name) and float(match.constants.value(node).abs().max()) > _HUGE:
+        if isinstance(node, Node) and node in match.constants and _largest(match.constants.value(node)) > _HUGE:
             return f"the constant {node} reaches beyond {_HUGE:g}, next to it all other values would round to one"
     return None
 
 
 def not_spatial_mean(match: Match) -> str | None:
     x, dims = match.value("x"), match.argument(mean_of, "dim")
-    if x is None or x.dim() != 4 or sorted(dim % 4 for dim in dims or ()) != [2, 3] or not match.argument(mean_of, "keepdim"):
+    if (
+        x is None
+        or x.dim() != 4
+        or sorted(dim % 4 for dim in dims or ()) != [2, 3]
+        or not match.argument(mean_of, "keepdim")
+    ):
         return "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
     return None
 
@@ -225,9 +236,13 @@ def _config(match: Match) -> QuantizationConfig:
     return match.config or QuantizationConfig(None, None, None)
 
 
-def _pair(value: object) -> tuple[int, int]:
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
-    return (items[0], items[-1])
+def _largest(constant: Tensor) -> float:
+    return float(constant.abs().max()) if constant.numel() else 0.0
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return items[0], items[-1]
 
 
 def rows(config: QuantizationConfig) -> QuantizationSpecBase | None:
@@ -241,7 +256,7 @@ def rows(config: QuantizationConfig) -> QuantizationSpecBase | None:
 PARAMETERS = (half_in_float, dynamic_per_tensor, computed_parameters)
 
 
-# Rules: the first that fits a node takes it -----------------------------------------------------------------------------
+# Rules: the first that fits a node takes it ---------------------------------------------------------------------------
 
 
 @rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched])
@@ -342,23 +357,29 @@ def unsqueeze(x):
 
 
 RULES = (
-    conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only, add_relu, add, sub, mul, cat,
-    mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, unsqueeze,
+    conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only, add_relu, add, sub, mul,
+    cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, unsqueeze,
 )  # fmt: skip
 
 
 IN_FLOAT = (
-    aten.avg_pool2d.default, aten.bmm.default, aten.matmul.default, aten.softmax.int, aten.sigmoid.default, aten.tanh.default,
-    aten.gelu.default, aten.hardswish.default, aten.leaky_relu.default, aten.div.Tensor, aten.exp.default, aten.log.default,
-    aten.sqrt.default, aten.rsqrt.default, aten.neg.default, aten.abs.default, aten.maximum.default, aten.minimum.default,
-    aten.prelu.default, aten.batch_norm.default, aten.constant_pad_nd.default, aten.pad.default,
-    aten.upsample_bilinear2d.vec,
+    aten.avg_pool2d.default, aten.bmm.default, aten.matmul.default, aten.softmax.int, aten.sigmoid.default,
+    aten.tanh.default, aten.gelu.default, aten.hardswish.default, aten.leaky_relu.default, aten.div.Tensor,
+    aten.exp.default, aten.log.default, aten.sqrt.default, aten.rsqrt.default, aten.neg.default, aten.abs.default,
+    aten.maximum.default, aten.minimum.default, aten.prelu.default, aten.batch_norm.default,
+    aten.constant_pad_nd.default, aten.pad.default, aten.upsample_bilinear2d.vec,
 )  # fmt: skip
 OUTSIDE = (
     aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.layer_norm.default, aten.elu.default,
     aten.embedding.default, aten.expand.default, aten.repeat.default, aten.flip.default, aten.stack.default,
     aten.scaled_dot_product_attention.default,
 )  # fmt: skip
+
+
+REASONS = MappingProxyType(
+    dict.fromkeys(IN_FLOAT, "XNNPACK runs it in float, inside the delegate")
+    | dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel")
+)
 
 
 class XNNPACKQuantizer(RuleQuantizer):
@@ -368,8 +389,5 @@ class XNNPACKQuantizer(RuleQuantizer):
     """
 
     rules = RULES
-    reasons = {
-        **dict.fromkeys(IN_FLOAT, "XNNPACK runs it in float, inside the delegate"),
-        **dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel"),
-    }
+    reasons = REASONS
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars)

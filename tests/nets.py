@@ -1,11 +1,11 @@
-"""Small models for the tests, with literals that are nobody's default: eps=1e-3, momentum=0.03, 'same', groups, no bias."""
+"""Small models for the tests, with literals that are nobody's default: eps=1e-3, momentum=0.03, groups, no bias."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvNet", "MLP", "Residual", "export", "randomize"]
+__all__ = ["MLP", "ConvNet", "Residual", "export", "randomize"]
 
 
 def randomize(module: nn.Module, seed: int = 3) -> nn.Module:

@@ -19,7 +19,7 @@ class DerivedObserver(nn.Module):
     Args:
         sources: the observers (or fake-quantizers) that the qparams follow from.
         derive_qparams_fn: takes that list and returns (scale, zero_point).
-        dtype, quant_min, quant_max, qscheme, ch_axis: as in DerivedQuantizationSpec; None means the whole range of dtype.
+        dtype, quant_min, quant_max, qscheme, ch_axis: as in DerivedQuantizationSpec; None is the whole range of dtype.
     """
 
     def __init__(

@@ -52,13 +52,14 @@ class MinMaxObserver(UniformQuantizationObserverBase):
         """Widen the range to hold x."""
         if x.numel():
             low, high = min_max(x)
-            # As Python numbers: cheaper than two kernels that would, nearly always, change nothing.
+            # Compared as Python numbers: cheaper than two kernels that would, nearly always, change nothing.
             lowest, highest = low.item(), high.item()
             if not (lowest >= -FLOAT32_MAX and highest <= FLOAT32_MAX):  # written so that NaN fails it
                 self._refuse(x)
-            if lowest < self.min_val.item():
+            buffers: dict[str, Any] = self._buffers  # nn.Module.__getattr__ takes as long as a small aminmax
+            if lowest < buffers["min_val"].item():
                 self.min_val.fill_(lowest)
-            if highest > self.max_val.item():
+            if highest > buffers["max_val"].item():
                 self.max_val.fill_(highest)
         return x
 

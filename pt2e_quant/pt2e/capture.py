@@ -15,7 +15,8 @@ from torch.fx import GraphModule
 
 from ..errors import CaptureError, QuantizationError
 from ..graph import ExportedModule, clone
-from .passes import fold_batch_norm, inline_grad_mode
+from .passes.fold_batch_norm import fold_batch_norm
+from .passes.inline_grad_mode import inline_grad_mode
 from .record import RECORD_KEY, record_of
 
 __all__ = ["capture", "run_pass"]
@@ -25,26 +26,21 @@ _HOW_TO_EXPORT = "Export it first: exported = torch.export.export(model.eval(), 
 ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def capture(model: object, *, fold_bn: bool = True) -> tuple[ExportedModule, ExampleInputs | None, list[str]]:
+def capture(model: object) -> tuple[ExportedModule, ExampleInputs | None, list[str]]:
     """A private copy of the exported graph, ready to annotate; its example inputs; and notes on what was folded.
 
     Raises:
         CaptureError: the model is not an exported one, or was prepared or converted before.
     """
-    example_inputs = None
-    if isinstance(model, ExportedProgram):
-        example_inputs = model.example_inputs
-        model = model.module()
-    gm = run_pass(inline_grad_mode, clone(_checked(model)))
+    example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
+    exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
+    draft = run_pass(inline_grad_mode, clone(exported))
     notes: list[str] = []
-    if fold_bn:
-        gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), gm, name="fold_batch_norm")
+    gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), draft, name="fold_batch_norm")
     return gm, example_inputs, notes
 
 
-def run_pass(
-    step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
-) -> ExportedModule:
+def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:
     """Run one pass; an unexpected failure inside it is reported with the name of the pass.
 
     Raises:
@@ -66,17 +62,19 @@ def _checked(model: object) -> GraphModule:
     record = record_of(model)
     if record is not None:
         raise CaptureError(
-            f"this model was {record.stage} before (by {record.quantizer}). Preparing works on an exported float model; "
+            f"this model was {record.stage} before (by {record.quantizer}). Preparing needs an exported float model; "
             "keep the ExportedProgram and prepare that, or call convert_pt2e on a prepared model."
         )
     if isinstance(model, GraphModule):
         foreign = [node for node in model.graph.nodes if node.op == "call_module" and str(node.target) != "_guards_fn"]
         if foreign or RECORD_KEY in model.meta:
             raise CaptureError(
-                f"this GraphModule calls submodules ({foreign[0].target if foreign else '?'}), so it is not a graph of ATen "
-                f"ops as torch.export makes it. {_HOW_TO_EXPORT}"
+                f"this GraphModule calls submodules ({foreign[0].target if foreign else '?'}), so it is no graph of "
+                f"ATen ops as torch.export makes it. {_HOW_TO_EXPORT}"
             )
         return model
     if isinstance(model, nn.Module):
-        raise CaptureError(f"prepare_pt2e needs an exported model, got the nn.Module {type(model).__name__}. {_HOW_TO_EXPORT}")
+        raise CaptureError(
+            f"prepare_pt2e needs an exported model, got the nn.Module {type(model).__name__}. {_HOW_TO_EXPORT}"
+        )
     raise CaptureError(f"prepare_pt2e needs an exported model, got {type(model).__name__}. {_HOW_TO_EXPORT}")

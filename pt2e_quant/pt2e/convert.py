@@ -15,16 +15,14 @@ from ..quantizer.base import REFUSALS_KEY
 from ..specs import ANNOTATION_KEY
 from .capture import run_pass
 from .observers import has_data
-from .passes import fold_weights
+from .passes.fold_weights import fold_weights
 from .qdq import Emitter, QParams, read_qparams
 from .record import RECORD_KEY, GroupRecord, Record, record_of
 
 __all__ = ["convert_pt2e"]
 
 
-def convert_pt2e(
-    model: GraphModule, *, fold_quantize: bool = True, allow_uncalibrated: bool = False
-) -> ExportedModule:
+def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True, allow_uncalibrated: bool = False) -> ExportedModule:
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
     Args:
@@ -51,7 +49,7 @@ def convert_pt2e(
     for node in gm.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
         node.meta.pop(REFUSALS_KEY, None)
-    gm = run_pass(fold_weights, gm) if fold_quantize else tidy(gm)
+    gm = run_pass(fold_weights if fold_quantize else tidy, gm)
     gm.meta[RECORD_KEY] = replace(
         record,
         stage="converted",
@@ -74,7 +72,7 @@ def _checked(model: object) -> Record:
 
 
 def _observe_constants(gm: GraphModule, record: Record) -> None:
-    """Make the calls that prepare left out: run the observers of weights, on copies, over the weights as they are now."""
+    """Make the calls that prepare left out: run copies of the weights' observers over today's weights."""
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
     fresh: dict[str, nn.Module] = {}
@@ -118,7 +116,7 @@ def _uncalibrated(silent: set[str], record: Record) -> str:
     if len(points) > 20:
         lines.append(f"  ... and {len(points) - 20} more")
     lines.append(
-        "  Run calibration data through the prepared model before convert_pt2e. For parts that the data never reaches, keep "
+        "  Run calibration data through the prepared model before convert_pt2e. For parts that it never reaches, keep "
         "them in float (config None), or convert_pt2e(..., allow_uncalibrated=True)."
     )
     return "\n".join(lines)

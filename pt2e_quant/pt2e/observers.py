@@ -83,7 +83,7 @@ def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -
         if source is None:
             members = ", ".join(map(describe_site, group.members))
             raise AnnotationError(
-                f"the qparams of {members} are derived from {describe_site(site)}, which is not quantized, or is itself "
+                f"the qparams of {members} are derived from {describe_site(site)}, which is not quantized, or itself "
                 "derived. Annotate that tensor with a spec of its own."
             )
         sources.append(source)

@@ -9,7 +9,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -19,7 +18,7 @@ from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..specs import ANNOTATION_KEY, EdgeOrNode
 from .record import Decision
 from .sharing import share
-from .spec_fields import describe_site, describe_spec, spec_kind
+from .spec_fields import describe_spec, spec_kind
 
 __all__ = ["Group", "Plan", "Point", "make_plan"]
 
@@ -110,8 +109,8 @@ def _check_inputs(node: Node, wanted: dict[Node, Any]) -> None:
         raise AnnotationError(
             f"the annotation of this node names {names}, which is not among its inputs "
             f"({', '.join(source.name for source in node.all_input_nodes)}):\n{locate(node)}\n"
-            "  The graph changed after it was annotated, or the key was taken from another graph. Annotate last, with the "
-            "nodes of the graph that annotate() was given."
+            "  The graph changed after it was annotated, or the key was taken from another graph. Annotate last, with "
+            "the nodes of the graph that annotate() was given."
         )
 
 
@@ -121,7 +120,9 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any) -> bool:
     if value is None and tensor.op == "get_attr":
         return True  # parameters are tensors even where export recorded nothing
     if not isinstance(value, Tensor):
-        what = "has no recorded value (meta['val'])" if value is None else f"is a {type(value).__name__}, not one tensor"
+        what = (
+            "has no recorded value (meta['val'])" if value is None else f"is a {type(value).__name__}, not one tensor"
+        )
         raise AnnotationError(
             f"{tensor.name} {what}, so it cannot be quantized:\n{locate(annotated)}\n"
             "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value "
@@ -183,7 +184,9 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
     edges = [(source, node) for source in node.all_input_nodes if (source, node) in resolved]
     inputs = {source.name: describe_spec(resolved[(source, node)][1]) for source, _ in edges}
     output = describe_spec(resolved[node][1]) if node in resolved else None
-    claimed = annotation is not None and (getattr(annotation, "_annotated", False) or bool(inputs) or output is not None)
+    claimed = annotation is not None and (
+        getattr(annotation, "_annotated", False) or bool(inputs) or output is not None
+    )
     part_of_pattern = claimed and getattr(annotation, "rule", None) is not None
     quantized = bool(inputs) or output is not None or part_of_pattern
     return Decision(
@@ -215,5 +218,7 @@ def _nothing_quantized(gm: GraphModule, quantizer: str) -> str:
     for reason, nodes in sorted(reasons.items(), key=lambda item: -len(item[1]))[:6]:
         lines.append(f"  {len(nodes)} x {reason}, such as")
         lines.append(locate_all(nodes[:1]))
-    lines.append("  Widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers.")
+    lines.append(
+        "  Widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers."
+    )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CaptureError, locate
-from ..graph import ExportedModule, copy_origin, free_name, finish, set_value, state_bytes
+from ..graph import ExportedModule, copy_origin, finish, free_name, set_value, state_bytes
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
@@ -82,8 +82,8 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
         chosen = {id(table[site]): table[site] for site in group.members}
         if len(chosen) != 1:
             raise AnnotationError(
-                f"prepare_obs_or_fq_callback of {quantizer_name(quantizer)} gave different observers to tensors that share "
-                f"qparams: {', '.join(map(describe_site, group.members))}. Give all of them the same one."
+                f"prepare_obs_or_fq_callback of {quantizer_name(quantizer)} gave different observers to tensors that "
+                f"share qparams: {', '.join(map(describe_site, group.members))}. Give all of them the same one."
             )
         observers[number] = next(iter(chosen.values()))
 
@@ -113,10 +113,7 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
         deferred = point.constant and not is_fake_quantizer(observer)
         behind = last_input if value.op == "placeholder" and last_input is not None else value
         with gm.graph.inserting_after(behind):
-            if deferred:
-                node = gm.graph.create_node("get_attr", name)
-            else:
-                node = gm.graph.call_module(name, (value,))
+            node = gm.graph.get_attr(name) if deferred else gm.graph.call_module(name, (value,))
         copy_origin(node, _spoken_for(point), "prepare_pt2e")
         if not deferred:
             if "val" in point.producer.meta:

@@ -53,19 +53,19 @@ def read_qparams(observer: nn.Module) -> QParams:
         return QParams(dtype, 0, 0)
     low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
     qscheme = getattr(observer, "qscheme", None)
-    common = {
+    common: dict[str, Any] = {
         "dtype": _STORAGE.get(dtype, dtype),
-        "quant_min": whole[0] if low is None else int(low),  # type: ignore[arg-type]
-        "quant_max": whole[1] if high is None else int(high),  # type: ignore[arg-type]
-        "symmetric": is_symmetric(qscheme),  # type: ignore[arg-type]
+        "quant_min": whole[0] if low is None else int(low),
+        "quant_max": whole[1] if high is None else int(high),
+        "symmetric": is_symmetric(qscheme),
     }
     if getattr(observer, "is_dynamic", False):
         eps = getattr(observer, "eps", _DEFAULT_EPS)
         per_token = getattr(observer, "granularity", "tensor") == "token"
-        return QParams(**common, per_token=per_token, eps=float(eps))  # type: ignore[arg-type]
+        return QParams(**common, per_token=per_token, eps=float(eps))
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
     axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
-    return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis)  # type: ignore[arg-type]
+    return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis)
 
 
 class Emitter:
@@ -141,10 +141,11 @@ class Emitter:
         if qparams.per_token:
             if qparams.symmetric or (low, high) != integer_range(dtype):
                 raise ConversionError(
-                    f"per-token qparams exist for asymmetric schemes over the whole range of {dtype} only:\n{locate(like)}\n"
+                    f"per-token qparams exist for asymmetric schemes over all of {dtype} only:\n{locate(like)}\n"
                     "  Use torch.per_tensor_affine without quant_min and quant_max."
                 )
-            choose, arguments = _OPS.choose_qparams_per_token_asymmetric.default, (value, dtype)
+            choose = _OPS.choose_qparams_per_token_asymmetric.default
+            arguments: tuple[Any, ...] = (value, dtype)
             quantize, dequantize = _OPS.quantize_per_token.default, _OPS.dequantize_per_token.default
         else:
             choose = _OPS.choose_qparams_symmetric.tensor if qparams.symmetric else _OPS.choose_qparams.tensor
@@ -171,10 +172,13 @@ class Emitter:
         return node
 
     @staticmethod
-    def _out_dtype(value: Node, dequantize: Any) -> dict[str, torch.dtype]:
+    def _out_dtype(value: Node, dequantize: Any) -> dict[str, Any]:
         """Models in half precision get their own dtype back; per token, it is a positional argument."""
         dtype = getattr(value.meta.get("val"), "dtype", torch.float32)
-        if dtype is torch.float32 or dequantize in (_OPS.convert_element_type.no_fuse, _OPS.dequantize_per_token.default):
+        if dtype is torch.float32 or dequantize in (
+            _OPS.convert_element_type.no_fuse,
+            _OPS.dequantize_per_token.default,
+        ):
             return {}
         return {"out_dtype": dtype}
 

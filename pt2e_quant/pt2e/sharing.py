@@ -81,7 +81,7 @@ def _anchor(site: EdgeOrNode, spec: Any, specs: dict[EdgeOrNode, Any]) -> EdgeOr
     anchor = spec.edge_or_node
     anchor = tuple(anchor) if isinstance(anchor, (tuple, list)) else anchor
     if anchor in specs:
-        return anchor  # type: ignore[no-any-return]
+        return anchor
     raise SharingError(
         f"{describe_site(site)} is to share qparams with {describe_site(anchor)}, which is not quantized itself:\n"
         f"  {locate(_node(site))}\n  {locate(_node(anchor))}\n"

@@ -58,8 +58,8 @@ class ComposableQuantizer(Quantizer):
                 elif claims[node][1] != _frozen(annotation):
                     raise AnnotationError(
                         f"{quantizer_name(part)} changed what {claims[node][0]} had annotated on\n{locate(node)}\n"
-                        "  A node belongs to the first quantizer that claims it. Change the order, or keep the later one "
-                        "away from this node (set_filter_function, or a narrower selector)."
+                        "  A node belongs to the first quantizer that claims it. Change the order, or keep the later "
+                        "one away from this node (set_filter_function, or a narrower selector)."
                     )
         return model
 

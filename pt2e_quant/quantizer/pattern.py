@@ -184,7 +184,7 @@ class _Attempt:
             return False
         self.calls.append((wanted.op, node))
         bound = bind(node)
-        positions = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+        positions = [argument.name for argument in node.target._schema.arguments]
         expected = {**dict(zip(positions, wanted.args, strict=False)), **wanted.kwargs}
         first = self._operands(wanted, expected, bound, node)
         if first or not (wanted.op.commutative and len(wanted.args) == 2 and bound.get("alpha", 1) == 1):

@@ -5,8 +5,8 @@
         return relu(conv(x, w, b))
 
 A spec is a literal (QuantizationSpec, FixedQParamsQuantizationSpec, ...), a *role* that stands for a field of the
-user's QuantizationConfig (INPUT, OUTPUT, WEIGHT, BIAS), a function of that config, `same_as("x")`, `one_scale(spec)` for
-a list of tensors, or INHERIT. Captures without one stay float.
+user's QuantizationConfig (INPUT, OUTPUT, WEIGHT, BIAS), a function of that config, `same_as("x")`, `one_scale(spec)`
+for a list of tensors, or INHERIT. Captures without one stay float.
 """
 
 from __future__ import annotations
@@ -23,7 +23,21 @@ from ..specs import ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpecBase
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
 
-__all__ = ["BIAS", "INHERIT", "INPUT", "OUTPUT", "WEIGHT", "Inherit", "OneScale", "Role", "Rule", "SameAs", "one_scale", "rule", "same_as"]
+__all__ = [
+    "BIAS",
+    "INHERIT",
+    "INPUT",
+    "OUTPUT",
+    "WEIGHT",
+    "Inherit",
+    "OneScale",
+    "Role",
+    "Rule",
+    "SameAs",
+    "one_scale",
+    "rule",
+    "same_as",
+]
 
 Unless = Callable[[Match], "str | None"]
 """Looks at a match and returns the reason why the rule does not apply to it, or None."""
@@ -166,11 +180,15 @@ class Rule:
         if isinstance(self.output, SameAs):
             return SharedQuantizationSpec(anchors[self.output.name]) if self.output.name in anchors else None
         if isinstance(self.output, (Inherit, OneScale)):
-            raise AnnotationError(f"rule {self.name!r}: an output is one tensor with no producer; give it a spec, a role or same_as(...)")
+            raise AnnotationError(
+                f"rule {self.name!r}: an output is one tensor with no producer; give it a spec, a role or same_as(...)"
+            )
         return _resolve(self.output, config)
 
 
-def _resolve(spec: QuantizationSpecBase | Role | FromConfig | None, config: QuantizationConfig) -> Any:
+def _resolve(
+    spec: QuantizationSpecBase | Role | FromConfig | None, config: QuantizationConfig
+) -> QuantizationSpecBase | None:
     if isinstance(spec, Role):
         return spec.resolve(config)
     return spec(config) if callable(spec) else spec

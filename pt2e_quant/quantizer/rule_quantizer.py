@@ -74,7 +74,7 @@ class RuleQuantizer(Quantizer):
         return self
 
     def set_module_name(self: Self, module_name: str, config: QuantizationConfig | None) -> Self:
-        """Configuration of all ops inside the module at a dotted path, or at every path that fits a glob ("block.*")."""
+        """Configuration of all ops inside the module at a dotted path, or at each path that fits a glob ("block.*")."""
         self._targets.module_names[module_name] = config
         return self
 
@@ -99,11 +99,9 @@ class RuleQuantizer(Quantizer):
         Raises:
             TargetingError: no configuration was set at all, or a selector matches nothing in this graph.
         """
-        targets = self._targets
-        if not (targets.operators or targets.module_types or targets.module_names or targets.nodes):
-            if not isinstance(targets.everything, QuantizationConfig):
-                raise TargetingError(f"{self.name} has no configuration; call set_global(...) or another set_ method")
-        _Annotator(self, model, targets.choose(model.graph)).run()
+        if self._targets.is_empty:
+            raise TargetingError(f"{self.name} has no configuration; call set_global(...) or another set_ method")
+        _Annotator(self, model, self._targets.choose(model.graph)).run()
         return model
 
     def validate(self, model: GraphModule) -> None:

@@ -49,6 +49,12 @@ class Targets:
     nodes: dict[str, QuantizationConfig | None] = field(default_factory=dict)
     filter_function: Callable[[Node], bool] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was selected that could be quantized."""
+        selected = (self.operators, self.module_types, self.module_names, self.nodes)
+        return not any(selected) and self.everything in (_UNSET, None)
+
     def choose(self, graph: Graph) -> dict[Node, Choice]:
         """The choice for every call_function node of the graph.
 

@@ -17,7 +17,7 @@ _WITH_SCALARS = frozenset((*ADD, *MUL, *SUB))
 
 
 def lift_scalars(gm: GraphModule) -> GraphModule:
-    """Turn the Python number of x + 1.0, x * 2.0 and x - 3.0 into a 0-d buffer, so that it can be quantized like a tensor.
+    """Turn the number of x + 1.0, x * 2.0 and x - 3.0 into a 0-d buffer, so that it can be quantized like a tensor.
 
     Only where x is floating point and the result has the dtype of x: an integer x + 1 stays as it is.
     """
@@ -45,7 +45,7 @@ def _same_dtype(node: Node, tensor: object) -> bool:
 def matmul_to_linear(gm: GraphModule) -> GraphModule:
     """Turn mm, matmul and addmm by a constant 2-d matrix into linear, whose weight is stored (out, in).
 
-    Backends have one integer linear and many half-supported forms of matmul. addmm with beta or alpha other than 1 stays.
+    Backends have one integer linear and many half-supported forms of matmul. addmm with beta or alpha not 1 stays.
     """
     forms = (aten.mm.default, aten.matmul.default, aten.addmm.default)
     found = [node for node in gm.graph.nodes if node.target in forms and is_float_tensor(node)]
@@ -74,12 +74,12 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
 
 
 def mean_keeps_dims(gm: GraphModule) -> GraphModule:
-    """Split the mean over height and width into one with keepdim=True and a flatten, for kernels that know only that."""
+    """Split the mean over height and width into one with keepdim=True and a flatten: some kernels know only that."""
     changed = False
     for node in gm.graph.find_nodes(op="call_function", target=aten.mean.dim):
         x, dims, keep = (*node.args, False)[:3]
-        value = x.meta.get("val")  # type: ignore[union-attr]
-        spatial = isinstance(value, Tensor) and value.dim() == 4 and sorted(d % 4 for d in dims or ()) == [2, 3]  # type: ignore[union-attr]
+        value = x.meta.get("val")
+        spatial = isinstance(value, Tensor) and value.dim() == 4 and sorted(d % 4 for d in dims or ()) == [2, 3]
         if keep or not spatial:
             continue
         with gm.graph.inserting_before(node):

@@ -70,7 +70,9 @@ class Report:
         if not found:
             known = {d.node for d in self.record.decisions} | {d.module for d in self.record.decisions if d.module}
             close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3)
-            raise TargetingError(f"no op {name!r} and no module {name!r} in this report; the nearest: {', '.join(close)}")
+            raise TargetingError(
+                f"no op {name!r} and no module {name!r} in this report; the nearest: {', '.join(close)}"
+            )
         return "\n".join(describe_decision(decision, self.record) for decision in found)
 
     def text(self) -> str:
@@ -93,7 +95,7 @@ class Report:
             else:
                 Console().print(self)
                 return
-        print(self.text())
+        sys.stdout.write(self.text() + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

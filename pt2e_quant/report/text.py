@@ -10,8 +10,8 @@ from ..pt2e.record import Decision, GroupRecord, Record
 __all__ = ["as_table", "as_text", "describe_decision", "summary"]
 
 _LEGEND = (
-    "Read a converted graph as: quantize, then dequantize, then a float op, then quantize again. A backend replaces each\n"
-    "such pattern by one integer kernel; run without a backend it computes the same values in float."
+    "Read a converted graph as: quantize, then dequantize, then a float op, then quantize again. A backend replaces\n"
+    "each such pattern by one integer kernel; run without a backend it computes the same values in float."
 )
 
 
@@ -70,7 +70,9 @@ def as_table(record: Record) -> Any:
     for column in ("node", "op", "rule", "how, or why not", "module", "source"):
         table.add_column(column, overflow="fold")
     for decision in record.decisions:
-        how = decision.reason or "; ".join((*decision.inputs.values(), f"-> {decision.output}" if decision.output else ""))
+        how = decision.reason or "; ".join(
+            (*decision.inputs.values(), f"-> {decision.output}" if decision.output else "")
+        )
         style = None if decision.quantized else "yellow"
         table.add_row(
             decision.node, decision.op, decision.rule or "float", how, decision.module, decision.source, style=style

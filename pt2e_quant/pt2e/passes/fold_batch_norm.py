@@ -61,7 +61,9 @@ def _obstacle(norm: Node, constants: Constants) -> str | None:
     arguments = bind(norm)
     producer = arguments["input"]
     if arguments.get("training", arguments.get("train", False)):
-        return "captured in training mode, it normalizes with the batch's own statistics; call model.eval() before export"
+        return (
+            "captured in training mode, it normalizes with the batch's own statistics; call model.eval() before export"
+        )
     if arguments["running_mean"] is None or arguments["running_var"] is None:
         return "it has no running statistics (track_running_stats=False)"
     if not isinstance(producer, Node) or producer.target not in _FOLDABLE:
@@ -80,7 +82,7 @@ def _obstacle(norm: Node, constants: Constants) -> str | None:
 
 def _used_as_tensor(user: Node) -> bool:
     """Functional batch norms return (output, saved mean, saved variance): only item 0 survives folding."""
-    return getattr(user.target, "__name__", "") != "getitem" or user.args[1] == 0
+    return getattr(user.target, "__name__", "") != "getitem" or bool(user.args[1] == 0)
 
 
 class _Folder:
@@ -123,7 +125,9 @@ class _Folder:
             for old, new in zip((arguments["weight"], arguments["bias"]), folded, strict=True):
                 target = self._keep_name(old) or next(self._names)
                 like = producer if old is None else old
-                node = insert_attribute(self._gm, target, nn.Parameter(new, requires_grad=False), like, "fold_batch_norm")
+                node = insert_attribute(
+                    self._gm, target, nn.Parameter(new, requires_grad=False), like, "fold_batch_norm"
+                )
                 self._constants.note(node)
                 made.append(node)
         return made[0], made[1]

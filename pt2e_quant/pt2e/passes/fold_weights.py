@@ -30,7 +30,7 @@ def fold_weights(gm: GraphModule) -> GraphModule:
 
 
 def _quantized(node: Node, constants: Constants) -> Tensor:
-    """The value of a quantize op. Per channel it is computed in place, with the op's own formula: the same bits, faster."""
+    """The value of a quantize op. Per channel it is computed in place, by the op's formula: the same bits, faster."""
     if node.target is not torch.ops.quantized_decomposed.quantize_per_channel.default:
         return constants.value(node)  # type: ignore[no-any-return]
     source, scale, zero_point, axis, low, high, dtype = node.args

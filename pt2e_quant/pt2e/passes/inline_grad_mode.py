@@ -44,7 +44,7 @@ def _inline(gm: GraphModule, call: Node) -> None:
 
 def _replace_outputs(call: Node, values: list[Node]) -> None:
     for user in list(call.users):  # the call returns a tuple, every user is a getitem
-        user.replace_all_uses_with(values[int(user.args[1])])  # type: ignore[call-overload]
+        user.replace_all_uses_with(values[user.args[1]])  # type: ignore[index]
         user.graph.erase_node(user)
 
 

@@ -1,0 +1,7 @@
+"""All benchmarks, one after the other: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+from benchmarks import engine
+
+engine.main()
