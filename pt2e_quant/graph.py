@@ -6,7 +6,9 @@ edit that copy, each ending with `tidy`; `finish` drops what is no longer used a
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "ExportedModule",
     "attribute",
     "clone",
+    "collector_paused",
     "copy_origin",
     "finish",
     "free_name",
@@ -157,6 +160,22 @@ def state_bytes(gm: nn.Module) -> int:
     return sum(storages.values())
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector while a graph is built; also a decorator.
+
+    Each of its full runs visits every live node, which makes building a graph of n nodes quadratic in n, and finds
+    nothing: the nodes are all in use.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def is_guard(node: Node) -> bool:
     """True for the call that torch.export adds to check input shapes; it computes nothing that the model uses."""
     return node.op == "call_module" and str(node.target) == "_guards_fn"
@@ -184,6 +203,8 @@ def set_attribute(gm: nn.Module, target: str, value: Tensor | nn.Module) -> None
         if not hasattr(owner, step):
             owner.add_module(step, nn.Module())
         owner = getattr(owner, step)
+    if name in owner._parameters or name in owner._buffers:
+        delattr(owner, name)  # a buffer may give way to a parameter and the other way round
     if isinstance(value, nn.Parameter):
         owner.register_parameter(name, value)
     elif isinstance(value, nn.Module):

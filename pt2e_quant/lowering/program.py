@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ class Kernel:
         node: name of the node of the converted graph that it comes from.
         op: the operator of the lowered graph.
         precision: 'int8': integers in and out; 'dynamic': activations become integers while running, the output is
-            floating point; 'float': floating point, dequantized before and quantized after where its neighbours are int8.
+            floating point; 'float': floating point, between a dequantize and a quantize where its neighbours are int8.
         delegate: index of the delegate that holds it.
     """
 
@@ -115,17 +115,15 @@ class ExecutorchProgram:
     def save(self, path: str | Path) -> Path:
         """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
         path = Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with part.open("xb") as file:
                 file.write(self.buffer)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return path
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -151,10 +149,11 @@ class ExecutorchProgram:
 
     @cached_property
     def _method(self) -> Any:
-        from ._executorch import runtime
+        from ._executorch import quietly, runtime
 
         try:
-            return runtime().load_program(self.buffer).load_method("forward")
+            with quietly():
+                return runtime().load_program(self.buffer).load_method("forward")
         except RuntimeError as error:
             raise LoweringError(
                 f"ExecuTorch's runtime cannot load this program: {error}\n"
@@ -194,11 +193,14 @@ class ExecutorchProgram:
 
     def __str__(self) -> str:
         sizes = self.sizes
-        kinds = [f"{self.count(kind)} {kind}" for kind in ("int8", "dynamic", "float") if self.count(kind)]
-        inside = f"{len(self.kernels)} operators in {self.delegates} delegate{'s' * (self.delegates != 1)}"
+        kinds = ", ".join(f"{self.count(kind)} {kind}" for kind in ("int8", "dynamic", "float") if self.count(kind))
+        plural = "s" if self.delegates != 1 else ""
+        inside = f"{len(self.kernels)} operators in {self.delegates} delegate{plural}" + (
+            f" ({kinds})" if kinds else ""
+        )
         return (
             f"ExecuTorch program, {_size(sizes.file)} (delegates {_size(sizes.delegates)}, constants outside "
-            f"{_size(sizes.constants)}): {inside}{f' ({", ".join(kinds)})' if kinds else ''}, {len(self.undelegated)} outside"
+            f"{_size(sizes.constants)}): {inside}, {len(self.undelegated)} outside"
         )
 
     def __repr__(self) -> str:
@@ -230,9 +232,3 @@ def _section(title: str, rows: Any) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -41,8 +41,8 @@ class FixedQParamsObserver(ObserverBase):
         zero_point: int,
         dtype: torch.dtype = torch.quint8,
         qscheme: torch.qscheme | None = torch.per_tensor_affine,
-        quant_min: int | None = 0,
-        quant_max: int | None = 255,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
         is_dynamic: bool = False,
     ) -> None:
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)

@@ -111,8 +111,9 @@ class HistogramObserver(UniformQuantizationObserverBase):
         low, high = self.min_val.cpu(), self.max_val.cpu()
         if low == high:
             return self.min_val, self.max_val
-        first, last = greedy_range(self.histogram.cpu(), low.item(), high.item(), self.dst_nbins)
-        type_ = _arithmetic(low.item(), high.item())
+        type_ = _arithmetic(low.item(), high.item(), self.bins)
+        ends = (low.item(), high.item()) if type_ is torch.float32 else (0.0, float(self.bins))  # only ratios matter
+        first, last = greedy_range(self.histogram.cpu(), *ends, self.dst_nbins)
         low, width = low.to(type_), (high.to(type_) - low.to(type_)) / self.bins
         return low + width * first, low + width * (last + 1)
 
@@ -124,7 +125,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         old = self.histogram.cpu()
         if low == high:  # all counts stand for one value
             return _counts(torch.tensor([low]), self.bins, new_low, new_high) * old.sum()
-        pieces, type_ = self.bins * self.upsample_rate, _arithmetic(new_low, new_high)
+        pieces, type_ = self.bins * self.upsample_rate, _arithmetic(new_low, new_high, self.bins)
         width = (torch.tensor(high, dtype=type_) - torch.tensor(low, dtype=type_)) / pieces
         middles = torch.linspace(low, high, pieces + 1, dtype=type_)[:-1] + 0.5 * width
         edges = torch.linspace(new_low, new_high, self.bins + 1, dtype=type_)
@@ -149,7 +150,7 @@ def _counts(x: Tensor, bins: int, low: float, high: float) -> Tensor:
         total = torch.zeros(bins)
         total[bins // 2] = x.numel()
         return total
-    type_ = _arithmetic(low, high)
+    type_ = _arithmetic(low, high, bins)
     if x.device.type != "cpu" or x.numel() < _FEW:
         return torch.histc(x.to(type_), bins, min=low, max=high).to("cpu", torch.float32)
     span = high - low if type_ is torch.float64 else c_float(high - low).value
@@ -178,6 +179,6 @@ def _lookup(middles: Tensor, edges: Tensor, width: float) -> Tensor:
     return guess if bool(right.all()) else torch.searchsorted(middles, edges)
 
 
-def _arithmetic(low: float, high: float) -> torch.dtype:
-    """float32, as the reference, unless the width of the range is beyond it."""
-    return torch.float32 if high - low <= FLOAT32_MAX else torch.float64
+def _arithmetic(low: float, high: float, bins: int) -> torch.dtype:
+    """float32, as the reference, unless bins of this range overflow it, or are denormal (the reference goes astray)."""
+    return torch.float32 if 1e-30 <= high - low <= FLOAT32_MAX / bins else torch.float64

@@ -7,27 +7,40 @@ else is an error that says how to export. The caller's model is never touched: g
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import CaptureError, QuantizationError
-from ..graph import ExportedModule, clone
+from ..graph import ExportedModule, clone, is_guard, state_bytes
 from .passes.fold_batch_norm import fold_batch_norm
 from .passes.inline_grad_mode import inline_grad_mode
-from .record import RECORD_KEY, record_of
+from .record import record_of
 
-__all__ = ["capture", "run_pass"]
+__all__ = ["Captured", "capture", "run_pass"]
 
 _HOW_TO_EXPORT = "Export it first: exported = torch.export.export(model.eval(), example_inputs)"
 
 ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def capture(model: object) -> tuple[ExportedModule, ExampleInputs | None, list[str]]:
-    """A private copy of the exported graph, ready to annotate; its example inputs; and notes on what was folded.
+class Captured(NamedTuple):
+    """A private copy of an exported graph, ready to annotate.
+
+    folded: one line for each batch norm that was folded away
+    state_bytes: size of the parameters and buffers before that
+    """
+
+    gm: ExportedModule
+    example_inputs: ExampleInputs | None
+    folded: list[str]
+    state_bytes: int
+
+
+def capture(model: object) -> Captured:
+    """Copy an exported graph and bring it into the form that quantizers expect.
 
     Raises:
         CaptureError: the model is not an exported one, or was prepared or converted before.
@@ -35,9 +48,10 @@ def capture(model: object) -> tuple[ExportedModule, ExampleInputs | None, list[s
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
     draft = run_pass(inline_grad_mode, clone(exported))
+    before = state_bytes(draft)
     notes: list[str] = []
     gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), draft, name="fold_batch_norm")
-    return gm, example_inputs, notes
+    return Captured(gm, example_inputs, notes, before)
 
 
 def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:
@@ -66,15 +80,19 @@ def _checked(model: object) -> GraphModule:
             "keep the ExportedProgram and prepare that, or call convert_pt2e on a prepared model."
         )
     if isinstance(model, GraphModule):
-        foreign = [node for node in model.graph.nodes if node.op == "call_module" and str(node.target) != "_guards_fn"]
-        if foreign or RECORD_KEY in model.meta:
-            raise CaptureError(
-                f"this GraphModule calls submodules ({foreign[0].target if foreign else '?'}), so it is no graph of "
-                f"ATen ops as torch.export makes it. {_HOW_TO_EXPORT}"
-            )
+        what = _what_no_export_has(model)
+        if what is not None:
+            raise CaptureError(f"this GraphModule {what}, so torch.export did not make it. {_HOW_TO_EXPORT}")
         return model
     if isinstance(model, nn.Module):
         raise CaptureError(
             f"prepare_pt2e needs an exported model, got the nn.Module {type(model).__name__}. {_HOW_TO_EXPORT}"
         )
     raise CaptureError(f"prepare_pt2e needs an exported model, got {type(model).__name__}. {_HOW_TO_EXPORT}")
+
+
+def _what_no_export_has(gm: GraphModule) -> str | None:
+    for node in gm.graph.nodes:
+        if node.op == "call_method" or (node.op == "call_module" and not is_guard(node)):
+            return f"calls {node.target} where ATen ops are expected"
+    return None if any("val" in node.meta for node in gm.graph.nodes) else "carries no recorded values (meta['val'])"

@@ -6,11 +6,22 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..errors import CalibrationError, ConversionError
-from ..graph import Constants, ExportedModule, attribute, clone, copy_origin, finish, set_value, state_bytes, tidy
+from ..graph import (
+    Constants,
+    ExportedModule,
+    attribute,
+    clone,
+    collector_paused,
+    copy_origin,
+    finish,
+    set_value,
+    state_bytes,
+    tidy,
+)
+from ..observer.derived import DerivedObserver
 from ..quantizer.base import REFUSALS_KEY
 from ..specs import ANNOTATION_KEY
 from .capture import run_pass
@@ -22,6 +33,7 @@ from .record import RECORD_KEY, GroupRecord, Record, record_of
 __all__ = ["convert_pt2e"]
 
 
+@collector_paused()
 def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True, allow_uncalibrated: bool = False) -> ExportedModule:
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
@@ -50,13 +62,14 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True, allow_uncali
         node.meta.pop(ANNOTATION_KEY, None)
         node.meta.pop(REFUSALS_KEY, None)
     gm = run_pass(fold_weights if fold_quantize else tidy, gm)
+    finish(gm)
     gm.meta[RECORD_KEY] = replace(
         record,
         stage="converted",
         groups=[_with_qparams(group, qparams.get(group.observer)) for group in record.groups],
         bytes_after=state_bytes(gm),
     )
-    return finish(gm)
+    return gm
 
 
 def _checked(model: object) -> Record:
@@ -73,20 +86,17 @@ def _checked(model: object) -> Record:
 
 def _observe_constants(gm: GraphModule, record: Record) -> None:
     """Make the calls that prepare left out: run copies of the weights' observers over today's weights."""
+    _copy_observers(gm, record)
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
-    fresh: dict[str, nn.Module] = {}
-    memo: dict[int, Any] = {}  # one for all copies: a derived observer must find the copy of its source
     seen: dict[tuple[str, str], Node] = {}
     for point in record.points:
         if not point.constant:
             continue
         producer = nodes[point.producer]
-        if point.observer not in fresh:
-            fresh[point.observer] = copy.deepcopy(attribute(gm, point.observer), memo)
-            gm.add_module(point.observer, fresh[point.observer])
+        observer = attribute(gm, point.observer)
         value = seen.get((point.producer, point.consumers[0]), producer) if point.consumers else producer
-        fresh[point.observer].to(constants.value(producer).device)(constants.value(producer))
+        observer.to(constants.value(producer).device)(constants.value(producer))
         with gm.graph.inserting_after(value):
             call = gm.graph.call_module(point.observer, (value,))
         consumers = [nodes[name] for name in point.consumers]
@@ -96,6 +106,16 @@ def _observe_constants(gm: GraphModule, record: Record) -> None:
         for consumer in consumers:
             consumer.replace_input_with(value, call)
             seen[(point.producer, consumer.name)] = call
+
+
+def _copy_observers(gm: GraphModule, record: Record) -> None:
+    """Own copies of the observers that see weights here, and of those that derive from them."""
+    weights = {point.observer for point in record.points if point.constant}
+    memo: dict[int, Any] = {}  # one for all copies: a derived observer must find the copy of its source
+    for name in dict.fromkeys(point.observer for point in record.points):
+        observer = attribute(gm, name)
+        if name in weights or isinstance(observer, DerivedObserver):
+            gm.add_module(name, copy.deepcopy(observer, memo))
 
 
 def _observer_calls(gm: GraphModule, record: Record) -> list[Node]:

@@ -102,6 +102,8 @@ def has_data(module: nn.Module) -> bool:
     """False for a calibrated observer that has not seen a value yet, of this package or of another."""
     if getattr(module, "is_dynamic", False) or not _is_integer(getattr(module, "dtype", None)):
         return True
+    if isinstance(module, DerivedObserver):
+        return all(map(has_data, module.sources))
     known = getattr(module, "has_data", None)
     if isinstance(known, bool):
         return known

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CaptureError, locate
-from ..graph import ExportedModule, copy_origin, finish, free_name, set_value, state_bytes
+from ..graph import ExportedModule, collector_paused, copy_origin, finish, free_name, set_value
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
@@ -22,6 +22,7 @@ from .spec_fields import describe_site, describe_spec, spec_kind
 __all__ = ["prepare_pt2e"]
 
 
+@collector_paused()
 def prepare_pt2e(
     model: ExportedProgram | GraphModule, quantizer: Quantizer, *, allow_empty: bool = False
 ) -> ExportedModule:
@@ -42,14 +43,14 @@ def prepare_pt2e(
         TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
         CoverageError: nothing would be quantized.
     """
-    if not callable(getattr(quantizer, "annotate", None)):
+    if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
+        kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
         raise CaptureError(
-            f"the second argument of prepare_pt2e is a Quantizer, got {type(quantizer).__name__}; "
+            f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
-    gm, example_inputs, folded = capture(model)
-    before = state_bytes(gm)
-    gm = run_pass(quantizer.transform_for_annotation, gm)
+    captured = capture(model)
+    gm = run_pass(quantizer.transform_for_annotation, captured.gm)
     gm = run_pass(quantizer.annotate, gm)
     quantizer.validate(gm)
     plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)
@@ -64,9 +65,9 @@ def prepare_pt2e(
         points=points,
         groups=_group_records(plan, names),
         unused_rules=plan.unused_rules,
-        folded=folded,
-        bytes_before=before,
-        example_inputs=example_inputs,
+        folded=captured.folded,
+        bytes_before=captured.state_bytes,
+        example_inputs=captured.example_inputs,
     )
     return finish(gm)
 

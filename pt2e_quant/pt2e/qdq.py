@@ -1,11 +1,13 @@
 """The one place that writes quantize/dequantize pairs into a graph.
 
 Dialect: torch.ops.quantized_decomposed, in the argument forms that ExecuTorch and Inductor match. A tensor is quantized
-once and dequantized once per consumer: a dequantize with users in integer and in float cannot be fused by either.
+once and dequantized once per use: a dequantize with users in integer and in float cannot be fused by either, and
+kernels want a dequantize of its own for each operand, also where one tensor is read twice (x + x).
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from ..errors import ConversionError, locate
 from ..graph import copy_origin, free_name, insert_attribute, is_guard, set_value, with_value
@@ -78,22 +81,27 @@ class Emitter:
         self._buffers: dict[int, tuple[str, str]] = {}
 
     def replace(self, observed: Node, qparams: QParams) -> None:
-        """Put q, and one dq per user, in the place of the call `observed` of an observer on its first argument."""
+        """Put q, and one dq per use, in the place of the call `observed` of an observer on its first argument."""
         graph, value = self._gm.graph, observed.args[0]
         if not isinstance(value, Node):
             raise ConversionError(f"an observer is called on {value!r}, which is no tensor:\n{locate(observed)}")
         with graph.inserting_before(observed):
             quantized, dequantize, arguments = self._quantize(value, observed, qparams)
+
+        def dequantized(used: Node, like: Node) -> Node:
+            if used is not observed:
+                return used
+            with graph.inserting_before(observed):
+                node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
+            copy_origin(node, like, "convert_pt2e")
+            return set_value(node, value.meta["val"]) if "val" in value.meta else node
+
         for user in list(observed.users):
             if is_guard(user):
                 user.replace_input_with(observed, value)
                 continue
-            with graph.inserting_before(observed):
-                node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
-            copy_origin(node, user if value.op == "get_attr" else observed, "convert_pt2e")
-            if "val" in value.meta:
-                set_value(node, value.meta["val"])
-            user.replace_input_with(observed, node)
+            like = user if value.op == "get_attr" else observed
+            user.args, user.kwargs = map_arg((user.args, user.kwargs), functools.partial(dequantized, like=like))
         graph.erase_node(observed)
 
     def _quantize(self, value: Node, like: Node, qparams: QParams) -> tuple[Node, Any, tuple[Any, ...]]:

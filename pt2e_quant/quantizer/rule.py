@@ -121,10 +121,16 @@ class Rule:
         for name, spec in (*self.specs.items(), ("output", self.output)):
             if name not in names and name != "output":
                 raise AnnotationError(f"rule {self.name!r} has a spec for {name!r}; its captures are {sorted(names)}")
-            if isinstance(spec, SameAs) and self.specs.get(spec.name) is None:
-                raise AnnotationError(
-                    f"rule {self.name!r} lets {name!r} share with {spec.name!r}, which has no spec in this rule"
-                )
+            if not isinstance(spec, SameAs):
+                continue
+            other = self.specs.get(spec.name)
+            if other is None or isinstance(other, SameAs):
+                why = "has no spec in this rule" if other is None else f"shares with {other.name!r}; name that one"
+                raise AnnotationError(f"rule {self.name!r} lets {name!r} share with {spec.name!r}, which {why}")
+        if isinstance(self.output, (Inherit, OneScale)):
+            raise AnnotationError(
+                f"rule {self.name!r}: an output is one tensor with no producer; give it a spec, a role or same_as(...)"
+            )
 
     @property
     def inherits(self) -> bool:
@@ -148,7 +154,8 @@ class Rule:
         """Write the annotations of this rule on the matched nodes."""
         inputs: dict[Node, dict[Node, QuantizationSpecBase | None]] = {node: {} for node in match.nodes}
         anchors: dict[str, tuple[Node, Node]] = {}
-        for name, node in match.pairs():
+        sharing_last = sorted(match.pairs(), key=lambda pair: isinstance(self.specs.get(pair[0]), SameAs))
+        for name, node in sharing_last:
             user = match.users[name]
             spec = self._input_spec(name, node, config, anchors)
             if spec is not None:
@@ -179,11 +186,7 @@ class Rule:
     ) -> QuantizationSpecBase | None:
         if isinstance(self.output, SameAs):
             return SharedQuantizationSpec(anchors[self.output.name]) if self.output.name in anchors else None
-        if isinstance(self.output, (Inherit, OneScale)):
-            raise AnnotationError(
-                f"rule {self.name!r}: an output is one tensor with no producer; give it a spec, a role or same_as(...)"
-            )
-        return _resolve(self.output, config)
+        return _resolve(self.output, config)  # type: ignore[arg-type]  # neither Inherit nor OneScale, see __post_init__
 
 
 def _resolve(

@@ -169,7 +169,7 @@ class _Annotator:
         chosen = self._choices[match.anchor]
         for node in match.nodes:
             other = self._choices[node]
-            if other.is_set and other.config != chosen.config:
+            if other.is_explicit and other.config != chosen.config:
                 return None
         return chosen.config
 

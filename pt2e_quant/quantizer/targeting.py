@@ -1,8 +1,9 @@
 """Which configuration a node gets: what a user selects by node, module name, module type, operator or globally.
 
-Precedence: node > module name > module type > operator > global. Within module names, an exact name beats a glob, a
-deeper module beats the one around it, and of several globs the one that was set last wins. `None` means: stay in
-floating point. A selector that matches no node of the graph is an error that names the nearest candidates.
+Precedence: node > module name > module type > operator > global. Within one kind, an exact name (type, overload) beats
+one that only includes it (glob, base class, packet), a deeper module beats the one around it, and otherwise the one set
+last wins. `None` means: stay in floating point. A selector that matches no node of the graph is an error that names the
+nearest candidates.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +38,11 @@ class Choice:
     @property
     def is_set(self) -> bool:
         return bool(self.selector)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Something narrower than the global selector said so."""
+        return self.selector not in ("", "global")
 
 
 @dataclass
@@ -72,18 +79,15 @@ class Targets:
         self._raise_on_unused(used, nodes)
         return choices
 
-    def _matches(self, node: Node, by_operator: dict[Any, tuple[str, Any]]) -> list[Choice]:
+    def _matches(self, node: Node, by_operator: dict[Any, list[Choice]]) -> list[Choice]:
         """Every selector that matches the node, strongest first."""
-        found = [
-            Choice(config, f"node {pattern!r}")
-            for pattern, config in reversed(self.nodes.items())
-            if fnmatch.fnmatchcase(node.name, pattern)
-        ]
+        names = [pattern for pattern in reversed(self.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
+        names.sort(key=lambda pattern: pattern != node.name)
+        found = [Choice(self.nodes[pattern], f"node {pattern!r}") for pattern in names]
         stack = module_stack(node) if self.module_names or self.module_types else []
         found += self._by_module_name([path for path, _ in stack])
         found += self._by_module_type([kind for _, kind in stack])
-        if node.target in by_operator:
-            found.append(Choice(by_operator[node.target][1], by_operator[node.target][0]))
+        found += by_operator.get(node.target, ())
         if self.everything is not _UNSET:
             found.append(Choice(self.everything, "global"))
         return found
@@ -101,9 +105,9 @@ class Targets:
     def _by_module_type(self, kinds: list[object]) -> list[Choice]:
         found = []
         for kind in reversed(kinds):
-            for wanted, config in self.module_types.items():
-                if _is_kind(kind, wanted):
-                    found.append(Choice(config, f"module type {type_name(wanted)}"))
+            fitting = [wanted for wanted in reversed(self.module_types) if _is_kind(kind, wanted)]
+            fitting.sort(key=lambda wanted, kind=kind: type_name(wanted) != type_name(kind))  # type: ignore[misc]
+            found += [Choice(self.module_types[wanted], f"module type {type_name(wanted)}") for wanted in fitting]
         return found
 
     def _filtered(self, node: Node, matches: list[Choice]) -> Choice:
@@ -134,12 +138,13 @@ class Targets:
             raise TargetingError(f"the selector {what} {name!r} matches nothing. {hint}")
 
 
-def _by_overload(operators: dict[Any, QuantizationConfig | None]) -> dict[Any, tuple[str, QuantizationConfig | None]]:
-    """Selectors by overload; an overload that was named itself beats the packet that contains it."""
-    table: dict[Any, tuple[str, QuantizationConfig | None]] = {}
-    for wanted in sorted(operators, key=lambda one: isinstance(one, torch._ops.OpOverload)):
+def _by_overload(operators: dict[Any, QuantizationConfig | None]) -> dict[Any, list[Choice]]:
+    """Selectors by overload, strongest first: the overload itself, its twins, the packet that contains it."""
+    table: dict[Any, list[Choice]] = defaultdict(list)
+    for wanted in sorted(operators, key=lambda one: not isinstance(one, torch._ops.OpOverload)):
         for overload in resolve(wanted):
-            table[overload] = (f"operator {wanted}", operators[wanted])
+            place = 0 if wanted is overload else len(table[overload])
+            table[overload].insert(place, Choice(operators[wanted], f"operator {wanted}"))
     return table
 
 

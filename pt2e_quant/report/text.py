@@ -65,6 +65,10 @@ def as_table(record: Record) -> Any:
     """A rich renderable: the summary, a table of all ops, and the reasons of those left in float."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
+
+    def cells(*values: str | None) -> list[Text]:
+        return [Text(value or "") for value in values]  # a str would be read as markup: x[i](y) without its [i]
 
     table = Table(title=summary(record), title_justify="left")
     for column in ("node", "op", "rule", "how, or why not", "module", "source"):
@@ -74,14 +78,13 @@ def as_table(record: Record) -> Any:
             (*decision.inputs.values(), f"-> {decision.output}" if decision.output else "")
         )
         style = None if decision.quantized else "yellow"
-        table.add_row(
-            decision.node, decision.op, decision.rule or "float", how, decision.module, decision.source, style=style
-        )
+        row = cells(decision.node, decision.op, decision.rule or "float", how, decision.module, decision.source)
+        table.add_row(*row, style=style)
     groups = Table(title="Observers", title_justify="left")
     for column in ("observer", "spec", "qparams", "shared by"):
         groups.add_column(column, overflow="fold")
     for group in record.groups:
-        groups.add_row(group.observer, group.spec, _qparams(group), ", ".join(group.members))
+        groups.add_row(*cells(group.observer, group.spec, _qparams(group), ", ".join(group.members)))
     return Group(table, groups)
 
 

@@ -18,13 +18,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from ...graph import Constants, free_name, insert_attribute, tidy
-from ...ops import BATCH_NORM, CONV, CONV_TRANSPOSE, LINEAR, bind, set_argument
+from ...ops import BATCH_NORM, LINEAR, bind, is_conv, is_conv_transpose, set_argument, training_argument
 from ...quantizer.base import refuse
 
 __all__ = ["fold_batch_norm"]
 
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
-_FOLDABLE = frozenset((*CONV, *CONV_TRANSPOSE, *LINEAR))
 
 
 def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphModule:
@@ -34,21 +33,20 @@ def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphMod
         gm: exported graph.
         notes: receives one line for each fold.
     """
-    if not any(_is_batch_norm(node) for node in gm.graph.nodes):
+    norms = [node for node in gm.graph.nodes if _is_batch_norm(node)]
+    if not norms:
         return gm
     constants = Constants(gm)
     folder = _Folder(gm, constants)
-    for node in gm.graph.nodes:
-        if not _is_batch_norm(node):
-            continue
+    for node in norms:
         reason = _obstacle(node, constants)
         if reason is not None:
             refuse(node, "fold_batch_norm", reason)
             continue
         producer = bind(node)["input"]
-        folder.fold(producer, node)
         if notes is not None:
             notes.append(f"{node.name} into {producer.name}")
+        folder.fold(producer, node)
     return tidy(gm)
 
 
@@ -60,24 +58,38 @@ def _obstacle(norm: Node, constants: Constants) -> str | None:
     """Why this batch norm cannot be folded into its input, None when it can."""
     arguments = bind(norm)
     producer = arguments["input"]
-    if arguments.get("training", arguments.get("train", False)):
+    if arguments.get("running_mean") is None or arguments.get("running_var") is None:
+        return "it has no running statistics (track_running_stats=False)"
+    if _trains(norm, arguments):
         return (
             "captured in training mode, it normalizes with the batch's own statistics; call model.eval() before export"
         )
-    if arguments["running_mean"] is None or arguments["running_var"] is None:
-        return "it has no running statistics (track_running_stats=False)"
-    if not isinstance(producer, Node) or producer.target not in _FOLDABLE:
+    if not _is_foldable(producer):
         return "its input is not computed by a convolution or linear"
     if len(producer.users) != 1:
         return f"{producer.name} has {len(producer.users)} users, folding would change what the others see"
     if any(not _used_as_tensor(user) for user in norm.users):
         return "its saved statistics are used by the graph"
-    if producer.target in LINEAR and producer.meta["val"].dim() != 2:
-        return "batch norm over dimension 1 of a linear's output that has more than 2 dimensions is not per channel"
-    inputs = [bind(producer)["weight"], bind(producer)["bias"]]
-    inputs += [arguments[name] for name in _NORM_TENSORS]
+    inputs = [bind(producer)["weight"], bind(producer)["bias"], *(arguments[name] for name in _NORM_TENSORS)]
     moving = next((value for value in inputs if value is not None and value not in constants), None)
-    return None if moving is None else f"{moving.name} is not a constant of the model"
+    if moving is not None:
+        return f"{moving.name} is not a constant of the model"
+    value = producer.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() != constants.value(inputs[0]).dim():
+        # a linear on 3-d input, a convolution without a batch
+        return f"it normalizes dimension 1, which does not hold the channels of {producer.name}"
+    return None
+
+
+def _trains(norm: Node, arguments: dict[str, Any]) -> bool:
+    flag = training_argument(norm.target)
+    if flag is None:  # forms of one mode only, such as _native_batch_norm_legit_no_training
+        return "with_update" in str(norm.target)
+    return bool(arguments[flag])
+
+
+def _is_foldable(node: object) -> bool:
+    return isinstance(node, Node) and (node.target in LINEAR or is_conv(node) or is_conv_transpose(node))
 
 
 def _used_as_tensor(user: Node) -> bool:
@@ -99,14 +111,17 @@ class _Folder:
         if key not in self._done:
             self._done[key] = self._make(producer, norm)
         for name, parameter in zip(("weight", "bias"), self._done[key], strict=True):
+            old = bind(producer)[name]
             set_argument(producer, name, parameter)
+            if isinstance(old, Node) and not old.users:
+                self._gm.graph.erase_node(old)  # so that a second batch norm behind this one can keep the names
         _remove(norm, producer)
 
     @staticmethod
     def _key(producer: Node, norm: Node) -> tuple[object, ...]:
         arguments, statistics = bind(producer), bind(norm)
         nodes = [arguments["weight"], arguments["bias"], *(statistics[name] for name in _NORM_TENSORS)]
-        return (*nodes, statistics["eps"], arguments.get("groups", 1), producer.target in CONV_TRANSPOSE)
+        return (*nodes, statistics["eps"], arguments.get("groups", 1), is_conv_transpose(producer))
 
     def _make(self, producer: Node, norm: Node) -> tuple[Node, Node]:
         def value(node: Any) -> Tensor | None:
@@ -118,10 +133,10 @@ class _Folder:
             value(arguments["bias"]),
             {key: value(statistics[key]) for key in _NORM_TENSORS},
             float(statistics["eps"]),
-            groups=arguments.get("groups", 1) if producer.target in CONV_TRANSPOSE else None,
+            groups=arguments["groups"] if is_conv_transpose(producer) else None,
         )
         made = []
-        with self._gm.graph.inserting_before(producer):
+        with self._gm.graph.inserting_after(arguments["weight"]):  # before every op that shares it
             for old, new in zip((arguments["weight"], arguments["bias"]), folded, strict=True):
                 target = self._keep_name(old) or next(self._names)
                 like = producer if old is None else old
@@ -171,6 +186,8 @@ def _remove(norm: Node, producer: Node) -> None:
     items = [user for user in norm.users if getattr(user.target, "__name__", "") == "getitem"]
     for user in items:
         user.replace_all_uses_with(producer)
-    if not items:
-        norm.replace_all_uses_with(producer)
-    producer.meta.setdefault("from_node", []).append(NodeSource(norm, "fold_batch_norm", NodeSourceAction.REPLACE))
+        user.graph.erase_node(user)
+    norm.replace_all_uses_with(producer)
+    origin = NodeSource(norm, "fold_batch_norm", NodeSourceAction.REPLACE)
+    producer.meta["from_node"] = [*producer.meta.get("from_node", ()), origin]  # copies of a graph share the old list
+    norm.graph.erase_node(norm)

@@ -1,0 +1,166 @@
+"""The one door to the `executorch` package: what is imported from it, when, and how XNNPACK's partitioner is asked.
+
+`executorch` is optional, so nothing of it is imported before a function here is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..errors import LoweringError
+
+__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "runtime", "xnnpack_partitioner"]
+
+ORIGIN = "pt2e_quant"
+"""Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
+
+_PARTITION_LOGGER = "executorch.backends.xnnpack.partition"
+
+
+def require() -> None:
+    """Import ExecuTorch's compiler and its quantized ops, which quantize and dequantize outside delegates become.
+
+    Raises:
+        LoweringError: the package is not there or is broken; says how to install it.
+    """
+    handlers = list(logging.root.handlers)
+    try:
+        with quietly():
+            _load()
+    except ImportError as error:
+        raise LoweringError(
+            f"lowering needs ExecuTorch, which cannot be imported here ({error}). "
+            'Install it with: pip install "pt2e_quant[executorch]"'
+        ) from error
+    finally:
+        logging.root.handlers[:] = handlers  # ExecuTorch configures the program's root logger when it is imported
+    if not hasattr(torch.ops.quantized_decomposed.quantize_per_tensor, "out"):
+        raise LoweringError(
+            "this installation of ExecuTorch lacks its library of quantized ops (quantized_ops_aot_lib). "
+            'Install a build for this platform: pip install --force-reinstall "pt2e_quant[executorch]"'
+        )
+
+
+def _load() -> None:
+    import executorch.backends.xnnpack.partition.xnnpack_partitioner
+    import executorch.exir
+    import executorch.kernels.quantized  # noqa: F401  loads the library, or leaves it without a word
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings that ExecuTorch and torch give about their own code; a user can do nothing about them."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def runtime() -> Any:
+    """ExecuTorch's runtime in this process, with the quantized kernels loaded."""
+    require()
+    with quietly():
+        from executorch.runtime import Runtime
+
+        return Runtime.get()
+
+
+def origin(node: Node) -> str:
+    """Name of the node of the converted graph that a node of the exported or lowered graph comes from."""
+    custom = node.meta.get("custom") or {}
+    return str(custom.get(ORIGIN, node.name))
+
+
+def xnnpack_partitioner() -> Any:
+    """XNNPACK's partitioner, repaired.
+
+    To judge a convolution or matrix product, the partitioner marks the dequantize in front of it as part of the integer
+    kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
+    the portable kernel, with wrong results. Here a refusal leaves no mark behind.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    partitioner = XnnpackPartitioner()
+    for config in partitioner.target_partitioner_configs.values():
+        config.check_constraints = _without_marks_on_refusal(config.check_constraints)
+    return partitioner
+
+
+def is_implicit(node: Node) -> bool:
+    """True for a quantize or dequantize that a delegate computes as part of the integer kernel next to it."""
+    from executorch.backends.xnnpack.utils.quant_utils import is_tagged_as_implicit_q_dq
+
+    return bool(is_tagged_as_implicit_q_dq(node))
+
+
+def _without_marks_on_refusal(check: Callable[[Node, Any], bool]) -> Callable[[Node, Any], bool]:
+    from executorch.backends.xnnpack.utils.quant_utils import IS_IMPLICIT_Q_DQ_TAG as MARK
+
+    def check_constraints(node: Node, program: Any) -> bool:
+        near = _neighbours(node)
+        marked = {other for other in near if MARK in other.meta}
+        fits = check(node, program)
+        if not fits:
+            for other in near - marked:
+                other.meta.pop(MARK, None)
+        return fits
+
+    return check_constraints
+
+
+def _neighbours(node: Node) -> set[Node]:
+    """Nodes that one kernel can take in: inputs up to pad <- dequantize <- quantize, users up to relu -> quantize."""
+    found: set[Node] = set()
+    front = [node]
+    for _ in range(3):
+        front = [source for near in front for source in near.all_input_nodes]
+        found.update(front)
+    front = [node]
+    for _ in range(2):
+        front = [user for near in front for user in near.users]
+        found.update(front)
+    return found
+
+
+class Rejections(logging.Handler):
+    """What XNNPACK's partitioner says, in its debug log, of nodes that it refuses.
+
+    One node is judged several times on its way (as linear, then decomposed as addmm); the first word counts, being
+    about the operator that the user wrote.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self._said: dict[str, dict[str, list[str]]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", None)
+        if isinstance(node, Node) and reason:
+            reasons = self._said.setdefault(origin(node), {}).setdefault(str(node.target), [])
+            if reason not in reasons:
+                reasons.append(str(reason))
+
+    def of(self, node: Node) -> list[str]:
+        """The reasons given for the node of the converted graph that this node comes from."""
+        return next(iter(self._said.get(origin(node), {}).values()), [])
+
+    @contextmanager
+    def listen(self) -> Iterator[Rejections]:
+        logger = logging.getLogger(_PARTITION_LOGGER)
+        level, propagate = logger.level, logger.propagate
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        logger.addHandler(self)
+        try:
+            yield self
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(level)
+            logger.propagate = propagate

@@ -1,0 +1,166 @@
+"""Lower a converted graph to an ExecuTorch program (.pte), and say what became of every operator.
+
+Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: clean-up, the check of XNNPACK's
+contract, a new export, partitioning and lowering, and the account of what was delegated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ..errors import CaptureError, LoweringError, locate
+from ..graph import ExportedModule, clone, finish, is_guard
+from ..pt2e.record import record_of
+from . import _executorch
+from .account import take_account
+from .cleanup import PASSES, XNNPACK_PASSES
+from .dynamic_shapes import check_bounds, derive_dynamic_shapes
+from .program import ExecutorchProgram, Sizes
+from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
+
+__all__ = ["lower_to_executorch"]
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def lower_to_executorch(
+    model: GraphModule | ExportedProgram,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    example_kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    backend: Literal["xnnpack"] | None = "xnnpack",
+    preflight: bool = True,
+) -> ExecutorchProgram:
+    """Lower a converted model, or a float one, to an ExecuTorch program.
+
+    Operators that the backend does not take run in ExecuTorch's portable kernels; `undelegated` has them with reasons.
+
+    Args:
+        model: what convert_pt2e returned, an ExportedProgram, or its module.
+        example_inputs, example_kwargs: arguments to export with; may be left out when the model came from an
+            ExportedProgram that holds some.
+        dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has. ExecuTorch
+            plans its memory ahead and needs an upper bound for each.
+        backend: 'xnnpack', or None for portable kernels only.
+        preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
+
+    Raises:
+        CaptureError: the model is no exported graph, or is prepared and not yet converted.
+        LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); a
+            dynamic dimension has no upper bound; or ExecuTorch cannot lower the graph.
+    """
+    if backend not in ("xnnpack", None):
+        raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
+    gm, (args, kwargs) = _take(model, example_inputs, example_kwargs)
+    _executorch.require()
+    for step in PASSES:
+        step(gm)
+    findings: tuple[Violation, ...] = ()
+    if backend == "xnnpack":
+        findings = check_xnnpack_contract(gm)
+        if preflight:
+            raise_fatal(findings)
+        for step in XNNPACK_PASSES:
+            step(gm)
+    finish(gm)
+    if dynamic_shapes is None:
+        dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
+    exported = _export(gm, args, kwargs, dynamic_shapes)
+    check_bounds(exported)
+    return _lower(exported, gm, findings, backend)
+
+
+def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> tuple[ExportedModule, Inputs]:
+    """A private copy of the model's graph, each node marked with its name, and the inputs to export it with."""
+    record = record_of(model)
+    held = record.example_inputs if record is not None else None
+    if isinstance(model, ExportedProgram):
+        held, model = model.example_inputs, model.module()
+    if not isinstance(model, GraphModule):
+        kind = f"the nn.Module {type(model).__name__}" if isinstance(model, nn.Module) else repr(type(model))
+        raise CaptureError(
+            f"lower_to_executorch takes a converted graph or an exported model, got {kind}. "
+            "Export it first: torch.export.export(model.eval(), example_inputs)"
+        )
+    foreign = [node for node in model.graph.nodes if node.op == "call_module" and not is_guard(node)]
+    if foreign:
+        raise CaptureError(
+            f"this graph calls submodules, as a prepared model calls its observers: call convert_pt2e first\n"
+            f"  {locate(foreign[0])}"
+        )
+    if args is None and not kwargs:
+        if held is None:
+            raise LoweringError(
+                "this graph holds no example inputs to export it with: pass them, lower_to_executorch(model, (x,)), or "
+                "prepare the ExportedProgram instead of its module"
+            )
+        args, kwargs = held
+    if not isinstance(args, (tuple, list, type(None))):
+        raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
+    gm = clone(model)
+    for node in gm.graph.nodes:
+        node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node.name}
+    return gm, (tuple(args or ()), dict(kwargs or {}))
+
+
+def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+    with _explaining("torch.export cannot export the converted graph again with these example inputs"):
+        return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
+
+
+def _lower(
+    exported: ExportedProgram, gm: GraphModule, findings: tuple[Violation, ...], backend: str | None
+) -> ExecutorchProgram:
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+
+    partitioner = _executorch.xnnpack_partitioner() if backend == "xnnpack" else None
+    with _explaining("ExecuTorch cannot lower this graph"), _executorch.Rejections().listen() as rejections:
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[partitioner] if partitioner is not None else None,
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
+        )
+    lowered = edge.exported_program().graph_module
+    backend_ops = partitioner.target_partitioner_configs if partitioner is not None else None
+    account = take_account(lowered, gm, findings, rejections, backend_ops)
+    with _explaining("ExecuTorch cannot turn the lowered graph into a program"):
+        program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
+    buffer = program.buffer
+    constants = sum(len(constant.storage) for constant in program.executorch_program.constant_buffer)
+    return ExecutorchProgram(
+        buffer=buffer,
+        delegates=account.delegates,
+        undelegated=account.undelegated,
+        kernels=account.kernels,
+        remarks=account.remarks,
+        sizes=Sizes(file=len(buffer), delegates=account.delegate_bytes, constants=constants),
+        input_tree=exported.call_spec.in_spec,
+    )
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Turn whatever ExecuTorch or torch.export raise into one error that says which step failed.
+
+    Raises:
+        LoweringError: something was raised.
+    """
+    try:
+        with _executorch.quietly():
+            yield
+    except LoweringError:
+        raise
+    except Exception as error:
+        causes = [str(error).strip()]
+        while error.__cause__ is not None:  # ExecuTorch wraps what a pass raised
+            error = error.__cause__  # type: ignore[assignment]
+            causes.append(f"{type(error).__name__}: {str(error).strip()}")
+        raise LoweringError(f"{what}: {type(error).__name__}: " + "\n  because of ".join(causes)) from error
