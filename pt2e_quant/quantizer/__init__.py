@@ -17,6 +17,7 @@ from .base import Quantizer, Refusal, refusals, refuse
 from .compose import ComposableQuantizer
 from .config import QuantizationConfig
 from .pattern import Match, Op, Pattern, op, trace
+from .registry import find_quantizers, load_quantizer
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
 from .transforms import clamp_to_hardtanh, lift_scalars, matmul_to_linear, mean_keeps_dims
@@ -45,7 +46,9 @@ __all__ = [
     "RuleQuantizer",
     "SharedQuantizationSpec",
     "clamp_to_hardtanh",
+    "find_quantizers",
     "lift_scalars",
+    "load_quantizer",
     "matmul_to_linear",
     "mean_keeps_dims",
     "one_scale",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaptureError, TargetingError
-from ..pt2e.record import Decision, GroupRecord, Record, record_of
+from ..pt2e.record import Decision, GroupRecord, PointRecord, Record, record_of
 from .text import as_table, as_text, describe_decision
 
 __all__ = ["Report", "explain"]
@@ -110,6 +110,34 @@ class Report:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote.
+
+        Raises:
+            CaptureError: the text is not one.
+        """
+        try:
+            fields = json.loads(text)
+            fields["decisions"] = [Decision(**item) for item in fields["decisions"]]
+            fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
+            fields["groups"] = [GroupRecord(**{**g, "members": tuple(g["members"])}) for g in fields["groups"]]
+            return cls(Record(**fields))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """The report in a .json file that `save` wrote.
+
+        Raises:
+            CaptureError: there is no such file, or it holds something else.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CaptureError(f"cannot read {path}: {error}") from error
 
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write `path` + ".txt" and `path` + ".json"; the two paths."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+
+import pt2e_quant.ops  # noqa: F401  registers torch.ops.quantized_decomposed
 
 Q = torch.ops.quantized_decomposed
 
@@ -40,19 +41,45 @@ class Grid:
 class Weight(nn.Module):
     """A folded int8 weight: a buffer followed by dequantize. `axis=None` is one scale for the whole tensor."""
 
-    def __init__(self, shape: tuple[int, ...], axis: int | None = 0, *, spread: float = 0.02) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        axis: int | None = 0,
+        *,
+        spread: float = 0.004,
+        zero_point: int = 0,
+        scale_dtype: torch.dtype = torch.float32,
+        bounds: tuple[int, int] = (-127, 127),
+    ) -> None:
         super().__init__()
-        self.axis = axis
-        self.register_buffer("values", torch.randint(-127, 128, shape, dtype=torch.int8))
+        self.axis, self.bounds, self.fixed = axis, bounds, (spread, zero_point)
+        self.register_buffer("values", torch.randint(bounds[0], bounds[1] + 1, shape, dtype=torch.int8))
         if axis is not None:
-            self.register_buffer("scale", torch.rand(shape[axis]) * spread + 0.001)
-            self.register_buffer("zero_point", torch.zeros(shape[axis], dtype=torch.int64))
+            self.register_buffer("scale", (torch.rand(shape[axis]) * spread + 0.001).to(scale_dtype))
+            self.register_buffer("zero_point", torch.full((shape[axis],), zero_point, dtype=torch.int64))
 
     def forward(self) -> Tensor:
         if self.axis is None:
-            return Q.dequantize_per_tensor.default(self.values, 0.0125, 0, -127, 127, torch.int8)
+            return Q.dequantize_per_tensor.default(self.values, *self.fixed, *self.bounds, torch.int8)
         return Q.dequantize_per_channel.default(
-            self.values, self.scale, self.zero_point, self.axis, -127, 127, torch.int8
+            self.values, self.scale, self.zero_point, self.axis, *self.bounds, torch.int8
+        )
+
+
+class Groups(nn.Module):
+    """A folded weight of 4 bits (or as `bounds` say) with one scale per group of inputs."""
+
+    def __init__(self, shape: tuple[int, int], size: int, bounds: tuple[int, int] = (-8, 7)) -> None:
+        super().__init__()
+        self.size, self.bounds = size, bounds
+        groups = (shape[0], shape[1] // size)
+        self.register_buffer("values", torch.randint(bounds[0], bounds[1] + 1, shape, dtype=torch.int8))
+        self.register_buffer("scale", (torch.rand(groups) * 0.02 + 0.001).bfloat16().float())  # XNNPACK keeps bfloat16
+        self.register_buffer("zero_point", torch.zeros(groups, dtype=torch.int32))
+
+    def forward(self) -> Tensor:
+        return Q.dequantize_per_channel_group.default(
+            self.values, self.scale, self.zero_point, *self.bounds, torch.int8, self.size, torch.float32
         )
 
 

@@ -1,0 +1,41 @@
+"""Finding installed quantizers, ours and third parties', through the entry-point group `pt2e_quant.quantizers`.
+
+A package announces one in its pyproject.toml:
+
+    [project.entry-points."pt2e_quant.quantizers"]
+    mychip = "mychip.quantizer:MyChipQuantizer"
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import EntryPoint, entry_points
+
+from ..errors import TargetingError
+from .base import Quantizer
+
+__all__ = ["GROUP", "find_quantizers", "load_quantizer"]
+
+GROUP = "pt2e_quant.quantizers"
+
+
+def find_quantizers() -> dict[str, EntryPoint]:
+    """Entry points of all installed quantizers by name; nothing is imported."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def load_quantizer(name: str) -> type[Quantizer]:
+    """The quantizer class behind a name.
+
+    Raises:
+        TargetingError: no installed package announces the name, or what it announces cannot be imported.
+    """
+    known = find_quantizers()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)
+        raise TargetingError(f"no quantizer {name!r} is installed; there is: {', '.join(close) or 'none'}")
+    try:
+        loaded = known[name].load()
+    except (ImportError, AttributeError) as error:
+        raise TargetingError(f"quantizer {name!r} ({known[name].value}) cannot be imported: {error}") from error
+    return loaded  # type: ignore[no-any-return]
