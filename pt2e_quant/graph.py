@@ -119,13 +119,13 @@ def finish(gm: ExportedModule) -> ExportedModule:
 
 def _drop_unused(gm: GraphModule) -> None:
     used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
+    gm.delete_all_unused_submodules()  # first: they may belong to others as well, so their own attributes must stay
     for path, module in list(gm.named_modules()):
         if path in used or any(path.startswith(f"{name}.") for name in _prefixes(path) if name in used):
             continue  # an observer or a nested graph keeps all that is its own
         for name in (*module._parameters, *module._buffers):
             if (f"{path}.{name}" if path else name) not in used:
                 delattr(module, name)
-    gm.delete_all_unused_submodules()
 
 
 def _prefixes(path: str) -> list[str]:

@@ -26,10 +26,9 @@ CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-def captured(module: nn.Module | torch.export.ExportedProgram, *inputs: Tensor) -> torch.fx.GraphModule:
-    """What prepare makes of a model before any quantizer touches it."""
-    exported = export(module, *inputs) if isinstance(module, nn.Module) else module
-    return prepare_pt2e(exported, Nothing(), allow_empty=True)
+def captured(model: nn.Module | torch.export.ExportedProgram, *inputs: Tensor) -> torch.fx.GraphModule:
+    """What prepare makes of a model, exported already when there are no inputs, before any quantizer touches it."""
+    return prepare_pt2e(export(model, *inputs) if inputs else model, Nothing(), allow_empty=True)
 
 
 def norms(gm: torch.fx.GraphModule) -> list[torch.fx.Node]:
@@ -193,7 +192,7 @@ def test_folding_in_half_precision_computes_in_float32():
     model = randomize(Chain(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, eps=1e-3))).eval()
     x = torch.randn(2, 3, 6, 6)
     expected = model(x)
-    gm = captured(model.half(), x.half())
+    gm = captured(torch.export.export(model.half(), (x.half(),)))
     assert {value.dtype for value in gm.state_dict().values()} == {torch.float16}
     assert relative_error(gm(x.half()).float(), expected) < 2**-11 * 4
 
