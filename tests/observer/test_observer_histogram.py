@@ -27,8 +27,9 @@ CONFIGURATIONS = [
 # Without "denormal": the reference's arithmetic loses its way there, and takes half a minute for it.
 @pytest.mark.parametrize("kind", [kind for kind in [*KINDS, "changing"] if kind != "denormal"])
 def test_the_observer_equals_the_reference(kind):
-    first = sum(map(ord, kind))  # three of the configurations, in turn
-    for seed in range(first, first + 3):
+    first = sum(map(ord, kind))  # some of the configurations, in turn
+    slow = "constant" in kind or kind == "large"  # the reference searches through 100,000 quantiles here
+    for seed in range(first, first + (1 if slow else 3)):
         arguments = CONFIGURATIONS[seed % len(CONFIGURATIONS)]
         reference = REFERENCES["torchao" if seed % 3 else "torch.ao"]
         mine, theirs = ours.HistogramObserver(**arguments), reference.HistogramObserver(**arguments)
