@@ -94,6 +94,7 @@ def get_symmetric_quantization_config(
 # Ops ------------------------------------------------------------------------------------------------------------------
 
 conv = op(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
+padding = op(aten.pad.default, aten.constant_pad_nd.default)
 conv_transpose = op(aten.conv_transpose1d.default, aten.conv_transpose2d.input)
 linear = op(aten.linear.default)
 activation = op(aten.relu.default, aten.relu6.default, aten.hardtanh.default)
@@ -151,6 +152,12 @@ def unbatched(match: Match) -> str | None:
     if x is None or w is None or x.dim() == w.dim():
         return None
     return "the input has no batch dimension, XNNPACK's convolutions need one"
+
+
+def not_zero_padding(match: Match) -> str | None:
+    mode, value = match.argument(padding, "mode"), match.argument(padding, "value")
+    zeros = mode in (None, "constant") and not value
+    return None if zeros else f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros"
 
 
 def not_dynamic_conv(match: Match) -> str | None:
@@ -270,6 +277,17 @@ def conv_only(x, w, b):
     return conv(x, w, b)
 
 
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched, not_zero_padding])
+def pad_conv_relu(x, w, b):
+    """Zero padding in front of a convolution becomes the kernel's own, so nothing is quantized between the two."""
+    return activation(conv(padding(x), w, b))
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched, not_zero_padding])
+def pad_conv(x, w, b):
+    return conv(padding(x), w, b)
+
+
 @rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched, grouped_transpose])
 def conv_transpose_relu(x, w, b):
     """The weight of a transposed convolution is (in, out / groups, *kernel): channels on axis 1."""
@@ -357,8 +375,8 @@ def unsqueeze(x):
 
 
 RULES = (
-    conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only, add_relu, add, sub, mul,
-    cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, unsqueeze,
+    pad_conv_relu, pad_conv, conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only,
+    add_relu, add, sub, mul, cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, unsqueeze,
 )  # fmt: skip
 
 

@@ -107,6 +107,7 @@ def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | 
         raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
     for node in gm.graph.nodes:
+        node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
         node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node.name}
     return gm, (tuple(args or ()), dict(kwargs or {}))
 

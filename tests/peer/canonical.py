@@ -18,7 +18,9 @@ from torch.utils import _pytree
 
 __all__ = ["Site", "differences", "quantize_ops", "sites"]
 
-_RELATIVE = 1e-6  # one engine folds batch norm in float64 and the other in float32, so scales may differ in the last bits
+_RELATIVE = (
+    1e-6  # one engine folds batch norm in float64 and the other in float32, so scales may differ in the last bits
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,11 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.dtype != other.dtype or one.shape != other.shape:
             return False
-        return torch.allclose(one, other, rtol=_RELATIVE, atol=1e-7) if one.is_floating_point() else torch.equal(one, other)
+        return (
+            torch.allclose(one, other, rtol=_RELATIVE, atol=1e-7)
+            if one.is_floating_point()
+            else torch.equal(one, other)
+        )
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, float) and isinstance(other, float):
