@@ -1,12 +1,13 @@
-"""A converted graph in a form that two engines can be compared in: what each input of each float op comes from, and how.
+"""A converted graph in a form that two engines can be compared in: what each input of each float op comes from.
 
-A *site* is one tensor argument of one float op (or of the graph's output), followed back through quantize and dequantize
-to the float op, graph input or constant behind them. Names of nodes and buffers and the order of independent nodes do not
-count; op overloads, scales, zero points, ranges, dtypes, axes and the integer values of weights do.
+A *site* is one tensor argument of one float op (or of the graph's output), followed back through quantize and
+dequantize to the float op, graph input or constant behind them. Names of nodes and buffers and the order of independent
+nodes do not count; op overloads, scales, zero points, ranges, dtypes, axes and the integer values of weights do.
 """
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree
 
-__all__ = ["Site", "differences", "quantize_ops", "sites"]
+__all__ = ["Site", "differences", "sites"]
 
 _RELATIVE = (
     1e-6  # one engine folds batch norm in float64 and the other in float32, so scales may differ in the last bits
@@ -68,13 +69,11 @@ def sites(gm: GraphModule) -> dict[str, Site]:
     return found
 
 
-def quantize_ops(gm: GraphModule) -> Counter[str]:
-    """How often each q/dq op occurs."""
-    return Counter(str(node.target) for node in gm.graph.nodes if _is_dialect(node))
-
-
 def differences(ours: GraphModule, theirs: GraphModule) -> list[str]:
-    """One line for each site that is not the same: 'site: ours / theirs'. Empty when the graphs are equal."""
+    """One line for each site that is not the same: 'site: ours / theirs'. Empty when the graphs are equal.
+
+    Where all sites are the same, one line for each q/dq op that occurs more often in one graph: 'op: 3 / 2 times'.
+    """
     left, right = sites(ours), sites(theirs)
     lines = []
     for key in sorted(left.keys() | right.keys()):
@@ -85,7 +84,13 @@ def differences(ours: GraphModule, theirs: GraphModule) -> list[str]:
             lines.append(f"{key}: {one}, other qparams")
         elif not _same(one.constant, other.constant):
             lines.append(f"{key}: {one}, other values")
-    return lines
+    return lines or _counts(ours, theirs)
+
+
+def _counts(ours: GraphModule, theirs: GraphModule) -> list[str]:
+    left, right = (Counter(str(node.target) for node in gm.graph.nodes if _is_dialect(node)) for gm in (ours, theirs))
+    keys = sorted(key for key in left | right if left[key] != right[key])
+    return [f"{key.partition('.')[2]}: {left[key]} / {right[key]} times" for key in keys]
 
 
 def _labels(gm: GraphModule) -> dict[Node, str]:
@@ -117,10 +122,7 @@ def _site(gm: GraphModule, node: Node, labels: dict[Node, str]) -> Site:
     while _is_dialect(node):
         steps.append((str(node.target), *(_argument(gm, argument) for argument in node.args[1:])))
         node = node.args[0]
-    constant = getattr(gm, node.target) if node.op == "get_attr" and "." not in node.target else None
-    if node.op == "get_attr" and constant is None:
-        constant = gm.get_parameter(node.target) if node.target in dict(gm.named_parameters()) else None
-        constant = gm.get_buffer(node.target) if constant is None else constant
+    constant = operator.attrgetter(str(node.target))(gm) if node.op == "get_attr" else None
     return Site(labels[node], tuple(steps), constant)
 
 

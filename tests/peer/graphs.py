@@ -123,10 +123,12 @@ GRAPHS = {
                     f=nn.Linear(8, 4)), (IMAGE,),
     ),
     "pool, flatten, linear": Graph(
-        chain(lambda: nn.Conv2d(3, 8, 3), lambda: nn.AdaptiveAvgPool2d(1), nn.Flatten, lambda: nn.Linear(8, 4)), (IMAGE,)
+        chain(lambda: nn.Conv2d(3, 8, 3), lambda: nn.AdaptiveAvgPool2d(1), nn.Flatten, lambda: nn.Linear(8, 4)),
+        (IMAGE,),
     ),
     "pool an input": Graph(chain(lambda: nn.AdaptiveAvgPool2d(1), nn.Flatten, lambda: nn.Linear(3, 4)), (IMAGE,)),
     "mean": Graph(
-        lambda: Net(lambda net, x: net.f(net.conv(x).mean((2, 3))), conv=nn.Conv2d(3, 8, 3), f=nn.Linear(8, 4)), (IMAGE,)
+        lambda: Net(lambda net, x: net.f(net.conv(x).mean((2, 3))), conv=nn.Conv2d(3, 8, 3), f=nn.Linear(8, 4)),
+        (IMAGE,),
     ),
 }  # fmt: skip
