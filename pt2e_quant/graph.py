@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -91,10 +92,11 @@ def set_training(graph: Graph, mode: bool) -> int:
 
 def clone(gm: GraphModule) -> ExportedModule:
     """A draft with a graph and a module tree of its own that shares parameters, buffers and observers with `gm`."""
-    # copy.deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
-    module = ExportedModule(
-        gm, copy.deepcopy(gm.graph), draft=True
-    )  # copies only those attributes that the graph names
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)  # torch 2.13 about its own code
+        # deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
+        graph = copy.deepcopy(gm.graph)
+    module = ExportedModule(gm, graph, draft=True)  # copies only those attributes that the graph names
     _keep_persistence(gm, module)
     module.meta.update(gm.meta)
     return module

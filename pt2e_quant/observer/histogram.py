@@ -170,6 +170,8 @@ def _lookup(middles: Tensor, edges: Tensor, width: float) -> Tensor:
     A binary search among 32768 values mispredicts half of its branches. The distance tells where to look; only where
     rounding made that wrong, as in a range of a few float32 steps, is a search needed.
     """
+    if width == 0.0:  # denormal, and lost in rounding
+        return torch.searchsorted(middles, edges)
     guess = edges.sub(middles[0]).div_(width).ceil_().clamp_(0, middles.numel()).to(torch.int64)
     fenced = torch.nn.functional.pad(middles, (1, 1), value=math.inf)
     fenced[0] = -math.inf

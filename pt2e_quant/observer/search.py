@@ -71,17 +71,12 @@ def _moves(histogram: Tensor) -> Iterator[tuple[int, int]]:
 
 def _leap(count: float, total: float, step: int) -> int:
     """The last step before the upper quantile falls below `count`; until then no end of the range can move."""
-    upper, final = _upper_quantiles(), len(_upper_quantiles()) - 1
-
-    def falls_below(candidate: int) -> bool:
-        return _float32(upper[candidate] * total) < count
-
-    found = min(max(step + 2, int((1.0 - count / total) / _STEP)), final)
-    while found > step + 2 and falls_below(found - 1):
-        found -= 1
-    while found < final and not falls_below(found):
-        found += 1
-    return found - 1
+    upper = _upper_quantiles()
+    # Rounding moves a threshold by less than one step, so counting up from two steps before finds the first one.
+    below = max(step + 2, int((1.0 - count / total) / _STEP) - 2)
+    while below < len(upper) - 1 and _float32(upper[below] * total) >= count:
+        below += 1
+    return below - 1
 
 
 @cache

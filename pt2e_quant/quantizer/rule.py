@@ -147,7 +147,7 @@ class Rule:
             if not is_float_tensor(node):
                 return f"{name!r} ({node.name}) is {_dtype(node)}, only floating-point tensors are quantized"
             if isinstance(self.specs[name], Inherit) and _output_spec(node) is None:
-                return f"its input {node.name} is not quantized"
+                return "its input is not quantized"
         return next((reason for check in self.unless if (reason := check(match)) is not None), None)
 
     def apply(self, match: Match, config: QuantizationConfig) -> None:

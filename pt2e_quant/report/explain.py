@@ -73,7 +73,7 @@ class Report:
             raise TargetingError(
                 f"no op {name!r} and no module {name!r} in this report; the nearest: {', '.join(close)}"
             )
-        return "\n".join(describe_decision(decision, self.record) for decision in found)
+        return "\n".join(map(describe_decision, found))
 
     def text(self) -> str:
         """Plain text, one line per op and per shared group."""

@@ -14,6 +14,8 @@ _LEGEND = (
     "each such pattern by one integer kernel; run without a backend it computes the same values in float."
 )
 
+_WIDEST = 48
+
 
 def summary(record: Record) -> str:
     """One line of counts."""
@@ -29,17 +31,22 @@ def summary(record: Record) -> str:
 
 
 def as_text(record: Record) -> str:
-    """The whole record; see `Report.text`."""
+    """The whole record; see `Report.text`. Specs that occur are lettered, so that the rows stay short."""
+    letters = _letters(record)
     sections = [summary(record)]
     if record.stage == "converted":
         sections.append(_LEGEND)
-    sections.append("Quantized\n" + _lines(describe_decision(decision, record) for decision in record.quantized))
+    sections.append("Specs\n" + _lines(f"{letter}  {spec}" for spec, letter in letters.items()))
+    rows = [_quantized_row(decision, letters) for decision in record.quantized]
+    sections.append("Quantized\n" + _columns(("node", "op", "rule", "specs", "module", "source"), rows))
     if record.skipped:
         counts = Counter(decision.reason for decision in record.skipped)
         reasons = _lines(f"{count} x {reason}" for reason, count in counts.most_common())
-        ops = _lines(describe_decision(decision, record) for decision in record.skipped)
-        sections.append(f"Left in float, by reason\n{reasons}\nLeft in float\n{ops}")
-    sections.append("Observers\n" + _lines(_describe_group(group) for group in record.groups))
+        rows = [(d.node, d.op, d.reason or "", d.module or "", d.source or "") for d in record.skipped]
+        sections.append(f"Left in float, by reason\n{reasons}")
+        sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
+    rows = [_group_row(group, letters) for group in record.groups]
+    sections.append("Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows))
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:
@@ -47,18 +54,51 @@ def as_text(record: Record) -> str:
     return "\n\n".join(sections)
 
 
-def describe_decision(decision: Decision, record: Record) -> str:
-    """One line on one op."""
+def _letters(record: Record) -> dict[str, str]:
+    """A name for each spec that occurs: A to Z, then A1, B1, ..."""
+    specs = dict.fromkeys(group.spec for group in record.groups)
+    return {spec: chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i, spec in enumerate(specs)}
+
+
+def _quantized_row(decision: Decision, letters: dict[str, str]) -> tuple[str, ...]:
+    words = [f"{name}: {letters.get(spec, spec)}" for name, spec in decision.inputs.items()]
+    specs = ", ".join(words) + (f" -> {letters.get(decision.output, decision.output)}" if decision.output else "")
+    return (
+        decision.node,
+        decision.op,
+        decision.rule or "",
+        specs.strip() or "(inside)",
+        decision.module or "",
+        decision.source or "",
+    )
+
+
+def _group_row(group: GroupRecord, letters: dict[str, str]) -> tuple[str, ...]:
+    members = ", ".join(group.members[:8]) + (f", ... {len(group.members)} in all" if len(group.members) > 8 else "")
+    return group.observer, letters[group.spec], _qparams(group), members
+
+
+def _columns(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Aligned columns; a cell longer than the limit pushes only its own row."""
+    if not rows:
+        return "  nothing"
+    widths = [min(max(map(len, column)), _WIDEST) for column in zip(titles, *rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (titles, *rows)
+    )
+
+
+def describe_decision(decision: Decision) -> str:
+    """One op in full, over a few lines."""
     where = ", ".join(place for place in (decision.module, decision.source) if place)
-    head = f"{decision.node} = {decision.op}"
+    head = f"{decision.node} = {decision.op}" + (f"   [{where}]" if where else "")
     if not decision.quantized:
-        return f"{head}: float, {decision.reason}" + (f"   [{where}]" if where else "")
-    parts = [f"{name}: {spec}" for name, spec in decision.inputs.items()]
+        return f"{head}\n  float: {decision.reason}"
+    lines = [f"  {name}: {spec}" for name, spec in decision.inputs.items()]
     if decision.output is not None:
-        parts.append(f"output: {decision.output}")
-    if not parts:
-        parts.append("inside the pattern, computed at full precision")
-    return f"{head}: rule {decision.rule}; " + "; ".join(parts) + (f"   [{where}]" if where else "")
+        lines.append(f"  output: {decision.output}")
+    return "\n".join((head, f"  quantized by {decision.rule}", *(lines or ["  inside the pattern, at full precision"])))
 
 
 def as_table(record: Record) -> Any:
@@ -86,12 +126,6 @@ def as_table(record: Record) -> Any:
     for group in record.groups:
         groups.add_row(*cells(group.observer, group.spec, _qparams(group), ", ".join(group.members)))
     return Group(table, groups)
-
-
-def _describe_group(group: GroupRecord) -> str:
-    members = ", ".join(group.members[:8]) + (f", ... {len(group.members)} in all" if len(group.members) > 8 else "")
-    qparams = _qparams(group)
-    return f"{group.observer}: {group.spec}{'; ' + qparams if qparams else ''}; on {members}"
 
 
 def _qparams(group: GroupRecord) -> str:
