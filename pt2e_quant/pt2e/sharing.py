@@ -64,7 +64,7 @@ def share(specs: dict[EdgeOrNode, Any], implicit: set[EdgeOrNode]) -> dict[EdgeO
         implicit: the edges that may be joined with other uses of the same tensor.
 
     Raises:
-        SharingError: a spec shares with a site that has none, or a group has no concrete spec, or several unequal ones.
+        SharingError: a spec shares with a site that has none, or a group is a circle without a concrete spec.
     """
     sets: DisjointSets[EdgeOrNode] = DisjointSets()
     for site in specs:
@@ -91,27 +91,15 @@ def _anchor(site: EdgeOrNode, spec: Any, specs: dict[EdgeOrNode, Any]) -> EdgeOr
 
 def _concrete(specs: dict[EdgeOrNode, Any], sets: DisjointSets[EdgeOrNode]) -> dict[EdgeOrNode, Any]:
     """The one spec of each group that is not itself a reference to another site, by representative."""
-    found: dict[EdgeOrNode, tuple[EdgeOrNode, Any]] = {}
-    for site, spec in specs.items():
-        if spec_kind(spec) == "shared":
-            continue
-        root = sets.find(site)
-        if root not in found:
-            found[root] = (site, spec)
-        elif spec_key(found[root][1]) != spec_key(spec):
-            first, before = found[root]
-            raise SharingError(
-                f"{describe_site(first)} and {describe_site(site)} share qparams but ask for different ones:\n"
-                f"  {describe_site(first)}: {describe_spec(before)}\n  {describe_site(site)}: {describe_spec(spec)}\n"
-                f"{_chain(root, specs, sets)}"
-            )
+    # At most one: every site but that one names exactly one other, so a group is a tree with it as root, or a circle.
+    found = {sets.find(site): spec for site, spec in specs.items() if spec_kind(spec) != "shared"}
     for site in specs:
         if sets.find(site) not in found:
             raise SharingError(
                 "these tensors share qparams with each other in a circle, none of them says which:\n"
                 f"{_chain(sets.find(site), specs, sets)}\n  Give one of them a QuantizationSpec."
             )
-    return {root: spec for root, (_, spec) in found.items()}
+    return found
 
 
 def _join_uses(
