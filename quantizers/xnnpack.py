@@ -115,8 +115,8 @@ reshaping = op(
     aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.movedim.int, aten.dropout.default,
     aten.clone.default, aten.contiguous.default, aten._unsafe_view.default,
 )  # fmt: skip
-slicing = op(aten.slice.Tensor, aten.narrow.default)
-unsqueezing = op(aten.unsqueeze.default)
+slicing = op(aten.slice.Tensor, aten.narrow.default, aten.select.int)
+squeezing = op(aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 # Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
@@ -234,9 +234,11 @@ def stepped_slice(match: Match) -> str | None:
     return None if x is not None and all(isinstance(n, int) for n in x.shape) else "XNNPACK slices static shapes only"
 
 
-def inner_unsqueeze(match: Match) -> str | None:
-    x, dim = match.value("x"), match.argument(unsqueezing, "dim")
-    return None if x is not None and dim in (-1, x.dim()) else f"dim={dim}, XNNPACK adds a last dimension only"
+def unknown_sizes(match: Match) -> str | None:
+    """XNNPACK has neither squeeze nor an inner unsqueeze; lowering writes them as a view with at most one free size."""
+    x = match.value("x")
+    dynamic = [] if x is None else [size for size in x.shape if not isinstance(size, int)]
+    return f"{len(dynamic)} sizes are dynamic, XNNPACK reshapes with one" if len(dynamic) > 1 else None
 
 
 def _config(match: Match) -> QuantizationConfig:
@@ -369,14 +371,14 @@ def slice_(x):
     return slicing(x)
 
 
-@rule(x=INHERIT, output=same_as("x"), unless=[inner_unsqueeze])
-def unsqueeze(x):
-    return unsqueezing(x)
+@rule(x=INHERIT, output=same_as("x"), unless=[unknown_sizes])
+def squeeze(x):
+    return squeezing(x)
 
 
 RULES = (
     pad_conv_relu, pad_conv, conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only,
-    add_relu, add, sub, mul, cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, unsqueeze,
+    add_relu, add, sub, mul, cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, squeeze,
 )  # fmt: skip
 
 
@@ -386,11 +388,12 @@ IN_FLOAT = (
     aten.exp.default, aten.log.default, aten.sqrt.default, aten.rsqrt.default, aten.neg.default, aten.abs.default,
     aten.maximum.default, aten.minimum.default, aten.prelu.default, aten.batch_norm.default,
     aten.constant_pad_nd.default, aten.pad.default, aten.upsample_bilinear2d.vec,
+    aten.channel_shuffle.default, aten.pixel_shuffle.default,
 )  # fmt: skip
 OUTSIDE = (
     aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.layer_norm.default, aten.elu.default,
     aten.embedding.default, aten.expand.default, aten.repeat.default, aten.flip.default, aten.stack.default,
-    aten.scaled_dot_product_attention.default,
+    aten.scaled_dot_product_attention.default, aten.upsample_nearest2d.vec,
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ their producers were given. Every float op that no rule took gets a Refusal with
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -184,10 +185,14 @@ class _Annotator:
                 elif choice.config is None:
                     refuse(node, self._quantizer.name, f"kept in float by {choice.selector}")
                 elif node.target not in roots:
-                    reason = type(self._quantizer).reasons.get(node.target, f"no rule for {node.target}")
-                    refuse(node, self._quantizer.name, reason)
+                    refuse(node, self._quantizer.name, self._without_rule(node))
                 elif not refusals(node):
                     refuse(node, self._quantizer.name, f"no rule for {node.target} fits these arguments")
+
+    def _without_rule(self, node: Node) -> str:
+        if node.target is operator.getitem:
+            return f"one of the outputs of {node.args[0]}, which no rule takes apart"
+        return type(self._quantizer).reasons.get(node.target, f"no rule for {node.target}")
 
 
 def _is_annotated(node: Node) -> bool:
