@@ -142,7 +142,7 @@ _TORCH_FILE = re.compile(r"[/\\]torch[/\\](nn|_dynamo|export|fx|_export)[/\\]")
 
 @functools.lru_cache(maxsize=4096)
 def _user_frame(trace: str) -> str | None:
-    frames = _FRAME.findall(trace)
+    frames = [frame for frame in _FRAME.findall(trace) if not frame[0].startswith("<")]  # no generated code
     if not frames:
         return None
     file, line, code = next((frame for frame in reversed(frames) if not _TORCH_FILE.search(frame[0])), frames[-1])

@@ -287,6 +287,13 @@ def addmm_has_unit_factors(gemm: Gemm) -> Iterator[Finding]:
         yield "wrong", f"XNNPACK ignores beta={bound['beta']}, alpha={bound['alpha']} of addmm", fix
 
 
+def products_with_a_matrix_do_not_fuse(gemm: Gemm) -> Iterator[Finding]:
+    if op_name(gemm.node) in ("mm", "matmul", "addmm") and not gemm.dynamic and gemm.quantize not in gemm.node.users:
+        (activation,) = gemm.node.users
+        fix = f"Write it as torch.nn.functional.linear, or quantize between it and {op_name(activation)}."
+        yield "init", f"XNNPACK cannot fuse {op_name(activation)} into {op_name(gemm.node)}, though it tries", fix
+
+
 def _runs_in_integers(node: Node) -> bool:
     gemm = as_gemm(node)
     return as_integer_op(node) is not None or (gemm is not None and next(refusals(gemm), None) is None)
@@ -315,6 +322,7 @@ CHECKS_OF_GEMMS: tuple[Check[Gemm], ...] = (
     inputs_and_output_are_int8,
     dynamic_qparams_are_per_row,
     addmm_has_unit_factors,
+    products_with_a_matrix_do_not_fuse,
 )
 """Rules for the convolutions and matrix products that XNNPACK takes."""
 

@@ -6,14 +6,14 @@ Made before the graph is touched, from `node.meta["quantization_annotation"]` al
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
-from ..graph import Constants, is_float_tensor, is_guard
+from ..graph import Constants, attribute, is_float_tensor, is_guard
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..specs import ANNOTATION_KEY, EdgeOrNode
 from .record import Decision
@@ -78,6 +78,7 @@ def make_plan(gm: GraphModule, quantizer_name: str, *, allow_empty: bool = False
     resolved = share(specs, implicit)
     points, groups, group_of = _points(gm, resolved)
     decisions = [_decision(node, quantizer_name, resolved) for node in gm.graph.nodes if _is_decided(node)]
+    decisions += _nested_decisions(gm)
     return Plan(points, groups, group_of, decisions, list(gm.meta.get(UNUSED_RULES_KEY, ())))
 
 
@@ -200,6 +201,22 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
         module=module_path(node),
         source=source_line(node),
     )
+
+
+def _nested_decisions(gm: GraphModule, path: str = "") -> list[Decision]:
+    """The ops in the bodies of cond, while_loop, map and the like: left in float, with that reason."""
+    decisions: list[Decision] = []
+    for node in gm.graph.find_nodes(op="get_attr"):
+        body = attribute(gm, str(node.target))
+        if not isinstance(body, GraphModule):
+            continue
+        name = f"{path}{node.target}"
+        reason = f"inside {name}, a nested graph of {', '.join(str(user.target) for user in node.users)}: not quantized"
+        for inner in filter(_is_decided, body.graph.nodes):
+            decision = replace(_decision(inner, "", {}), node=f"{name}.{inner.name}", reason=reason)
+            decisions.append(decision)
+        decisions += _nested_decisions(body, f"{name}.")
+    return decisions
 
 
 def _reason(node: Node, quantizer: str) -> str:
