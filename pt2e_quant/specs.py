@@ -42,7 +42,13 @@ EdgeOrNode = tuple[Node, Node] | Node
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-_QUANTIZED_STORAGE = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+_QUANTIZED_STORAGE = {
+    torch.qint8: torch.int8,
+    torch.quint8: torch.uint8,
+    torch.qint32: torch.int32,
+    torch.quint4x2: torch.uint4,  # torch.iinfo answers for the byte that holds two of them
+    torch.quint2x4: torch.uint2,
+}
 
 
 def integer_range(dtype: torch.dtype) -> tuple[int, int] | None:
@@ -52,13 +58,13 @@ def integer_range(dtype: torch.dtype) -> tuple[int, int] | None:
         return None
     try:
         limits = torch.iinfo(storage)
-    except TypeError:  # sub-byte shells such as torch.int4 and torch.quint4x2 have no iinfo; their name tells the width
-        return _sub_byte_range(dtype)
+    except TypeError:  # sub-byte shells such as torch.int4 have no iinfo; their name tells the width
+        return _sub_byte_range(storage)
     return int(limits.min), int(limits.max)
 
 
 def _sub_byte_range(dtype: torch.dtype) -> tuple[int, int]:
-    name = str(dtype).removeprefix("torch.").removeprefix("q").split("x")[0]
+    name = str(dtype).removeprefix("torch.")
     signed, bits = not name.startswith("u"), int("".join(filter(str.isdigit, name)))
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 

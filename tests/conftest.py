@@ -15,8 +15,8 @@ settings.register_profile("here", deadline=None, suppress_health_check=[HealthCh
 settings.register_profile("ci", settings.get_profile("here"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-# pytest listens to every logger that does not propagate, and torch writes thousands of records to this one per export as
-# soon as anybody listens. Propagating, and without the listener that torch gives it, it stays silent.
+# pytest listens to every logger that does not propagate, and torch writes thousands of records to this one per export
+# as soon as anybody listens. Propagating, and without the listener that torch gives it, it stays silent.
 _trace = logging.getLogger("torch.__trace")
 _trace.propagate = True
 _trace.handlers.clear()

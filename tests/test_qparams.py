@@ -242,9 +242,13 @@ def test_integers_are_stored_in_the_smallest_type_that_torch_computes_with(dtype
     assert quantize(torch.tensor([2.0]), 0.5, 0, -1 if stored.is_signed else 0, 7, dtype).dtype is stored
 
 
-def test_a_floating_point_target_is_refused():
-    with pytest.raises(SpecError, match=r"torch.float16 is not an integer type"):
-        quantize(torch.ones(2), 0.5, 0, 0, 7, torch.float16)
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [(torch.float16, r"torch\.float16 is not an integer type"), (torch.uint64, r"torch\.uint64 is wider than")],
+)
+def test_a_type_that_cannot_hold_the_integers_is_refused(dtype, message):
+    with pytest.raises(SpecError, match=message):
+        quantize(torch.ones(2), 0.5, 0, 0, 7, dtype)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from .capture import capture, run_pass
+from .coverage import check_required
 from .observers import is_fake_quantizer, make_observers
 from .plan import Plan, Point, make_plan
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
@@ -24,13 +26,19 @@ __all__ = ["prepare_pt2e"]
 
 @collector_paused()
 def prepare_pt2e(
-    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, allow_empty: bool = False
+    model: ExportedProgram | GraphModule,
+    quantizer: Quantizer,
+    *,
+    require: Iterable[str] = (),
+    allow_empty: bool = False,
 ) -> ExportedModule:
     """Insert the observers that a quantizer asks for; run calibration data through the result, then `convert_pt2e` it.
 
     Args:
         model: an exported float model: what torch.export.export returns, or its .module(). It stays as it was.
         quantizer: a Quantizer of this package, or any object with the same methods.
+        require: what must be quantized: families of ops ("linear", "conv", "matmul", "embedding"), or names and globs
+            of graph nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
 
     Returns:
@@ -41,7 +49,7 @@ def prepare_pt2e(
     Raises:
         CaptureError: `model` is not an exported model, or was prepared before.
         TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
-        CoverageError: nothing would be quantized.
+        CoverageError: nothing would be quantized, or less than `require` demands; lists the misses with reasons.
     """
     if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
         kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
@@ -54,6 +62,7 @@ def prepare_pt2e(
     gm = run_pass(quantizer.annotate, gm)
     quantizer.validate(gm)
     plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)
+    check_required(plan.decisions, require)
     observers = make_observers(plan)
     _call_back(quantizer, gm, plan, observers)
     names = _register(gm, observers)

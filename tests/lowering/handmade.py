@@ -115,3 +115,14 @@ def per_token(x: Tensor) -> Tensor:
     scale, zero_point = Q.choose_qparams_per_token_asymmetric.default(x, torch.int8)
     q = Q.quantize_per_token.default(x, scale, zero_point, -128, 127, torch.int8)
     return Q.dequantize_per_token.default(q, scale, zero_point, -128, 127, torch.int8, torch.float32)
+
+
+class Branches(nn.Module):
+    """Several bodies side by side, each on an input of its own: one program, lowered once, for a table of rows."""
+
+    def __init__(self, bodies: list[Body]) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(body(x) for body, x in zip(self.bodies, inputs, strict=True))

@@ -105,6 +105,15 @@ def test_the_first_clip_of_the_reference_is_kept_whatever_it_costs():
     assert zero_point.item() == 0
 
 
+@pytest.mark.parametrize("width", [1e-44, 1e-40, 1e-38, 1e-36, 1e-33])
+def test_a_range_may_grow_from_next_to_nothing(width):
+    observer = ours.HistogramObserver(dtype=torch.int8)
+    for high in (width, 2 * width, 1e-29, 1.0):
+        observer(torch.linspace(0.0, 1.0, 300, dtype=torch.float64).mul(high).float())
+    assert observer.histogram.sum().item() == 1200
+    assert observer.histogram[0].item() >= 900  # what came before the last batch
+
+
 def test_bins_of_denormal_width_are_no_trouble():
     observer = ours.HistogramObserver(dtype=torch.int8)
     for factor in (1.0, 1.5, 4.0):
