@@ -46,8 +46,8 @@ _QUANTIZED_STORAGE = {
     torch.qint8: torch.int8,
     torch.quint8: torch.uint8,
     torch.qint32: torch.int32,
-    torch.quint4x2: torch.uint4,  # torch.iinfo answers for the byte that holds two of them
-    torch.quint2x4: torch.uint2,
+    torch.quint4x2: torch.uint4,  # type: ignore[attr-defined]  # torch.iinfo answers for the byte that holds two
+    torch.quint2x4: torch.uint2,  # type: ignore[attr-defined]
 }
 
 

@@ -128,6 +128,7 @@ def _lower(
             exported,
             partitioner=[partitioner] if partitioner is not None else None,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
+            constant_methods=_border_constants(gm),
         )
     lowered = edge.exported_program().graph_module
     backend_ops = partitioner.target_partitioner_configs if partitioner is not None else None
@@ -145,6 +146,20 @@ def _lower(
         sizes=Sizes(file=len(buffer), delegates=account.delegate_bytes, constants=constants),
         input_tree=exported.call_spec.in_spec,
     )
+
+
+def _border_constants(gm: GraphModule) -> dict[str, float | int]:
+    """Scale and zero point of integer inputs and outputs, as methods of the program that return constants."""
+    record = record_of(gm)
+    if record is None:
+        return {}
+    borders = {"input": record.inputs, "output": record.outputs}
+    return {
+        f"{kind}_{index}_{name}": getattr(qparams, name)
+        for kind, border in borders.items()
+        for index, qparams in border.items()
+        for name in ("scale", "zero_point")
+    }
 
 
 @contextmanager

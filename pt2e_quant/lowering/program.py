@@ -147,6 +147,21 @@ class ExecutorchProgram:
             ) from error
         return tuple(outputs)
 
+    def constant(self, name: str) -> Any:
+        """A constant of the program: 'input_0_scale', 'output_1_zero_point', ... of its integer inputs and outputs.
+
+        Raises:
+            LoweringError: the program has no constant of this name.
+        """
+        from ._executorch import quietly, runtime
+
+        with quietly():
+            program = runtime().load_program(self.buffer)
+        if name not in program.method_names or name == "forward":
+            known = ", ".join(sorted(program.method_names - {"forward"})) or "none"
+            raise LoweringError(f"the program has no constant {name!r}; there is: {known}")
+        return program.load_method(name).execute([])[0]
+
     @cached_property
     def _method(self) -> Any:
         from ._executorch import quietly, runtime

@@ -3,15 +3,18 @@
 from .convert import convert_pt2e
 from .plan import Group, Plan, Point, make_plan
 from .prepare import prepare_pt2e
-from .record import Decision, GroupRecord, PointRecord, Record, record_of
+from .quantized_io import QuantizedIO
+from .record import BorderQParams, Decision, GroupRecord, PointRecord, Record, record_of
 
 __all__ = [
+    "BorderQParams",
     "Decision",
     "Group",
     "GroupRecord",
     "Plan",
     "Point",
     "PointRecord",
+    "QuantizedIO",
     "Record",
     "convert_pt2e",
     "make_plan",

@@ -28,26 +28,35 @@ from .capture import run_pass
 from .observers import has_data
 from .passes.fold_weights import fold_weights
 from .qdq import Emitter, QParams, read_qparams
+from .quantized_io import QuantizedIO, quantize_io
 from .record import RECORD_KEY, GroupRecord, Record, record_of
 
 __all__ = ["convert_pt2e"]
 
 
 @collector_paused()
-def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True, allow_uncalibrated: bool = False) -> ExportedModule:
+def convert_pt2e(
+    model: GraphModule,
+    *,
+    fold_quantize: bool = True,
+    quantized_io: QuantizedIO | None = None,
+    allow_uncalibrated: bool = False,
+) -> ExportedModule:
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
     Args:
         model: what `prepare_pt2e` returned, after calibration data ran through it. Dynamic and weight-only
             configurations need none.
         fold_quantize: store quantized weights as integers; False leaves weight -> quantize -> dequantize in the graph.
+        quantized_io: inputs and outputs of the model that are to be integers; `explain(converted).inputs` and
+            `.outputs` have their scale and zero point.
         allow_uncalibrated: leave tensors whose observer never saw data in floating point instead of raising.
 
     Returns:
         A module with the calling convention of the exported model.
 
     Raises:
-        ConversionError: `model` is not a prepared one.
+        ConversionError: `model` is not a prepared one, or an input or output cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
     record = _checked(model)
@@ -62,6 +71,8 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True, allow_uncali
         node.meta.pop(ANNOTATION_KEY, None)
         node.meta.pop(REFUSALS_KEY, None)
     gm = run_pass(fold_weights if fold_quantize else tidy, gm)
+    if quantized_io is not None:
+        record = quantize_io(gm, quantized_io, record)
     finish(gm)
     gm.meta[RECORD_KEY] = replace(
         record,
@@ -89,10 +100,11 @@ def _observe_constants(gm: GraphModule, record: Record) -> None:
     _copy_observers(gm, record)
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
+    watched = [point for point in record.points if point.constant]
+    for point in watched:
+        constants.value(nodes[point.producer])  # kept; below, calls come to stand between constants and what they make
     seen: dict[tuple[str, str], Node] = {}
-    for point in record.points:
-        if not point.constant:
-            continue
+    for point in watched:
         producer = nodes[point.producer]
         observer = attribute(gm, point.observer)
         value = seen.get((point.producer, point.consumers[0]), producer) if point.consumers else producer

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
-__all__ = ["RECORD_KEY", "Decision", "GroupRecord", "PointRecord", "Record", "record_of"]
+__all__ = ["RECORD_KEY", "BorderQParams", "Decision", "GroupRecord", "PointRecord", "Record", "record_of"]
 
 RECORD_KEY = "pt2e_quant"
 
@@ -54,9 +56,32 @@ class GroupRecord:
     zero_point: float | list[float] | None = None
 
 
+@dataclass(frozen=True)
+class BorderQParams:
+    """How an integer input or output of the model stands for real numbers: x = (q - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Real numbers -> the integers that the model takes, exactly as its own quantize did it."""
+        return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *self._arguments)  # type: ignore[no-any-return]
+
+    def dequantize(self, q: Tensor) -> Tensor:
+        """The integers that the model returns -> float32, exactly as its own dequantize did it."""
+        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *self._arguments)  # type: ignore[no-any-return]
+
+    @property
+    def _arguments(self) -> tuple[float, int, int, int, torch.dtype]:
+        return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype
+
+
 @dataclass
 class Record:
-    """The whole account of one graph."""
+    """The whole account of one graph. `inputs` and `outputs`: those that convert made integers, by position."""
 
     stage: Literal["prepared", "converted"]
     quantizer: str
@@ -68,6 +93,8 @@ class Record:
     bytes_before: int = 0
     bytes_after: int | None = None
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    inputs: dict[int, BorderQParams] = field(default_factory=dict)
+    outputs: dict[int, BorderQParams] = field(default_factory=dict)
 
     @property
     def quantized(self) -> list[Decision]:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import CaptureError, TargetingError
-from ..pt2e.record import Decision, GroupRecord, PointRecord, Record, record_of
+from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, record_of
 from .text import as_table, as_text, describe_decision
 
 __all__ = ["Report", "explain"]
@@ -54,6 +56,16 @@ class Report:
     @property
     def groups(self) -> list[GroupRecord]:
         return self.record.groups
+
+    @property
+    def inputs(self) -> dict[int, BorderQParams]:
+        """Scale and zero point of each integer input (convert_pt2e(..., quantized_io=...)), by position."""
+        return self.record.inputs
+
+    @property
+    def outputs(self) -> dict[int, BorderQParams]:
+        """The same for integer outputs."""
+        return self.record.outputs
 
     @property
     def unused_rules(self) -> list[str]:
@@ -106,6 +118,8 @@ class Report:
         }
         for name in ("decisions", "points", "groups"):
             record[name] = [dataclasses.asdict(item) for item in record[name]]
+        for name in ("inputs", "outputs"):
+            record[name] = {index: _border(qparams) for index, qparams in record[name].items()}
         return record
 
     def to_json(self) -> str:
@@ -123,6 +137,8 @@ class Report:
             fields["decisions"] = [Decision(**item) for item in fields["decisions"]]
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
             fields["groups"] = [GroupRecord(**{**g, "members": tuple(g["members"])}) for g in fields["groups"]]
+            for name in ("inputs", "outputs"):
+                fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
             return cls(Record(**fields))
         except (ValueError, KeyError, TypeError) as error:
             raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error
@@ -145,6 +161,14 @@ class Report:
         text.write_text(self.text() + "\n", encoding="utf-8")
         data.write_text(self.to_json() + "\n", encoding="utf-8")
         return text, data
+
+
+def _border(qparams: BorderQParams) -> dict[str, Any]:
+    return dataclasses.asdict(qparams) | {"dtype": str(qparams.dtype).removeprefix("torch.")}
+
+
+def _unborder(fields: dict[str, Any]) -> BorderQParams:
+    return BorderQParams(**(fields | {"dtype": getattr(torch, fields["dtype"])}))
 
 
 def _inside(module: str, wanted: str) -> bool:

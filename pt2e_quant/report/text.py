@@ -47,6 +47,10 @@ def as_text(record: Record) -> str:
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
     rows = [_group_row(group, letters) for group in record.groups]
     sections.append("Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows))
+    for title, border in (("Integer inputs", record.inputs), ("Integer outputs", record.outputs)):
+        if border:
+            words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
+            sections.append(f"{title}\n" + _lines(words))
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:
