@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from ..errors import CaptureError, QuantizationError
 from ..graph import ExportedModule, clone, is_guard, state_bytes
 from .passes.fold_batch_norm import fold_batch_norm
+from .passes.follow_in_place import follow_in_place
 from .passes.inline_grad_mode import inline_grad_mode
 from .record import record_of
 
@@ -47,7 +48,7 @@ def capture(model: object) -> Captured:
     """
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
-    draft = run_pass(inline_grad_mode, clone(exported))
+    draft = run_pass(follow_in_place, run_pass(inline_grad_mode, clone(exported)))
     before = state_bytes(draft)
     notes: list[str] = []
     gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), draft, name="fold_batch_norm")

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
 from ..graph import Constants, attribute, is_float_tensor, is_guard
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
+from ..quantizer.overwritten import overwritten, overwritten_reason
 from ..specs import ANNOTATION_KEY, EdgeOrNode
 from .record import Decision
 from .sharing import share
@@ -86,6 +87,7 @@ def _sites(gm: GraphModule) -> tuple[dict[EdgeOrNode, Any], set[EdgeOrNode]]:
     """Spec of every annotated site in graph order, and the edges that may share with other uses of their tensor."""
     specs: dict[EdgeOrNode, Any] = {}
     implicit: set[EdgeOrNode] = set()
+    written = overwritten(gm.graph)
     for node in gm.graph.nodes:
         annotation = node.meta.get(ANNOTATION_KEY)
         if annotation is None:
@@ -94,11 +96,11 @@ def _sites(gm: GraphModule) -> tuple[dict[EdgeOrNode, Any], set[EdgeOrNode]]:
         _check_inputs(node, wanted)
         for source in node.all_input_nodes:
             spec = wanted.get(source)
-            if spec is not None and _can_quantize(source, node, spec):
+            if spec is not None and _can_quantize(source, node, spec, written):
                 specs[(source, node)] = spec
                 if getattr(annotation, "allow_implicit_sharing", True):
                     implicit.add((source, node))
-        if annotation.output_qspec is not None and _can_quantize(node, node, annotation.output_qspec):
+        if annotation.output_qspec is not None and _can_quantize(node, node, annotation.output_qspec, written):
             specs[node] = annotation.output_qspec
     return specs, implicit
 
@@ -115,8 +117,11 @@ def _check_inputs(node: Node, wanted: dict[Node, Any]) -> None:
         )
 
 
-def _can_quantize(tensor: Node, annotated: Node, spec: Any) -> bool:
-    """False, with the reason recorded, for integer tensors; an error for values that are no tensor at all."""
+def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, Node]) -> bool:
+    """False, with the reason recorded, for what must stay as it is; an error for values that are no tensor at all."""
+    if tensor in written:
+        refuse(annotated, "plan", overwritten_reason(tensor, written[tensor]))
+        return False
     value = tensor.meta.get("val")
     if value is None and tensor.op == "get_attr":
         return True  # parameters are tensors even where export recorded nothing

@@ -113,9 +113,9 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
     watched: dict[int, Node] = {}
     records = []
     last_input = next((node for node in reversed(gm.graph.nodes) if node.op == "placeholder"), None)
-    for point in plan.points:
+    locations = [locate(_spoken_for(point)) for point in plan.points]  # of the model, before observers stand in it
+    for point, location in zip(plan.points, locations, strict=True):
         observer, name = observers[point.group], names[point.group]
-        location = locate(_spoken_for(point))
         if not getattr(observer, "site", ""):
             observer.site = location  # type: ignore[assignment]
         value = watched.get(id(point.source), point.producer)

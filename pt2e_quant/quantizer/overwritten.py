@@ -6,12 +6,13 @@ misses it. Rules refuse such tensors with a reason; the plan of the engine does 
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from ..ops import argument_index, mutated_arguments
+from ..ops import mutated_arguments
 
 __all__ = ["overwritten", "overwritten_reason"]
 
@@ -35,7 +36,7 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
         stale = [
             name
             for name in names[base[target]]
-            if name is not write and position[name] < position[write] < max(map(position.__getitem__, name.users))
+            if position[name] < position[write] and any(position[user] > position[write] for user in name.users)
         ]
         if stale or base[target].op in ("get_attr", "placeholder"):
             found.update(dict.fromkeys((target, *stale), write))
@@ -47,21 +48,16 @@ def overwritten_reason(tensor: Node, write: Node) -> str:
 
 
 def _memory_of(node: Node) -> Node | None:
-    """The argument whose memory the result of a view or an in-place op lies in."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+    """The argument in whose memory the result of a view or an in-place op lies, by the schema of the op."""
+    if node.op != "call_function":
         return None
-    returned = {name for result in node.target._schema.returns if result.alias_info for name in _sets(result)}
-    for argument in node.target._schema.arguments:
-        index = argument_index(node.target, argument.name)
-        if returned and argument.alias_info and index is not None and index < len(node.args):
-            value = node.args[index]
-            if isinstance(value, Node) and not returned.isdisjoint(_sets(argument)):
-                return value
-    return None
-
-
-def _sets(item: object) -> set[str]:
-    return set(item.alias_info.before_set)  # type: ignore[attr-defined]
+    if node.target is operator.getitem:
+        return node.args[0]  # type: ignore[return-value]  # one of the views that split returns
+    if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):
+        return None
+    shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)
+    first = next(shared, None)
+    return first if isinstance(first, Node) else None
 
 
 def _written(node: Node) -> list[Node]:

@@ -23,6 +23,7 @@ from ..graph import Constants, is_float_tensor
 from ..specs import ANNOTATION_KEY
 from .base import UNUSED_RULES_KEY, Quantizer, refusals, refuse
 from .config import QuantizationConfig
+from .overwritten import overwritten, overwritten_reason
 from .pattern import Match
 from .rule import Rule
 from .targeting import Choice, Targets
@@ -117,6 +118,7 @@ class _Annotator:
         self._model = model
         self._choices = choices
         self._constants = Constants(model)
+        self._overwritten = overwritten(model.graph)
         self._foreign = {node for node in choices if _is_annotated(node)}
         self._used: set[str] = set()
 
@@ -156,7 +158,7 @@ class _Annotator:
         if config is None:
             return
         match = replace(match, config=config)
-        reason = rule.refusal(match)
+        reason = self._written_to(match) or self._without_input(match) or rule.refusal(match)
         if reason is None:
             rule.apply(match, config)
             self._used.add(rule.name)
@@ -164,6 +166,15 @@ class _Annotator:
             refuse(match.anchor, rule.name, reason)
             if match.root is not match.anchor:
                 refuse(match.root, rule.name, reason)
+
+    def _without_input(self, match: Match) -> str | None:
+        return "it is computed from parameters alone, no input flows through it" if match.root in self._constants else None
+
+    def _written_to(self, match: Match) -> str | None:
+        for node in (match.root, *(captured for _, captured in match.pairs())):
+            if node in self._overwritten:
+                return overwritten_reason(node, self._overwritten[node])
+        return None
 
     def _config(self, match: Match) -> QuantizationConfig | None:
         """The anchor's config; None when another node of the match was explicitly given a different one."""

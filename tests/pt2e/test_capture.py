@@ -1,4 +1,4 @@
-"""Whatever torch.export hands over - program or module, strict or not, with or without gradients - is quantized alike."""
+"""Whatever torch.export hands over (program or module, strict or not, with gradients or without) is quantized alike."""
 
 from __future__ import annotations
 
@@ -135,34 +135,6 @@ def test_example_inputs_of_a_program_are_kept_for_lowering():
     exported = export(MLP(), x)
     assert explain(prepare_pt2e(exported, Toy(STATIC))).record.example_inputs == ((x,), {})
     assert explain(prepare_pt2e(exported.module(), Toy(STATIC))).record.example_inputs is None
-
-
-class Cache(nn.Module):
-    """A buffer that the model writes to, read by a linear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("state", torch.zeros(2, 4))
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.state.add_(x)
-        return self.linear(self.state)
-
-
-def test_a_buffer_that_the_model_writes_to_is_no_constant():
-    """By hand: the second call sees the sum of both inputs."""
-    x = torch.randn(2, 4)
-    exported = export(Cache(), x)
-    prepared = prepare_pt2e(exported, Toy(STATIC))
-    prepared(x)
-    prepared(x)
-    converted = convert_pt2e(prepared)
-    converted.state.zero_()
-    converted(x)
-    converted(x)
-    torch.testing.assert_close(converted.state, x + x, rtol=0, atol=0)
-    assert [name for name in converted.state_dict() if "frozen" in name] == ["_frozen_param0"]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda program: program], ids=["copy", "itself"])

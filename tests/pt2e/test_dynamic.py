@@ -32,9 +32,7 @@ decomposed = torch.ops.quantized_decomposed
 FLOAT32_SUM = 1e-5  # the same integers and scales on both sides, summed in another order
 
 PER_TOKEN = QuantizationConfig(
-    QuantizationSpec(
-        torch.int8, PerTokenPlaceholderObserver, qscheme=torch.per_tensor_affine, is_dynamic=True
-    ),
+    QuantizationSpec(torch.int8, PerTokenPlaceholderObserver, qscheme=torch.per_tensor_affine, is_dynamic=True),
     None,
     PER_CHANNEL,
 )

@@ -16,8 +16,8 @@ from tests.pt2e.kit import STATIC, Nothing, Toy, calls, relative_error
 
 aten = torch.ops.aten
 
-# Folding multiplies each float32 weight before the sum instead of the sum behind it: one rounding (2**-24) more for each
-# of the at most 54 products of a sum, relative to the largest result.
+# Folding multiplies each float32 weight before the sum instead of the sum behind it: one rounding (2**-24) more for
+# each of the at most 54 products of a sum, relative to the largest result.
 REASSOCIATION = 1e-5
 
 SHAPES = {1: (9,), 2: (9, 7), 3: (5, 6, 5)}
@@ -201,9 +201,10 @@ def test_folding_in_half_precision_computes_in_float32():
 
 
 def test_two_batch_norms_on_one_convolution_stay():
-    assert stays(TwoNorms(), torch.randn(2, 3, 6, 6)) == [
-        "conv2d has 2 users, folding would change what the others see"
-    ] * 2
+    assert (
+        stays(TwoNorms(), torch.randn(2, 3, 6, 6))
+        == ["conv2d has 2 users, folding would change what the others see"] * 2
+    )
 
 
 def test_a_batch_norm_captured_in_training_mode_stays():

@@ -117,7 +117,9 @@ def test_an_activation_may_derive_from_a_weight():
 
     def function(gm: GraphModule) -> None:
         node = the_call(gm, aten.linear.default)
-        derived = DerivedQuantizationSpec([(node.args[1], node)], double, torch.int8, -128, 127, torch.per_tensor_affine)
+        derived = DerivedQuantizationSpec(
+            [(node.args[1], node)], double, torch.int8, -128, 127, torch.per_tensor_affine
+        )
         annotate(node, {node.args[1]: per_tensor}, derived)
 
     def double(observers: list[Any]) -> tuple[Tensor, Tensor]:
@@ -245,7 +247,9 @@ def test_a_weight_quantized_twice_is_rounded_from_the_integers_that_came_first()
 
 def spec_with(constructor: Any) -> Any:
     return lambda gm: annotate(
-        the_call(gm, aten.sigmoid.default), {}, QuantizationSpec(torch.int8, constructor, -128, 127, torch.per_tensor_affine)
+        the_call(gm, aten.sigmoid.default),
+        {},
+        QuantizationSpec(torch.int8, constructor, -128, 127, torch.per_tensor_affine),
     )
 
 
@@ -277,7 +281,9 @@ class OwnFields:
 
 
 def test_a_spec_is_known_by_its_fields():
-    gm = converted(Sigmoid(), torch.randn(2, 3), lambda gm: annotate(the_call(gm, aten.sigmoid.default), {}, OwnFields()))
+    gm = converted(
+        Sigmoid(), torch.randn(2, 3), lambda gm: annotate(the_call(gm, aten.sigmoid.default), {}, OwnFields())
+    )
     assert quantizes(gm)[0].args[3:] == (-100, 90, torch.int8)
 
 

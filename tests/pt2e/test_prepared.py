@@ -52,7 +52,13 @@ def test_observers_are_submodules_by_the_name_that_tools_look_for(x):
 
 def test_observers_know_the_place_that_they_watch(x):
     sites = [module.site for name, module in prepared_mlp(x).named_children() if name.startswith("activation_post")]
-    assert [site.split(" = ")[0] for site in sites] == ["node linear", "node linear_1", "input x", "node relu", "node linear_1"]
+    assert [site.split(" = ")[0] for site in sites] == [
+        "node linear",
+        "node linear_1",
+        "input x",
+        "node relu",
+        "node linear_1",
+    ]
 
 
 def test_a_weight_is_observed_at_convert_and_not_in_every_batch(x):
@@ -237,7 +243,9 @@ class Splitting(Toy):
 
 
 def test_a_callback_that_splits_a_sharing_group_is_refused(x):
-    with pytest.raises(AnnotationError, match=r"different observers to tensors that share qparams: relu, relu -> linear_1"):
+    with pytest.raises(
+        AnnotationError, match=r"different observers to tensors that share qparams: relu, relu -> linear_1"
+    ):
         prepare_pt2e(export(MLP(), x), Splitting(STATIC))
 
 
@@ -265,9 +273,7 @@ class Halving(nn.Module):
 
 def test_an_observer_with_its_own_convert_writes_its_own_ops(x):
     spec = QuantizationSpec(torch.int8, Halving, -128, 127, torch.per_tensor_affine)
-    prepared = prepare_pt2e(
-        export(MLP(), x), ByHand(lambda gm: annotate(the_call(gm, aten.relu.default), {}, spec))
-    )
+    prepared = prepare_pt2e(export(MLP(), x), ByHand(lambda gm: annotate(the_call(gm, aten.relu.default), {}, spec)))
     converted = convert_pt2e(prepared)
     assert len(calls(converted, aten.div.Tensor, aten.mul.Tensor)) == 2
     torch.testing.assert_close(converted(x), prepared(x), rtol=0, atol=0)
@@ -292,8 +298,6 @@ def test_uncalibrated_tensors_stay_in_float_where_the_caller_allows_it(x):
     converted = convert_pt2e(prepare_pt2e(export(model, x), Toy(STATIC)), allow_uncalibrated=True)
     assert quantizes(converted) == []
     assert [name for name, _ in converted.named_buffers() if "frozen" in name] == ["_frozen_param0", "_frozen_param1"]
-
-
 
 
 def test_a_derived_bias_stays_in_float_with_its_uncalibrated_source(x):

@@ -164,7 +164,8 @@ def test_a_chain_of_2000_shared_ops_has_one_scale():
     prepared = prepare_pt2e(chain(2000), Toy(STATIC))
     prepared(torch.randn(1, 3, 2, 2))
     report = explain(convert_pt2e(prepared))
-    assert max(len(group.members) for group in report.groups) == 1 + 2 * 2000  # the convolution, and both ends of each op
+    longest = max(len(group.members) for group in report.groups)
+    assert longest == 1 + 2 * 2000  # the convolution, and both ends of each op
     assert len(report.groups) == 3
 
 
@@ -277,9 +278,7 @@ def test_a_fixed_output_is_requantized_where_its_reader_shares_with_others():
     fixed = FixedQParamsQuantizationSpec(torch.int8, 1 / 256, -128, -128, 127)
 
     def function(gm: GraphModule) -> None:
-        sigmoid, conv, cat = (
-            the_call(gm, op) for op in (aten.sigmoid.default, aten.conv1d.default, aten.cat.default)
-        )
+        sigmoid, conv, cat = (the_call(gm, op) for op in (aten.sigmoid.default, aten.conv1d.default, aten.cat.default))
         annotate(sigmoid, {}, fixed)
         annotate(conv, {}, ACT)
         inputs = {conv: ACT, sigmoid: SharedQuantizationSpec((conv, cat))}

@@ -2,7 +2,7 @@
 
     conv = conv2d(x, w); relu_(conv); conv + 1     becomes     conv = conv2d(x, w); r = relu_(conv); r + 1
 
-Both names are one tensor, so no value changes. Without this, a quantized copy of `conv` made before relu_ would be read.
+Both names are one tensor, so no value changes. Without this, a quantized copy made before relu_ would be read.
 """
 
 from __future__ import annotations
