@@ -1,4 +1,4 @@
-"""Annotations follow from targets, arguments and meta["val"]; all other metadata changes with torch and may be missing."""
+"""Annotations follow from targets, arguments and meta["val"]; other metadata changes with torch and may be missing."""
 
 from __future__ import annotations
 
