@@ -100,20 +100,25 @@ linear = op(aten.linear.default)
 activation = op(aten.relu.default, aten.relu6.default, aten.hardtanh.default)
 rectify = op(aten.relu.default)
 plus = op(aten.add.Tensor)
-minus = op(aten.sub.Tensor)
-times = op(aten.mul.Tensor)
-concatenate = op(aten.cat.default)
+minus = op(aten.sub.Tensor, aten.subtract.Tensor)
+times = op(aten.mul.Tensor, aten.multiply.Tensor)
+concatenate = op(aten.cat.default, aten.concat.default, aten.concatenate.default)
 mean_of = op(aten.mean.dim)
 average = op(aten.adaptive_avg_pool2d.default)
 maximum_of = op(aten.max_pool2d.default)
 clamping = op(
-    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
-    aten.clamp_max.default,
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clip.default,
+    aten.clamp_min.default, aten.clamp_max.default,
 )  # fmt: skip
 reshaping = op(
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.permute.default,
-    aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.movedim.int, aten.dropout.default,
-    aten.clone.default, aten.contiguous.default, aten._unsafe_view.default,
+    aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default, aten.swapaxes.default,
+    aten.swapdims.default, aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist,
+    aten.ravel.default, aten._unsafe_view.default,
+)  # fmt: skip
+copying = op(
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
+    aten.contiguous.default, aten.alias.default, aten.detach.default,
 )  # fmt: skip
 slicing = op(aten.slice.Tensor, aten.narrow.default, aten.select.int)
 squeezing = op(aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
@@ -155,9 +160,11 @@ def unbatched(match: Match) -> str | None:
 
 
 def not_zero_padding(match: Match) -> str | None:
-    mode, value = match.argument(padding, "mode"), match.argument(padding, "value")
-    zeros = mode in (None, "constant") and not value
-    return None if zeros else f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros"
+    mode, value, amounts = (match.argument(padding, name) for name in ("mode", "value", "pad"))
+    if mode not in (None, "constant") or value:
+        return f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros"
+    crops = any(isinstance(amount, int) and amount < 0 for amount in amounts)
+    return f"pad={list(amounts)}: it crops, XNNPACK's convolutions only pad" if crops else None
 
 
 def not_dynamic_conv(match: Match) -> str | None:
@@ -167,7 +174,7 @@ def not_dynamic_conv(match: Match) -> str | None:
         return None
     if w.dim() != 4:
         return "XNNPACK's dynamic convolutions are 2-d only"
-    if match.argument(conv, "groups") not in (None, 1) and w.shape[1] == 1:
+    if w.shape[1] == 1:  # also an image of one channel: to XNNPACK that is depthwise
         return "XNNPACK has no dynamic depthwise convolution"
     if not isinstance(x.shape[0], int) or x.shape[0] != 1:
         return (
@@ -197,8 +204,21 @@ def huge_constant(match: Match) -> str | None:
     return None
 
 
+def drops_values(match: Match) -> str | None:
+    training = match.argument(copying, "train")
+    return "captured in training mode, it drops values; call model.eval() before export" if training else None
+
+
+def alone(match: Match) -> str | None:
+    tensors = match.captures["tensors"]
+    one = isinstance(tensors, tuple) and len(tensors) == 1
+    return "XNNPACK joins two tensors or more" if one else None
+
+
 def not_spatial_mean(match: Match) -> str | None:
     x, dims = match.value("x"), match.argument(mean_of, "dim")
+    if match.argument(mean_of, "dtype") is not None:
+        return f"dtype={match.argument(mean_of, 'dtype')}, XNNPACK's mean converts nothing; leave it out"
     if (
         x is None
         or x.dim() != 4
@@ -334,7 +354,7 @@ def mul(a, b):
     return times(a, b)
 
 
-@rule(tensors=one_scale(INPUT), output=same_as("tensors"), unless=[not_static])
+@rule(tensors=one_scale(INPUT), output=same_as("tensors"), unless=[not_static, alone])
 def cat(*tensors):
     return concatenate(tensors)
 
@@ -366,6 +386,12 @@ def reshape(x):
     return reshaping(x)
 
 
+@rule(x=INHERIT, output=same_as("x"), unless=[drops_values])
+def copy(x):
+    """Dropout in inference, clone and the like: nothing is left of them in the delegate."""
+    return copying(x)
+
+
 @rule(x=INHERIT, output=same_as("x"), unless=[stepped_slice])
 def slice_(x):
     return slicing(x)
@@ -378,7 +404,8 @@ def squeeze(x):
 
 RULES = (
     pad_conv_relu, pad_conv, conv_relu, conv_only, conv_transpose_relu, conv_transpose_only, linear_relu, linear_only,
-    add_relu, add, sub, mul, cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, slice_, squeeze,
+    add_relu, add, sub, mul, cat, mean, adaptive_avg_pool2d, max_pool2d, clamp, reshape, copy, slice_,
+    squeeze,
 )  # fmt: skip
 
 

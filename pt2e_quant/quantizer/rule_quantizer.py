@@ -168,7 +168,8 @@ class _Annotator:
                 refuse(match.root, rule.name, reason)
 
     def _without_input(self, match: Match) -> str | None:
-        return "it is computed from parameters alone, no input flows through it" if match.root in self._constants else None
+        alone = match.root in self._constants
+        return "it is computed from parameters alone, no input flows through it" if alone else None
 
     def _written_to(self, match: Match) -> str | None:
         for node in (match.root, *(captured for _, captured in match.pairs())):

@@ -93,7 +93,7 @@ def mean_keeps_dims(gm: GraphModule) -> GraphModule:
 
 def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
     """Name clamps by what backends fuse: clamp(x, a, b) is hardtanh(x, a, b), clamp(x, min=0) is relu(x)."""
-    forms = (aten.clamp.default, aten.clamp_min.default)
+    forms = (aten.clamp.default, aten.clip.default, aten.clamp_min.default)
     found = [node for node in gm.graph.nodes if node.target in forms]
     for node in found:
         bounds = bind(node)
