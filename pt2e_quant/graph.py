@@ -34,6 +34,7 @@ __all__ = [
     "insert_attribute",
     "is_float_tensor",
     "is_guard",
+    "is_quantizable",
     "set_attribute",
     "set_training",
     "set_value",
@@ -189,6 +190,11 @@ def is_float_tensor(node: Node) -> bool:
     return isinstance(value, Tensor) and value.dtype.is_floating_point
 
 
+def is_quantizable(node: Node) -> bool:
+    """True for one tensor of a dtype that the q/dq ops take; float64 is not among them."""
+    return is_float_tensor(node) and node.meta["val"].dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
 def attribute(gm: nn.Module, target: str) -> Any:
     """The parameter, buffer or submodule that the dotted path names."""
     value: Any = gm
@@ -309,7 +315,7 @@ class Constants:
         """
         if node not in self._nodes:
             raise CaptureError(f"the value of this node is known only when the model runs:\n{locate(node)}")
-        pending = [node]
+        pending = [] if node in self._values else [node]
         while pending:  # iterative: chains of constants may be longer than Python's stack
             current = pending[-1]
             missing = [source for source in current.all_input_nodes if source not in self._values]

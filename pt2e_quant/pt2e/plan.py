@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
-from ..graph import Constants, attribute, is_float_tensor, is_guard
+from ..graph import Constants, attribute, is_float_tensor, is_guard, is_quantizable
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
 from ..specs import ANNOTATION_KEY, EdgeOrNode
@@ -134,9 +134,9 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, 
             "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value "
             "export the model again."
         )
-    if not value.dtype.is_floating_point:
+    if not is_quantizable(tensor):
         dtype = str(value.dtype).removeprefix("torch.")
-        refuse(annotated, "plan", f"{tensor.name} is {dtype}, only floating-point tensors are quantized")
+        refuse(annotated, "plan", f"{tensor.name} is {dtype}, only float32, float16 and bfloat16 are quantized")
         spec_kind(spec)
         return False
     return True

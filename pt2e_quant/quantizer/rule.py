@@ -18,7 +18,7 @@ from typing import Any
 from torch.fx import Node
 
 from ..errors import AnnotationError
-from ..graph import is_float_tensor
+from ..graph import is_quantizable
 from ..specs import ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
@@ -144,8 +144,8 @@ class Rule:
                 continue
             if "val" not in node.meta:
                 return f"{name!r} ({node.name}) has no meta['val'], its dtype is unknown; export the model again"
-            if not is_float_tensor(node):
-                return f"{name!r} ({node.name}) is {_dtype(node)}, only floating-point tensors are quantized"
+            if not is_quantizable(node):
+                return f"{name!r} ({node.name}) is {_dtype(node)}, only float32, float16 and bfloat16 are quantized"
             if isinstance(self.specs[name], Inherit) and _output_spec(node) is None:
                 return "its input is not quantized"
         return next((reason for check in self.unless if (reason := check(match)) is not None), None)

@@ -222,7 +222,21 @@ def test_an_annotation_of_an_integer_tensor_is_refused_with_its_dtype():
             annotate(node, dict.fromkeys(node.all_input_nodes, ACT), ACT)
 
     prepared = annotated_by(function, Lookup(), tokens)
-    assert "tokens is int64, only floating-point tensors are quantized" in explain(prepared).why("add")
+    assert "tokens is int64, only float32, float16 and bfloat16 are quantized" in explain(prepared).why("add")
+
+
+def test_double_precision_is_left_alone_with_the_reason():
+    """The q/dq ops do not take it."""
+    with pytest.raises(CoverageError, match=r"\(x\) is float64, only float32, float16 and bfloat16 are quantized"):
+        prepare_pt2e(export(MLP().double(), X.double()), Toy(STATIC))
+
+
+def test_an_annotation_of_double_precision_is_refused_with_the_reason():
+    def function(gm: GraphModule) -> None:
+        annotate(the_call(gm, aten.relu.default), {}, ACT)
+
+    with pytest.raises(CoverageError, match="relu is float64, only float32, float16 and bfloat16 are quantized"):
+        annotated_by(function, MLP().double(), X.double())
 
 
 # --- coverage ---------------------------------------------------------------------------------------------------------

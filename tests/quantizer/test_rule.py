@@ -278,7 +278,7 @@ def test_integer_operands_are_refused_with_their_dtype():
     (refusal,) = refusals(the_call(gm, aten.add.Tensor))
     assert (refusal.by, refusal.reason) == (
         "narrow_add",
-        "'b' (inputs_1) is int64, only floating-point tensors are quantized",
+        "'b' (inputs_1) is int64, only float32, float16 and bfloat16 are quantized",
     )
 
 
