@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import CaptureError, QuantizationError
-from ..graph import ExportedModule, clone, is_guard, state_bytes
+from ..graph import ExportedModule, clone, is_guard, state_bytes, tidy
 from .passes.fold_batch_norm import fold_batch_norm
 from .passes.follow_in_place import follow_in_place
 from .passes.inline_grad_mode import inline_grad_mode
@@ -48,7 +48,8 @@ def capture(model: object) -> Captured:
     """
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
-    draft = run_pass(follow_in_place, run_pass(inline_grad_mode, clone(exported)))
+    draft = run_pass(tidy, clone(exported))  # what nobody reads is not quantized either
+    draft = run_pass(follow_in_place, run_pass(inline_grad_mode, draft))
     before = state_bytes(draft)
     notes: list[str] = []
     gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), draft, name="fold_batch_norm")

@@ -145,6 +145,26 @@ def test_a_program_can_be_prepared_many_times(copied):
     assert first.state_dict().keys() == second.state_dict().keys()
 
 
+class Dead(nn.Module):
+    """Computes something that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        return self.used(x)
+
+
+def test_what_nobody_reads_is_not_quantized():
+    x = torch.randn(2, 4)
+    prepared = prepare_pt2e(export(Dead(), x), Toy(STATIC))
+    prepared(x)
+    assert [decision.module for decision in explain(prepared).quantized] == ["used"]
+    assert len(quantizes(convert_pt2e(prepared))) == 2
+
+
 # --- passes -----------------------------------------------------------------------------------------------------------
 
 
