@@ -107,8 +107,7 @@ def quantize_and_measure(
     model: nn.Module, learn: Images, held_back: Images, out: Path, console: Console
 ) -> tuple[GraphModule, Measured]:
     """The path that every user walks (first half), then both files against the graphs they came from."""
-    one_image = (held_back.x[:1],)  # a phone sees one image at a time, so that is the shape that is exported
-    exported = torch.export.export(model, one_image)
+    exported = torch.export.export(model, (learn.x[:1],))  # one image at a time, as on a phone
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(exported, quantizer)
@@ -117,8 +116,8 @@ def quantize_and_measure(
             prepared(image)
     converted = convert_pt2e(prepared)
 
-    float_program = lower_to_executorch(exported.module(), one_image)
-    program = lower_to_executorch(converted, one_image)
+    float_program = lower_to_executorch(exported)
+    program = lower_to_executorch(converted)
     float_program.save(out / "digits_fp32.pte")
     program.save(out / "digits_int8.pte")
 

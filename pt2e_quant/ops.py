@@ -57,6 +57,7 @@ __all__ = [
     "argument_index",
     "bind",
     "functional",
+    "has_hidden_alias",
     "is_clamp",
     "is_commutative",
     "is_conv",
@@ -187,11 +188,13 @@ class _Traits:
     clamps:    the same equation holds, but the output ends at bounds that are no values of the input, and its range is
                narrower and deserves a scale of its own
     commutes:  the first two operands may change places
+    aliases:   the result can lie in the memory of the first operand, although the schema does not say so
     """
 
     preserves: Condition | None = None
     clamps: Condition | None = None
     commutes: Condition | None = None
+    aliases: Condition | None = None
 
 
 _TRAITS: dict[OpOverload, _Traits] = {}
@@ -262,16 +265,20 @@ CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default", c
 
 # Same values in another shape or place
 _row(
-    "view.default view_as.default reshape.default reshape_as.default _unsafe_view.default _reshape_alias.default "
+    "view.default view_as.default reshape.default reshape_as.default _reshape_alias.default "
     "_reshape_copy.default flatten.using_ints ravel.default unflatten.int unsqueeze.default squeeze.default "
-    "squeeze.dim squeeze.dims atleast_1d.default atleast_2d.default atleast_3d.default permute.default "
-    "transpose.int swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist "
+    "squeeze.dim squeeze.dims permute.default transpose.int swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist "
     "t.default numpy_T.default mT.default mH.default matrix_H.default adjoint.default flip.default fliplr.default "
     "flipud.default roll.default rot90.default pixel_shuffle.default pixel_unshuffle.default "
     "channel_shuffle.default native_channel_shuffle.default alias.default clone.default contiguous.default "
-    "detach.default lift.default lift_fresh.default positive.default conj.default resolve_conj.default "
+    "detach.default lift_fresh.default positive.default conj.default resolve_conj.default "
     "resolve_neg.default",
     preserves=_always,
+)
+_row(
+    "_unsafe_view.default atleast_1d.default atleast_2d.default atleast_3d.default lift.default",
+    preserves=_always,
+    aliases=_always,
 )
 
 # A part of the values, or some of them several times
@@ -283,9 +290,13 @@ _row(
     "repeat.default tile.default repeat_interleave.self_int repeat_interleave.self_Tensor meshgrid.default "
     "meshgrid.indexing split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int "
     "tensor_split.sections tensor_split.indices tensor_split.tensor_indices_or_sections hsplit.int hsplit.array "
-    "vsplit.int vsplit.array dsplit.int dsplit.array unsafe_split.Tensor unsafe_split_with_sizes.default "
-    "unsafe_chunk.default",
+    "vsplit.int vsplit.array dsplit.int dsplit.array",
     preserves=_always,
+)
+_row(
+    "unsafe_split.Tensor unsafe_split_with_sizes.default unsafe_chunk.default",
+    preserves=_always,
+    aliases=_always,
 )
 UPSAMPLE_NEAREST = _row(
     "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest3d.default upsample_nearest1d.vec "
@@ -337,13 +348,15 @@ _row("where.ScalarOther", preserves=_zero("other"))
 _row("where.ScalarSelf", preserves=_zero("self"))
 _row("index_put.default _unsafe_index_put.default", preserves=_overwrites)
 _row(
-    "to.device to.dtype to.other to.dtype_layout type_as.default _to_copy.default copy.default",
+    "to.device to.dtype to.other to.dtype_layout _to_copy.default copy.default",
     preserves=_keeps_dtype,
 )
+_row("type_as.default", preserves=_keeps_dtype, aliases=_keeps_dtype)
 DROPOUT = _row(
     "dropout.default feature_dropout.default alpha_dropout.default feature_alpha_dropout.default "
     "native_dropout.default",
     preserves=_in_inference,
+    aliases=_in_inference,
 )
 
 # From real numbers to integers and back
@@ -393,6 +406,14 @@ def is_clamp(op: object) -> bool:
 def is_commutative(op: object) -> bool:
     """Whether the first two operands may change places; of an OpOverload or a Node, as in `is_value_preserving`."""
     return _holds("commutes", op)
+
+
+def has_hidden_alias(node: Node) -> bool:
+    """Whether the result can lie in the memory of the first operand, although the schema does not say so.
+
+    A dropout in inference returns its input itself; what the schema does say, `alias_info` of its returns tells.
+    """
+    return _holds("aliases", node)
 
 
 def is_conv(node: Node) -> bool:

@@ -410,23 +410,29 @@ RULES = (
 
 
 IN_FLOAT = (
-    aten.avg_pool2d.default, aten.bmm.default, aten.matmul.default, aten.softmax.int, aten.sigmoid.default,
-    aten.tanh.default, aten.gelu.default, aten.hardswish.default, aten.leaky_relu.default, aten.div.Tensor,
-    aten.exp.default, aten.log.default, aten.sqrt.default, aten.rsqrt.default, aten.neg.default, aten.abs.default,
-    aten.maximum.default, aten.minimum.default, aten.prelu.default, aten.batch_norm.default,
-    aten.constant_pad_nd.default, aten.pad.default, aten.upsample_bilinear2d.vec,
-    aten.channel_shuffle.default, aten.pixel_shuffle.default,
+    aten.abs.default, aten.avg_pool2d.default, aten.baddbmm.default, aten.batch_norm.default, aten.bmm.default,
+    aten.ceil.default, aten.channel_shuffle.default, aten.constant_pad_nd.default, aten.cos.default, aten.div.Tensor,
+    aten.exp.default, aten.floor.default, aten.gelu.default, aten.glu.default, aten.hardswish.default,
+    aten.leaky_relu.default, aten.log.default, aten.maximum.default, aten.minimum.default, aten.neg.default,
+    aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.prelu.default, aten.rsqrt.default,
+    aten.rsub.Scalar, aten.sigmoid.default, aten.silu.default, aten.sin.default, aten.softmax.int, aten.sqrt.default,
+    aten.square.default, aten.stack.default, aten.tanh.default, aten.upsample_bilinear2d.vec,
 )  # fmt: skip
 OUTSIDE = (
-    aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.layer_norm.default, aten.elu.default,
-    aten.embedding.default, aten.expand.default, aten.repeat.default, aten.flip.default, aten.stack.default,
-    aten.scaled_dot_product_attention.default, aten.upsample_nearest2d.vec,
+    aten.amax.default, aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.cumsum.default,
+    aten.elu.default, aten.embedding.default, aten.erf.default, aten.expand.default, aten.flip.default,
+    aten.group_norm.default, aten.index.Tensor, aten.instance_norm.default, aten.layer_norm.default,
+    aten.log_softmax.int, aten.masked_fill.Scalar, aten.max_pool1d.default, aten.mean.default, aten.reciprocal.default,
+    aten.repeat.default, aten.round.default, aten.scaled_dot_product_attention.default, aten.sum.dim_IntList,
+    aten.tile.default, aten.upsample_nearest2d.vec,
 )  # fmt: skip
+OF_ACTIVATIONS = (aten.mm.default, aten.matmul.default, aten.addmm.default)
 
 
 REASONS = MappingProxyType(
     dict.fromkeys(IN_FLOAT, "XNNPACK runs it in float, inside the delegate")
     | dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel")
+    | dict.fromkeys(OF_ACTIVATIONS, "both factors are computed at run time, and XNNPACK multiplies such in float only")
 )
 
 

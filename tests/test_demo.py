@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from demo import digits
 from demo.digits import PROMISES, Measured, broken_promises, main
 
 GOOD = Measured(
@@ -58,6 +59,12 @@ def test_the_demo_keeps_its_promises_and_leaves_its_files(tmp_path, capsys):
     assert json.loads((tmp_path / "report.json").read_text())
 
 
-def test_a_broken_promise_is_a_non_zero_exit(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROMISES, "the .pte is empty", lambda measured: measured.bytes_int8_pte == 0)
-    assert main(["--out", str(tmp_path), "--epochs", "1"]) == 1
+def test_a_broken_promise_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
+    class NoReport:
+        save = text = staticmethod(lambda *_: "")
+
+    monkeypatch.setattr(digits, "train", lambda *_, **__: None)
+    monkeypatch.setattr(digits, "quantize_and_measure", lambda *_: (None, replace(GOOD, delegates=2)))
+    monkeypatch.setattr(digits, "explain", lambda _: NoReport())
+    assert main(["--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("BROKEN") == 1

@@ -22,7 +22,7 @@ OURS = sorted(
     for path in (ROOT / room).rglob("*")
     if path.is_file() and "__pycache__" not in path.parts
 ) + [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml"} or path.name in {"Makefile", "LICENSE"}]
-LONGEST_FUNCTION, LONGEST_FILE = 60, 420  # lines; what can be read in one sitting
+LONGEST_FUNCTION, LONGEST_FILE = 60, 400  # lines; a file's without prose, blank lines and comments
 
 
 def named(path: Path) -> str:
@@ -31,6 +31,18 @@ def named(path: Path) -> str:
 
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def lines_of_code(text: str) -> int:
+    """Lines that are neither blank, nor a comment, nor part of a docstring."""
+    strings = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    prose = {line for node in strings for line in range(node.lineno, node.end_lineno + 1)}
+    lines = enumerate(text.splitlines(), 1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and at not in prose for at, line in lines)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=named)
@@ -54,7 +66,7 @@ def test_a_file_can_be_read_in_one_sitting(path):
         and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
     ]
     assert long == []
-    assert text.count("\n") <= LONGEST_FILE
+    assert lines_of_code(text) <= LONGEST_FILE
 
 
 @pytest.mark.parametrize("path", [path for path in LIBRARY if path.parts[-2] == "quantizers"], ids=named)

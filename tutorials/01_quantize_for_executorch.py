@@ -43,14 +43,13 @@ model.eval()  # batch norm must use its running statistics from here on: export 
 # 1. The whole job. Export gives a graph; the quantizer says which tensors become integers; prepare puts an observer on
 #    each of them; data shows the observers what values occur; convert turns ranges into scales; lowering makes a file.
 
-example = (images[:1],)  # one image at a time, as on a phone
-exported = torch.export.export(model, example)
+exported = torch.export.export(model, (images[:1],))  # one image at a time, as on a phone
 quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
 prepared = prepare_pt2e(exported, quantizer)
 for image in images[learn][:128].split(1):  # calibrate on data like that of later use, never on the held-back images
     prepared(image)
 converted = convert_pt2e(prepared)
-program = lower_to_executorch(converted, example)
+program = lower_to_executorch(converted)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 2. Read the converted graph. It does NOT call integer kernels. Around every operator it looks like this:

@@ -5,24 +5,28 @@ None of them changes a value. They edit a private copy, after `convert_pt2e` and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..graph import attribute, copy_origin, set_attribute, tidy
-from ..ops import DROPOUT, bind, is_value_preserving, mutates
-from .xnnpack_patterns import Q, grid, is_call, is_quantize, op_name
+from ..graph import attribute, copy_origin, free_name, insert_attribute, set_attribute, tidy
+from ..ops import DROPOUT, bind, is_value_preserving, mutates, set_argument
+from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_quantize, op_name, refusals
 
 __all__ = [
     "PASSES",
     "XNNPACK_PASSES",
     "cancel_requantize",
+    "own_biases",
     "own_storage",
+    "quantize_padding",
     "remove_identities",
     "spell_out_shapes",
+    "spell_out_strides",
     "split_into_slices",
 ]
 
@@ -37,10 +41,12 @@ _RESHAPES = frozenset(
 
 
 def remove_identities(gm: GraphModule) -> GraphModule:
-    """Drop dropout in inference, detach, and copies and views that change neither shape, dtype nor layout.
+    """Drop dropout in inference, detach, checks of dtypes, and copies and views that change nothing.
 
     Between an operator and its quantize each of them would keep the backend from seeing one integer kernel.
     """
+    for check in gm.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        gm.graph.erase_node(check)  # export leaves one beside each .to(); the dtypes are those of this graph
     writes = any(is_call(node) and mutates(node.target) for node in gm.graph.nodes)
     for node in list(gm.graph.nodes):
         if is_call(node) and _is_identity(node, writes) and not _passes_an_input_through(node):
@@ -113,6 +119,17 @@ def spell_out_shapes(gm: GraphModule) -> GraphModule:
     return tidy(gm)
 
 
+def spell_out_strides(gm: GraphModule) -> GraphModule:
+    """Write the stride of a max_pool2d that leaves it to its default, which is the kernel's size.
+
+    ExecuTorch 1.4 looks for it in the arguments and fails when there is none.
+    """
+    for node in gm.graph.nodes:
+        if is_call(node) and op_name(node) == "max_pool2d" and not bind(node)["stride"]:
+            set_argument(node, "stride", list(bind(node)["kernel_size"]))
+    return gm
+
+
 def split_into_slices(gm: GraphModule) -> GraphModule:
     """Write split, chunk, unbind and select as slices, which XNNPACK takes, of tensors whose shape is known."""
     for node in list(gm.graph.nodes):
@@ -128,10 +145,63 @@ def split_into_slices(gm: GraphModule) -> GraphModule:
     return tidy(gm)
 
 
+def own_biases(gm: GraphModule) -> GraphModule:
+    """Give a bias that several nodes read, as when a module is called twice, to each integer kernel as its own copy.
+
+    XNNPACK makes a bias an integer with the scale of input times weight, and does so once: for its first reader.
+    """
+    readers = Counter(str(node.target) for node in gm.graph.find_nodes(op="get_attr") for _ in node.users)
+    names = free_name(gm, "_bias_")
+    for node in list(gm.graph.nodes):
+        gemm = as_gemm(node)
+        if gemm is None or gemm.dynamic or gemm.bias is None or readers[str(gemm.bias.target)] < 2:
+            continue
+        value = constant(gemm.bias)
+        if value is not None:
+            with gm.graph.inserting_before(node):
+                copied = nn.Parameter(value.detach().clone(), requires_grad=False)
+                own = insert_attribute(gm, next(names), copied, like=gemm.bias, by="lowering")
+            node.replace_input_with(gemm.bias, own)
+    return tidy(gm)
+
+
+def quantize_padding(gm: GraphModule) -> GraphModule:
+    """Put quantize and dequantize, on the grid of the input, behind zeros padded to a dequantized tensor.
+
+    Zero and the tensor's own values lie on that grid, so no value changes. XNNPACK marks every such pad as one on
+    integers; when no integer kernel follows, its delegate would fail to load.
+    """
+    for node in list(gm.graph.nodes):
+        if not _pads_with_zeros(node) or any(is_quantize(user) for user in node.users):
+            continue
+        dequantize = node.all_input_nodes[0]
+        users = list(node.users)
+        gemm = as_gemm(users[0]) if len(users) == 1 else None
+        taken = gemm is not None and not any(refusals(gemm))
+        if dequantize.target is not Q.dequantize_per_tensor.default or taken:
+            continue
+        with gm.graph.inserting_after(node):
+            codes = _call(node, Q.quantize_per_tensor.default, node, *grid(dequantize))
+        for user in users:
+            with gm.graph.inserting_before(user):
+                value = _call(node, dequantize.target, codes, *dequantize.args[1:], **dequantize.kwargs)
+            user.replace_input_with(node, value)
+    return tidy(gm)
+
+
+def _pads_with_zeros(node: Node) -> bool:
+    if not is_call(node) or op_name(node) not in ("pad", "constant_pad_nd"):
+        return False
+    bound = bind(node)
+    return bound.get("mode", "constant") == "constant" and not bound["value"]
+
+
 PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (remove_identities, cancel_requantize, own_storage)
 """What every graph goes through."""
 
-XNNPACK_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (split_into_slices, spell_out_shapes)
+XNNPACK_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
+    split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
+)  # fmt: skip
 """What a graph for XNNPACK goes through afterwards."""
 
 

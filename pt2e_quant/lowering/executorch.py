@@ -175,8 +175,9 @@ def _explaining(what: str) -> Iterator[None]:
     except LoweringError:
         raise
     except Exception as error:
-        causes = [str(error).strip()]
-        while error.__cause__ is not None:  # ExecuTorch wraps what a pass raised
-            error = error.__cause__  # type: ignore[assignment]
-            causes.append(f"{type(error).__name__}: {str(error).strip()}")
-        raise LoweringError(f"{what}: {type(error).__name__}: " + "\n  because of ".join(causes)) from error
+        causes: list[str] = []
+        cause: BaseException | None = error
+        while cause is not None:  # ExecuTorch wraps what a pass raised
+            causes.append(f"{type(cause).__name__}: {str(cause).strip()}")
+            cause = cause.__cause__
+        raise LoweringError(f"{what}: " + "\n  because of ".join(causes)) from error

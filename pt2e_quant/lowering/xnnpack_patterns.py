@@ -76,7 +76,7 @@ class Gemm:
 
     Args:
         node: the operator.
-        activation, bias: its operands, as they stand in the graph.
+        activation, bias: its operands; in front of a convolution, zeros padded to the activation are part of it.
         weight: the dequantize of its weight.
         quantize: the quantize of its output, behind an optional relu or hardtanh that fuses; None without one.
         dynamic: the activation's qparams are computed while the program runs.
@@ -152,6 +152,8 @@ def as_gemm(node: Node) -> Gemm | None:
     activation, weight, bias = bound[names[0]], bound[names[1]], bound.get(names[2])
     if not isinstance(activation, Node) or not is_dequantize(weight):
         return None
+    if node.target in (*CONV, *CONVOLUTION) and _is_padding(activation) and not is_conv_transpose(node):
+        activation = activation.all_input_nodes[0]  # the convolution's kernel pads, too
     dynamic = is_dequantize(activation) and _is_chosen_while_running(activation)
     return Gemm(node, activation, weight, bias, _output_quantize(node, _FUSED), dynamic)
 
@@ -208,9 +210,19 @@ def _dynamic_refusals(gemm: Gemm) -> Iterator[str]:
         yield "its activation is quantized dynamically, for which XNNPACK needs per-channel weights"
     if gemm.node.target in (*CONV, *CONV_TRANSPOSE, *CONVOLUTION):
         shape = gemm.weight.meta["val"].shape
-        bound = bind(gemm.node)
-        if len(shape) != 4 or (shape[1] == 1 and bound["groups"] > 1) or is_conv_transpose(gemm.node):
+        if len(shape) != 4 or shape[1] == 1 or is_conv_transpose(gemm.node):  # one channel counts as depthwise
             yield "XNNPACK quantizes dynamically for 2-D convolutions that are neither depthwise nor transposed"
+
+
+def _is_padding(node: Node) -> bool:
+    """A pad with zeros around the image that only one node reads."""
+    if not is_call(node) or op_name(node) not in ("pad", "constant_pad_nd") or len(node.users) != 1:
+        return False
+    bound, dimensions = bind(node), rank(node)
+    amounts = list(bound["pad"])
+    zeros = bound.get("mode", "constant") == "constant" and not bound["value"]
+    inside = dimensions is not None and not any(amounts[2 * (dimensions - 2) :])
+    return zeros and inside and all(isinstance(amount, int) and amount >= 0 for amount in amounts)
 
 
 def _is_per_channel(dequantize: Node) -> bool:

@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+from torch._ops import OpOverloadPacket
 from torch.fx import GraphModule, Node
 
 from ..errors import CalibrationError, ConversionError
@@ -165,12 +166,30 @@ def _emit(gm: GraphModule, calls: list[Node], silent: set[str]) -> dict[str, QPa
             call.replace_all_uses_with(call.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(call)
         elif hasattr(observer, "convert"):
-            observer.convert(gm, call)  # observers of other packages may write their own q/dq
+            _convert_itself(gm, call, observer)
         else:
             if name not in known:
                 known[name] = read_qparams(observer)
             emitter.replace(call, known[name])
+    _name_overloads(gm)
     return known
+
+
+def _convert_itself(gm: GraphModule, call: Node, observer: Any) -> None:
+    """Let an observer of another package write its own q/dq; what its readers read then is recorded like ours."""
+    readers = list(call.users)
+    observer.convert(gm, call)
+    for made in {source for reader in readers for source in reader.all_input_nodes}:
+        if "val" in call.meta and "val" not in made.meta and made.op != "get_attr":
+            set_value(copy_origin(made, call, "convert_pt2e"), call.meta["val"])
+
+
+def _name_overloads(gm: GraphModule) -> None:
+    """Other packages call torch.ops.x.f where exported graphs have torch.ops.x.f.default; folding looks at that."""
+    for node in gm.graph.nodes:
+        if isinstance(node.target, OpOverloadPacket) and len(node.target.overloads()) == 1:
+            node.target = getattr(node.target, node.target.overloads()[0])
+            copy_origin(node, node.all_input_nodes[0], "convert_pt2e")
 
 
 def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:

@@ -10,7 +10,16 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CaptureError, locate
-from ..graph import ExportedModule, collector_paused, copy_origin, finish, free_name, set_value
+from ..graph import (
+    ExportedModule,
+    attribute,
+    collector_paused,
+    copy_origin,
+    finish,
+    free_name,
+    is_guard,
+    set_value,
+)
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
@@ -58,7 +67,7 @@ def prepare_pt2e(
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
     captured = capture(model)
-    gm = run_pass(quantizer.transform_for_annotation, captured.gm)
+    gm = run_pass(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
     gm = run_pass(quantizer.annotate, gm)
     quantizer.validate(gm)
     plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)
@@ -79,6 +88,26 @@ def prepare_pt2e(
         example_inputs=captured.example_inputs,
     )
     return finish(gm)
+
+
+def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
+    """The quantizer's rewrites. Meanwhile the guard of the input shapes is out: passes that trace refuse its call."""
+    guards = [(node.name, str(node.target), node.all_input_nodes) for node in gm.graph.nodes if is_guard(node)]
+    for node in filter(is_guard, list(gm.graph.nodes)):
+        gm.graph.erase_node(node)
+    transformed = quantizer.transform_for_annotation(gm)
+    for name, target, inputs in guards if isinstance(transformed, GraphModule) else ():
+        named = {node.name: node for node in transformed.graph.nodes}
+        if any(node.name not in named for node in inputs):
+            continue  # the rewrites changed the signature that it guards
+        if not hasattr(transformed, target):
+            transformed.add_module(target, attribute(gm, target))
+        first_op = next(node for node in transformed.graph.nodes if node.op not in ("placeholder", "get_attr"))
+        with transformed.graph.inserting_before(first_op):
+            guard = transformed.graph.call_module(target, tuple(named[node.name] for node in inputs))
+        if name not in named:
+            guard.name = name  # the graph remembers the name as taken
+    return transformed
 
 
 def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> None:
@@ -112,6 +141,7 @@ def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:
 def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list[str]) -> list[PointRecord]:
     watched: dict[int, Node] = {}
     records = []
+    calibrated = {id(observers[point.group]) for point in plan.points if not point.constant}
     last_input = next((node for node in reversed(gm.graph.nodes) if node.op == "placeholder"), None)
     locations = [locate(_spoken_for(point)) for point in plan.points]  # of the model, before observers stand in it
     for point, location in zip(plan.points, locations, strict=True):
@@ -119,8 +149,9 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
         if not getattr(observer, "site", ""):
             observer.site = location  # type: ignore[assignment]
         value = watched.get(id(point.source), point.producer)
-        # Fake-quantizers must round weights in every training step; an observer sees a weight once, at convert.
-        deferred = point.constant and not is_fake_quantizer(observer)
+        # Fake-quantizers must round weights in every training step; an observer sees a weight once, at convert, unless
+        # it sees activations as well: an average over batches depends on what comes in between.
+        deferred = point.constant and not is_fake_quantizer(observer) and id(observer) not in calibrated
         behind = last_input if value.op == "placeholder" and last_input is not None else value
         with gm.graph.inserting_after(behind):
             node = gm.graph.get_attr(name) if deferred else gm.graph.call_module(name, (value,))

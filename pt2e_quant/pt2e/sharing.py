@@ -2,8 +2,9 @@
 
 A *site* is the output of a node or one use of it (an edge). Two things join sites into a group:
 1. a SharedQuantizationSpec joins a site with the one that it names;
-2. uses of one tensor are joined with each other and with its output when their specs are equal and the consumer's
-   annotation allows implicit sharing. A use whose spec differs is requantized instead.
+2. uses of one tensor are joined with each other and with its output when their specs ask for the same integers
+   (`spec_key`) and the consumer's annotation allows implicit sharing. The observer is that of the output, without one
+   that of the first use in the graph. A use whose spec differs is requantized instead.
 Joining is symmetric and transitive, so neither the order of annotations nor the choice of anchor matters.
 """
 
@@ -115,8 +116,8 @@ def _join_uses(
         root = sets.find(site)
         key = (site if isinstance(site, Node) else site[0], spec_key(concrete[root]))
         if key in first_of:
-            spec = concrete[root]
-            concrete[sets.union(site, first_of[key])] = spec
+            spec = concrete[sets.find(first_of[key])]
+            concrete[sets.union(first_of[key], site)] = spec
         else:
             first_of[key] = site
 

@@ -37,7 +37,11 @@ def spec_kind(spec: Any) -> SpecKind:
 
 
 def spec_key(spec: Any) -> Hashable:
-    """Two specs with equal keys ask for the same observer, so that two uses of one tensor may share it."""
+    """Two specs with equal keys ask for the same integers, so that two uses of one tensor may share an observer.
+
+    How the range of a tensor is found (class and arguments of a static observer) does not count: quantizing a tensor
+    to the same integers twice, with two guesses at its range, would only lose accuracy.
+    """
     common = tuple(
         getattr(spec, name, None) for name in ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
     )
@@ -46,7 +50,13 @@ def spec_key(spec: Any) -> Hashable:
         return kind, common, float(spec.scale), int(spec.zero_point)
     if kind == "derived":
         return kind, common, tuple(spec.derived_from), spec.derive_qparams_fn
-    return kind, common, _constructor_key(spec.observer_or_fake_quant_ctr)
+    constructor = spec.observer_or_fake_quant_ctr
+    return kind, common, _constructor_key(constructor) if _says_more_than_a_range(spec, constructor) else None
+
+
+def _says_more_than_a_range(spec: Any, constructor: Any) -> bool:
+    """True where dtype, bounds, scheme and axis do not say all: qparams at run time, and observers that write q/dq."""
+    return bool(getattr(spec, "is_dynamic", False)) or hasattr(_class_of(constructor), "convert")
 
 
 def _constructor_key(constructor: Any) -> Hashable:
@@ -66,10 +76,16 @@ def _argument_key(value: Any) -> Hashable:
 
 def constructor_name(constructor: Any) -> str:
     """'HistogramObserver' for the class, for Class.with_args(...) and for a partial of it."""
+    constructor = _class_of(constructor)
+    return getattr(constructor, "__name__", type(constructor).__name__)
+
+
+def _class_of(constructor: Any) -> Any:
+    """What is called in the end, behind Class.with_args(...) and functools.partial."""
     constructor = getattr(constructor, "p", constructor)
     while isinstance(constructor, functools.partial):
-        constructor = constructor.func
-    return getattr(constructor, "__name__", type(constructor).__name__)
+        constructor = getattr(constructor.func, "p", constructor.func)
+    return constructor
 
 
 def describe_site(site: EdgeOrNode) -> str:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from ..ops import mutated_arguments
+from ..ops import has_hidden_alias, mutated_arguments
 
 __all__ = ["overwritten", "overwritten_reason"]
 
@@ -23,23 +23,19 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
     That is the written tensor itself, when it lives on outside the graph (a parameter, a buffer, an input) or another
     name of its memory is read behind the write; and those other names.
     """
-    position = {node: index for index, node in enumerate(graph.nodes)}
+    last_read = {source: index for index, node in enumerate(graph.nodes) for source in node.all_input_nodes}
     base: dict[Node, Node] = {}
-    names: dict[Node, list[Node]] = defaultdict(list)
-    writes: list[tuple[Node, Node]] = []
-    for node in graph.nodes:
-        base[node] = base[source] if (source := _memory_of(node)) is not None else node
-        names[base[node]].append(node)
-        writes += [(node, target) for target in _written(node)]
+    names: dict[Node, list[Node]] = defaultdict(list)  # of the memory of each base, those that may still be read
     found: dict[Node, Node] = {}
-    for write, target in writes:
-        stale = [
-            name
-            for name in names[base[target]]
-            if position[name] < position[write] and any(position[user] > position[write] for user in name.users)
-        ]
-        if stale or base[target].op in ("get_attr", "placeholder"):
-            found.update(dict.fromkeys((target, *stale), write))
+    for index, node in enumerate(graph.nodes):
+        for target in _written(node):
+            memory = base[target]
+            names[memory] = [name for name in names[memory] if last_read.get(name, -1) > index]
+            if names[memory] or memory.op in ("get_attr", "placeholder"):
+                found.update(dict.fromkeys((target, *names[memory]), node))
+        shared = _memory_of(node)
+        base[node] = node if shared is None else base[shared]
+        names[base[node]].append(node)
     return found
 
 
@@ -48,11 +44,13 @@ def overwritten_reason(tensor: Node, write: Node) -> str:
 
 
 def _memory_of(node: Node) -> Node | None:
-    """The argument in whose memory the result of a view or an in-place op lies, by the schema of the op."""
+    """The argument in whose memory the result of a view or an in-place op lies."""
     if node.op != "call_function":
         return None
     if node.target is operator.getitem:
         return node.args[0]  # type: ignore[return-value]  # one of the views that split returns
+    if has_hidden_alias(node):
+        return node.args[0]  # type: ignore[return-value]
     if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):
         return None
     shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)

@@ -60,6 +60,12 @@ class RuleQuantizer(Quantizer):
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def selects_by_module(self) -> bool:
+        """A selector reads where a node comes from: by module name or type, or in a function of the user."""
+        targets = self._targets
+        return bool(targets.module_names or targets.module_types or targets.filter_function)
+
     def set_global(self: Self, config: QuantizationConfig | None) -> Self:
         """Configuration of every node that no other selector matches; None is float."""
         self._targets.everything = config

@@ -60,7 +60,7 @@ def sites(gm: GraphModule) -> dict[str, Site]:
     labels = _labels(gm)
     found = {}
     for node in gm.graph.nodes:
-        if node.op == "output" or (node.op == "call_function" and node in labels):
+        if node.op == "output" or (node.op.startswith("call_") and node in labels):
             leaves, _ = _pytree.tree_flatten((node.args, node.kwargs))
             name = "output" if node.op == "output" else labels[node]
             for position, leaf in enumerate(leaves):
@@ -106,6 +106,10 @@ def _labels(gm: GraphModule) -> dict[Node, str]:
             target = str(node.target).removeprefix("aten.")
             labels[node] = f"{target}#{numbers[target]}"
             numbers[target] += 1
+        elif node.op == "call_module" and node.target != "_guards_fn":
+            kind = type(gm.get_submodule(str(node.target))).__name__
+            labels[node] = f"{kind}#{numbers[kind]}"
+            numbers[kind] += 1
     return labels
 
 

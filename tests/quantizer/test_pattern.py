@@ -258,7 +258,9 @@ def test_parameters_and_what_is_computed_from_them_are_constant():
 # --- what is no pattern -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [torch.relu, aten.relu, operator.add, "relu"], ids=str)
+@pytest.mark.parametrize(
+    "target", [torch.relu, aten.relu, operator.add, "relu"], ids=["function", "packet", "python operator", "name"]
+)
 def test_an_op_is_declared_by_its_overload(target):
     with pytest.raises(AnnotationError, match=r"op\(\) takes overloads such as torch\.ops\.aten\.relu\.default"):
         op(target)

@@ -21,11 +21,14 @@ from tests.nets import randomize
 
 __all__ = ["RECIPES", "Net", "Outcome", "Row", "after_conv", "chain", "outcomes", "report"]
 
+_PER_CHANNEL = get_symmetric_quantization_config(is_per_channel=True)
 RECIPES = {
-    "per channel": {"is_per_channel": True},
-    "per tensor": {"is_per_channel": False},
-    "dynamic": {"is_per_channel": True, "is_dynamic": True},
-    "dynamic per tensor": {"is_per_channel": False, "is_dynamic": True},
+    "per channel": _PER_CHANNEL,
+    "per tensor": get_symmetric_quantization_config(is_per_channel=False),
+    "dynamic": get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True),
+    "dynamic per tensor": get_symmetric_quantization_config(is_per_channel=False, is_dynamic=True),
+    "weight only": _PER_CHANNEL.weight_only(),
+    "activation only": _PER_CHANNEL.activation_only(),
 }
 
 
@@ -60,14 +63,22 @@ class Outcome:
 
     kernels:     precision ('int8', 'dynamic', 'float') of each operator inside a delegate, with the operator
     undelegated: operators outside every delegate
-    error:       largest difference from the converted graph; in steps of the output's grid where it has one
+    error:       largest difference from the converted graph
+    step:        scale of the output; None when it is floating point
     varies:      the output holds more than one value
     """
 
     kernels: list[tuple[str, str]]
     undelegated: list[str]
     error: float
+    step: float | None
     varies: bool
+
+    @property
+    def steps(self) -> float:
+        """The error in steps of the output's grid (LSB)."""
+        assert self.step is not None
+        return self.error / self.step
 
 
 def chain(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -79,9 +90,9 @@ def after_conv(function: Callable[[Tensor], Tensor]) -> Row:
     return Row(lambda: Net(lambda net, x: function(net.conv(x)), conv=nn.Conv2d(3, 4, 1)), ((2, 3, 6, 6),))
 
 
-def report(row: Row) -> Report:
-    """The report after prepare, of the row alone."""
-    exported = torch.export.export(randomize(row.make()).eval(), row.inputs())
+def report(row: Row, **options: Any) -> Report:
+    """The report after prepare, of the row alone; `options` go to torch.export."""
+    exported = torch.export.export(randomize(row.make()).eval(), row.inputs(), **options)
     return explain(prepare_pt2e(exported, _quantizer(row.recipe), allow_empty=True))
 
 
@@ -103,11 +114,11 @@ def outcomes(rows: dict[str, Row]) -> dict[str, Outcome]:
     steps = [_step(node) for node in converted.graph.output_node().args[0]]
     found = {}
     for place, (key, name) in enumerate(names.items()):
-        error = float((got[place] - expected[key]).abs().max())
         found[name] = Outcome(
             [(kernel.op, kernel.precision) for kernel in program.kernels if _inside(home.get(kernel.node), key)],
             [left.op for left in program.undelegated if _inside(left.module, key)],
-            error / steps[place],
+            float((got[place] - expected[key]).abs().max()),
+            steps[place],
             bool(got[place].unique().numel() > 1),
         )
     return found
@@ -123,13 +134,12 @@ class _Table(nn.Module):
 
 
 def _quantizer(recipe: str) -> XNNPACKQuantizer:
-    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**RECIPES[recipe]))
+    return XNNPACKQuantizer().set_global(RECIPES[recipe])
 
 
 def _inside(module: str | None, key: str) -> bool:
     return module is not None and f"{module}.".startswith(f"rows.{key}.")
 
 
-def _step(node: torch.fx.Node) -> float:
-    """Scale of an output that is dequantized with one scale; 1 for a floating-point output."""
-    return node.args[1] if "dequantize_per_tensor.default" in str(node.target) else 1.0
+def _step(node: torch.fx.Node) -> float | None:
+    return node.args[1] if "dequantize_per_tensor.default" in str(node.target) else None

@@ -1,0 +1,75 @@
+"""The hypothesis strategy for small exported models. Needs the extra `testing`; see `sketch` for what it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..errors import QuantizationError
+from .sketch import STARTS, Sketch, Step
+from .steps import OPS
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+__all__ = ["MissingDependencyError", "aten_graphs"]
+
+
+class MissingDependencyError(QuantizationError, ImportError):
+    """A package of the extra `testing` is not installed."""
+
+
+def aten_graphs(
+    *,
+    max_steps: int = 8,
+    ops: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    starts: Iterable[str] = tuple(STARTS),
+) -> SearchStrategy[Sketch]:
+    """Small float models: `drawn.exported` is the ExportedProgram, `drawn.inputs` and `drawn.batches(n)` its inputs.
+
+    A failing example shrinks to few steps of simple ops, and prints as the code that makes it again.
+
+        @given(aten_graphs())
+        def test_my_quantizer_survives(sketch):
+            prepared = prepare_pt2e(sketch.exported, MyQuantizer())
+            prepared(*sketch.inputs)
+            convert_pt2e(prepared)(*sketch.inputs)
+
+    Args:
+        max_steps: most steps of a model; a step is one op or a few.
+        ops: names of the steps to draw from, of `pt2e_quant.testing.OPS`; all of them by default.
+        without: names to leave out.
+        starts: shapes of the input to draw from, of `pt2e_quant.testing.STARTS`.
+
+    Raises:
+        MissingDependencyError: hypothesis is not installed.
+        QuantizationError: a name is unknown, or none is left.
+    """
+    try:
+        from hypothesis import strategies as st
+    except ImportError as error:
+        raise MissingDependencyError(
+            "aten_graphs() draws its models with hypothesis, which is not installed; "
+            "run: pip install 'pt2e-quant[testing]'"
+        ) from error
+    names = _chosen(OPS if ops is None else ops, set(without), OPS)
+    small = st.integers(0, 3)
+    steps = st.builds(Step, st.sampled_from(names), small, small, st.integers(0, 11))
+    return st.builds(
+        Sketch,
+        st.sampled_from(_chosen(starts, set(), STARTS)),
+        st.lists(steps, min_size=1, max_size=max_steps).map(tuple),
+        st.integers(0, 3),
+    )
+
+
+def _chosen(names: Iterable[str], without: set[str], known: Iterable[str]) -> list[str]:
+    wanted = set(names)
+    unknown = (wanted | without) - set(known)
+    if unknown:
+        raise QuantizationError(f"unknown: {', '.join(sorted(unknown))}; there is {', '.join(known)}")
+    chosen = [name for name in known if name in wanted - without]
+    if not chosen:
+        raise QuantizationError(f"nothing is left to draw from; there is {', '.join(known)}")
+    return chosen

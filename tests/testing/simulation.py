@@ -1,0 +1,145 @@
+"""The quantized model computed once more, by hand: float ops on values that are rounded where the annotations say so.
+
+Shares no code with prepare and convert but the plan (which site belongs to which group) and the names in the report. The
+qparams come from the smallest and largest values by the formula of the spec; rounding is four lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from pt2e_quant.graph import is_guard
+from pt2e_quant.pt2e.capture import capture
+from pt2e_quant.pt2e.plan import make_plan
+from pt2e_quant.specs import integer_range, is_per_channel, is_symmetric
+from pt2e_quant.testing import Sketch
+
+__all__ = ["QParams", "Simulation", "sqnr"]
+
+EPS = 2**-20
+
+
+@dataclass(frozen=True)
+class QParams:
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+
+    def round(self, x: Tensor) -> Tensor:
+        """x on the grid of these qparams, in the arithmetic of the q/dq ops: divide by multiplying with 1 / scale."""
+        q = torch.clamp(torch.round(x * (1.0 / self.scale)) + self.zero_point, self.low, self.high)
+        return (q - self.zero_point) * self.scale
+
+
+class Simulation:
+    """One sketch under one quantizer whose specs are static and observed by the smallest and largest value.
+
+    batches: what the model is calibrated with.
+    """
+
+    def __init__(self, sketch: Sketch, quantizer: Any, batches: Sequence[tuple[Tensor, ...]]) -> None:
+        gm = quantizer.annotate(quantizer.transform_for_annotation(capture(sketch.exported).gm))
+        self._gm = gm
+        self.plan = make_plan(gm, "simulation")
+        ranges = _Ranges(gm, {site: number for site, number in self.plan.group_of.items()}, self.plan.groups)
+        with torch.no_grad():
+            for batch in batches:
+                ranges.run(*batch)
+        self.rms = ranges.rms
+        self.qparams = [_by_hand(group.spec, *ranges.ends[number]) for number, group in enumerate(self.plan.groups)]
+
+    def run(self, inputs: tuple[Tensor, ...], only: int | None = None) -> list[Any]:
+        """All outputs; `only` rounds one group and leaves the others in float."""
+        rounding = _Rounding(self._gm, self.plan.group_of, self.qparams, only)
+        with torch.no_grad():
+            return tree_leaves(rounding.run(*(value.clone() for value in inputs)))
+
+
+def _by_hand(spec: Any, low: Tensor, high: Tensor) -> QParams:
+    whole = integer_range(spec.dtype)
+    q_low = whole[0] if spec.quant_min is None else spec.quant_min
+    q_high = whole[1] if spec.quant_max is None else spec.quant_max
+    low, high = torch.clamp(low, max=0.0), torch.clamp(high, min=0.0)
+    eps = torch.tensor(getattr(spec.observer_or_fake_quant_ctr, "p").keywords.get("eps", 0.0))
+    if is_symmetric(spec.qscheme):
+        scale = torch.maximum(torch.maximum(-low, high) / ((q_high - q_low) / 2), eps)
+        return QParams(scale, torch.zeros_like(scale), q_low, q_high)
+    scale = torch.maximum((high - low) / (q_high - q_low), eps)
+    zero_point = torch.clamp(q_low - torch.round(low / scale), q_low, q_high)
+    return QParams(scale, zero_point, q_low, q_high)
+
+
+class _Ranges(Interpreter):
+    """Runs the float model and keeps the range of every group: over its members, and over batches."""
+
+    def __init__(self, gm: GraphModule, group_of: dict[Any, int], groups: list[Any]) -> None:
+        super().__init__(gm)
+        self.ends: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rms: dict[int, float] = {}
+        self._groups = groups
+        self._groups_of_value: dict[Node, set[int]] = {}
+        for site, number in group_of.items():
+            self._groups_of_value.setdefault(site if isinstance(site, Node) else site[0], set()).add(number)
+
+    def run_node(self, n: Node) -> Any:
+        if is_guard(n):
+            return None
+        value = super().run_node(n)
+        for number in self._groups_of_value.get(n, ()):
+            spec = self._groups[number].spec
+            dims = tuple(range(value.dim()))
+            if is_per_channel(spec.qscheme):
+                dims = tuple(dim for dim in dims if dim != spec.ch_axis % value.dim())
+            low = value.amin(dims, keepdim=True) if dims else value.clone()
+            high = value.amax(dims, keepdim=True) if dims else value.clone()
+            if not is_per_channel(spec.qscheme):
+                low, high = low.reshape(()), high.reshape(())
+            if number in self.ends:
+                low, high = torch.minimum(low, self.ends[number][0]), torch.maximum(high, self.ends[number][1])
+            self.ends[number] = low, high
+            rms = float(value.double().square().mean().sqrt())
+            self.rms[number] = min(rms, self.rms.get(number, math.inf))
+        return value
+
+
+class _Rounding(Interpreter):
+    """Runs the float model on rounded values: each output that is claimed, and behind it each use that is claimed."""
+
+    def __init__(self, gm: GraphModule, group_of: dict[Any, int], qparams: list[QParams], only: int | None) -> None:
+        super().__init__(gm)
+        self._group_of, self._qparams, self._only = group_of, qparams, only
+
+    def run_node(self, n: Node) -> Any:
+        return None if is_guard(n) else super().run_node(n)
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[Any, Any]:
+        def seen(source: Node) -> Any:
+            value = self.env[source]
+            output, use = self._group_of.get(source), self._group_of.get((source, n))
+            if output is not None:
+                value = self._round(value, output)
+            return value if use is None or use == output else self._round(value, use)
+
+        return torch.fx.node.map_arg(n.args, seen), torch.fx.node.map_arg(n.kwargs, seen)
+
+    def _round(self, value: Tensor, group: int) -> Tensor:
+        return value if self._only not in (None, group) else self._qparams[group].round(value)
+
+
+def sqnr(actual: Sequence[Any], expected: Sequence[Any]) -> float:
+    """Signal to quantization noise in dB, over all float outputs together."""
+    pairs = [(a.double(), e.double()) for a, e in zip(actual, expected, strict=True) if e.is_floating_point()]
+    signal = sum(float(e.square().sum()) for _, e in pairs)
+    noise = sum(float((a - e).square().sum()) for a, e in pairs)
+    if noise == 0.0:
+        return math.inf
+    return -math.inf if signal == 0.0 else 10 * math.log10(signal / noise)

@@ -1,0 +1,97 @@
+"""Random models under random configurations: the whole way works, or a typed error says why not.
+
+`make test` draws 100 models, `make test-all` 2,000 more; each goes through two recipes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from pt2e_quant import QuantizationError, Report, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.testing import Sketch, aten_graphs, check_converted
+from tests.testing.recipes import STATIC_INT8, Recipe, recipes
+from tests.testing.simulation import Simulation, sqnr
+
+ENOUGH = 20.0  # dB
+
+
+def run(model: GraphModule, inputs: tuple[Tensor, ...]) -> list[Any]:
+    """All outputs; on copies, since some models write to their inputs."""
+    with torch.no_grad():
+        return tree_leaves(model(*(value.clone() for value in inputs)))
+
+
+def survive(sketch: Sketch, recipe: Recipe) -> GraphModule | None:
+    """Prepare, calibrate, convert and run; None when a typed error says that it cannot be done."""
+    batches = sketch.batches(3)
+    try:
+        prepared = prepare_pt2e(sketch.exported, recipe.make())
+        for batch in batches:
+            run(prepared, batch)
+        before = run(prepared, batches[0])
+        converted = convert_pt2e(prepared)
+    except QuantizationError as error:
+        event(f"{type(error).__name__}")
+        assert str(error).strip()
+        return None
+    # Observers change nothing. What differs is the rounding of float32, where a batch norm was folded.
+    for actual, expected in zip(before, run(sketch.exported.module(), batches[0]), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    outputs = run(converted, batches[0])
+    assert [output.shape for output in outputs] == [output.shape for output in before]
+    assert [output.dtype for output in outputs] == [output.dtype for output in before]
+    assert all(bool(output.isfinite().all()) for output in outputs)
+    assert check_converted(converted, batches[0]) == []
+    report = explain(converted)
+    assert Report.from_json(report.to_json()).text() == report.text()
+    event("quantized")
+    return converted
+
+
+def agree_with_hand_arithmetic(sketch: Sketch, recipe: Recipe, converted: GraphModule) -> None:
+    """A static int8 model is the float model on rounded values, and close to it; or the report names the reason."""
+    batches = sketch.batches(3)
+    simulation = Simulation(sketch, recipe.make(), batches)
+    groups = explain(converted).groups
+    assert len(groups) == len(simulation.qparams)
+    for group, qparams in zip(groups, simulation.qparams, strict=True):
+        torch.testing.assert_close(torch.tensor(group.scale).reshape(qparams.scale.shape), qparams.scale)
+        assert torch.tensor(group.zero_point).flatten().tolist() == qparams.zero_point.flatten().tolist()
+    actual, by_hand = run(converted, batches[0]), simulation.run(batches[0])
+    assert sqnr(actual, by_hand) > 80.0  # the same ops on the same numbers; what is left is the order of float32 sums
+    exact = run(sketch.exported.module(), batches[0])
+    if sqnr(actual, exact) < ENOUGH:
+        event("below 20 dB")
+        blame(sketch, simulation, explain(converted), batches[0], exact)
+
+
+def blame(sketch: Sketch, simulation: Simulation, report: Report, inputs: tuple[Tensor, ...], exact: list[Any]) -> None:
+    raise NotImplementedError(f"{sketch} {report}")
+
+
+@settings(max_examples=100, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(aten_graphs(), recipes(), st.sampled_from(STATIC_INT8))
+def test_a_random_model_is_quantized_or_refused_with_a_reason(sketch, recipe, static):
+    survive(sketch, recipe)
+    converted = survive(sketch, static)
+    if converted is not None:
+        agree_with_hand_arithmetic(sketch, static, converted)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(aten_graphs(max_steps=12), recipes(), st.sampled_from(STATIC_INT8))
+def test_two_thousand_random_models_are_quantized_or_refused_with_a_reason(sketch, recipe, static):
+    survive(sketch, recipe)
+    converted = survive(sketch, static)
+    if converted is not None:
+        agree_with_hand_arithmetic(sketch, static, converted)
