@@ -157,6 +157,46 @@ def test_a_module_called_twice_folds_once_into_parameters_that_both_calls_share(
     gm = folds(Twice(), torch.randn(2, 3, 8))
     first, second = calls(gm, aten.conv1d.default)
     assert first.args[1:3] == second.args[1:3]
+    assert sorted(gm.state_dict()) == ["conv.bias", "conv.weight"]
+
+
+class TwiceAndOnce(Twice):
+    """The same, with a further batch norm behind one of the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.further = nn.BatchNorm1d(6, eps=1e-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.further(self.norm(self.conv(x))), self.norm(self.conv(x * 2))], 1)
+
+
+def test_a_module_called_twice_folds_apart_where_more_stands_behind_one_call():
+    gm = folds(TwiceAndOnce(), torch.randn(2, 3, 8))
+    first, second = calls(gm, aten.conv1d.default)
+    assert first.args[1] is not second.args[1]
+
+
+class Functional(nn.Module):
+    """A batch norm whose result two others read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.one, self.other = nn.Conv1d(3, 6, 3), *(nn.BatchNorm1d(6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return self.one(x) + self.other(x)
+
+
+@pytest.mark.parametrize("decompose", [True, False], ids=["core aten", "aten"])
+def test_batch_norms_behind_a_folded_one_stay_where_it_has_two_readers(decompose):
+    x = torch.randn(2, 3, 8)
+    model = randomize(Functional()).eval()
+    exported = torch.export.export(model, (x,))
+    gm = captured(exported.run_decompositions() if decompose else exported)
+    assert len(norms(gm)) == 2
+    assert relative_error(gm(x), model(x)) < REASSOCIATION
 
 
 def test_a_weight_shared_by_two_batch_norms_becomes_two_weights():

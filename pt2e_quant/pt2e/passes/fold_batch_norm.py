@@ -10,6 +10,7 @@ stays and the reason is recorded on it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -37,16 +38,18 @@ def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphMod
     if not norms:
         return gm
     constants = Constants(gm)
-    folder = _Folder(gm, constants)
-    for node in norms:
-        reason = _obstacle(node, constants)
+    layer_of: dict[Node, Node] = {}
+    for norm in norms:
+        source = _source(norm)
+        layer = layer_of.get(source, source) if isinstance(source, Node) else source
+        reason = _obstacle(norm, layer, constants)
         if reason is not None:
-            refuse(node, "fold_batch_norm", reason)
+            refuse(norm, "fold_batch_norm", reason)
             continue
-        producer = bind(node)["input"]
+        layer_of[norm] = layer
         if notes is not None:
-            notes.append(f"{node.name} into {producer.name}")
-        folder.fold(producer, node)
+            notes.append(f"{norm.name} into {layer.name}")
+    _Folder(gm, constants, layer_of).run()
     return tidy(gm)
 
 
@@ -54,30 +57,45 @@ def _is_batch_norm(node: Node) -> bool:
     return node.op == "call_function" and node.target in BATCH_NORM
 
 
-def _obstacle(norm: Node, constants: Constants) -> str | None:
-    """Why this batch norm cannot be folded into its input, None when it can."""
+def _is_getitem(node: Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _source(norm: Node) -> Any:
+    """What computes the input of a batch norm; functional batch norms return a tuple, which a getitem takes apart."""
+    source = bind(norm)["input"]
+    return source.args[0] if isinstance(source, Node) and _is_getitem(source) else source
+
+
+def _readers(node: Node) -> int:
+    """How many nodes read the tensor that a layer or a batch norm computes."""
+    return sum(len(user.users) if _is_getitem(user) else 1 for user in node.users)
+
+
+def _obstacle(norm: Node, layer: Any, constants: Constants) -> str | None:
+    """Why this batch norm cannot be folded into a layer (through those before it), None when it can."""
     arguments = bind(norm)
-    producer = arguments["input"]
     if arguments.get("running_mean") is None or arguments.get("running_var") is None:
         return "it has no running statistics (track_running_stats=False)"
     if _trains(norm, arguments):
         return (
             "captured in training mode, it normalizes with the batch's own statistics; call model.eval() before export"
         )
-    if not _is_foldable(producer):
+    if not _is_foldable(layer):
         return "its input is not computed by a convolution or linear"
-    if len(producer.users) != 1:
-        return f"{producer.name} has {len(producer.users)} users, folding would change what the others see"
-    if any(not _used_as_tensor(user) for user in norm.users):
+    source = _source(norm)
+    if _readers(source) != 1:
+        return f"{source.name} has {_readers(source)} users, folding would change what the others see"
+    if any(_is_getitem(user) and user.args[1] != 0 for user in norm.users):
         return "its saved statistics are used by the graph"
-    inputs = [bind(producer)["weight"], bind(producer)["bias"], *(arguments[name] for name in _NORM_TENSORS)]
+    inputs = [bind(layer)["weight"], bind(layer)["bias"], *(arguments[name] for name in _NORM_TENSORS)]
     moving = next((value for value in inputs if value is not None and value not in constants), None)
     if moving is not None:
         return f"{moving.name} is not a constant of the model"
-    value = producer.meta.get("val")
+    value = layer.meta.get("val")
     if not isinstance(value, Tensor) or value.dim() != constants.value(inputs[0]).dim():
         # a linear on 3-d input, a convolution without a batch
-        return f"it normalizes dimension 1, which does not hold the channels of {producer.name}"
+        return f"it normalizes dimension 1, which does not hold the channels of {layer.name}"
     return None
 
 
@@ -92,69 +110,75 @@ def _is_foldable(node: object) -> bool:
     return isinstance(node, Node) and (node.target in LINEAR or is_conv(node) or is_conv_transpose(node))
 
 
-def _used_as_tensor(user: Node) -> bool:
-    """Functional batch norms return (output, saved mean, saved variance): only item 0 survives folding."""
-    return getattr(user.target, "__name__", "") != "getitem" or bool(user.args[1] == 0)
+Key = tuple[object, ...]
 
 
 class _Folder:
-    """Folds one batch norm after the other in one graph; equal folds (a module called twice) share their parameters."""
+    """Folds the batch norms of one graph; layers that are equal in all that matters share the result."""
 
-    def __init__(self, gm: GraphModule, constants: Constants) -> None:
+    def __init__(self, gm: GraphModule, constants: Constants, layer_of: dict[Node, Node]) -> None:
         self._gm = gm
         self._constants = constants
         self._names = free_name(gm, "_folded_param")
-        self._done: dict[tuple[object, ...], tuple[Node, Node]] = {}
+        self._norms: dict[Node, list[Node]] = defaultdict(list)
+        for norm, layer in layer_of.items():
+            self._norms[layer].append(norm)
 
-    def fold(self, producer: Node, norm: Node) -> None:
-        key = self._key(producer, norm)
-        if key not in self._done:
-            self._done[key] = self._make(producer, norm)
-        for name, parameter in zip(("weight", "bias"), self._done[key], strict=True):
-            old = bind(producer)[name]
-            set_argument(producer, name, parameter)
-            if isinstance(old, Node) and not old.users:
-                self._gm.graph.erase_node(old)  # so that a second batch norm behind this one can keep the names
-        _remove(norm, producer)
+    def run(self) -> None:
+        equal: dict[Key, list[Node]] = defaultdict(list)
+        for layer in self._norms:
+            equal[self._key(layer)].append(layer)
+        for layers in equal.values():
+            weight, bias = self._make(layers)
+            for layer in layers:
+                set_argument(layer, "weight", weight)
+                set_argument(layer, "bias", bias)
+                for norm in self._norms[layer]:
+                    _remove(norm, layer)
 
-    @staticmethod
-    def _key(producer: Node, norm: Node) -> tuple[object, ...]:
-        arguments, statistics = bind(producer), bind(norm)
-        nodes = [arguments["weight"], arguments["bias"], *(statistics[name] for name in _NORM_TENSORS)]
-        return (*nodes, statistics["eps"], arguments.get("groups", 1), is_conv_transpose(producer))
+    def _key(self, layer: Node) -> Key:
+        arguments = bind(layer)
+        key: Key = (arguments["weight"], arguments["bias"], arguments.get("groups", 1), is_conv_transpose(layer))
+        for norm in self._norms[layer]:
+            statistics = bind(norm)
+            key += (*(statistics[name] for name in _NORM_TENSORS), statistics["eps"])
+        return key
 
-    def _make(self, producer: Node, norm: Node) -> tuple[Node, Node]:
-        def value(node: Any) -> Tensor | None:
-            return None if node is None else self._constants.value(node)
-
-        arguments, statistics = bind(producer), bind(norm)
-        folded = _folded(
-            self._constants.value(arguments["weight"]),
-            value(arguments["bias"]),
-            {key: value(statistics[key]) for key in _NORM_TENSORS},
-            float(statistics["eps"]),
-            groups=arguments["groups"] if is_conv_transpose(producer) else None,
-        )
+    def _make(self, layers: list[Node]) -> list[Node]:
+        """get_attr nodes of the folded weight and bias of equal layers."""
+        arguments = bind(layers[0])
+        old = [arguments["weight"], arguments["bias"]]
+        weight, bias = self._constants.value(old[0]), self._value(old[1])
+        for norm in self._norms[layers[0]]:
+            statistics = bind(norm)
+            weight, bias = _folded(
+                weight,
+                bias,
+                {name: self._value(statistics[name]) for name in _NORM_TENSORS},
+                float(statistics["eps"]),
+                groups=arguments["groups"] if is_conv_transpose(layers[0]) else None,
+            )
         made = []
-        with self._gm.graph.inserting_after(arguments["weight"]):  # before every op that shares it
-            for old, new in zip((arguments["weight"], arguments["bias"]), folded, strict=True):
-                target = self._keep_name(old) or next(self._names)
-                like = producer if old is None else old
-                node = insert_attribute(
-                    self._gm, target, nn.Parameter(new, requires_grad=False), like, "fold_batch_norm"
-                )
-                self._constants.note(node)
-                made.append(node)
-        return made[0], made[1]
+        with self._gm.graph.inserting_after(old[0]):  # before every layer that shares it
+            for before, value in zip(old, (weight, bias), strict=True):
+                target = self._kept_name(before, layers) or next(self._names)
+                parameter = nn.Parameter(value, requires_grad=False)
+                like = layers[0] if before is None else before
+                made.append(insert_attribute(self._gm, target, parameter, like, "fold_batch_norm"))
+        return made
 
-    def _keep_name(self, old: Node | None) -> str | None:
-        """The parameter's own name when nothing else in the graph reads it, so that state_dict keys stay as they were.
+    def _value(self, node: Any) -> Tensor | None:
+        return None if node is None else self._constants.value(node)
+
+    def _kept_name(self, old: Node | None, layers: list[Node]) -> str | None:
+        """The parameter's own name when nobody else reads it, so that state_dict keys stay as they were.
 
         The clone owns its module tree, so the caller's parameter is left alone.
         """
-        if old is None or old.op != "get_attr" or len(old.users) != 1:
+        if old is None or old.op != "get_attr":
             return None
-        return str(old.target) if len(self._gm.graph.find_nodes(op="get_attr", target=old.target)) == 1 else None
+        reading = self._gm.graph.find_nodes(op="get_attr", target=old.target)
+        return str(old.target) if {user for node in reading for user in node.users} <= set(layers) else None
 
 
 def _folded(
@@ -183,10 +207,10 @@ def _folded(
 
 def _remove(norm: Node, producer: Node) -> None:
     """Let the users of the batch norm read the convolution, which now computes the same value."""
-    items = [user for user in norm.users if getattr(user.target, "__name__", "") == "getitem"]
-    for user in items:
-        user.replace_all_uses_with(producer)
-        user.graph.erase_node(user)
+    for user in list(norm.users):
+        if _is_getitem(user):
+            user.replace_all_uses_with(producer)
+            user.graph.erase_node(user)
     norm.replace_all_uses_with(producer)
     origin = NodeSource(norm, "fold_batch_norm", NodeSourceAction.REPLACE)
     producer.meta["from_node"] = [*producer.meta.get("from_node", ()), origin]  # copies of a graph share the old list
