@@ -9,10 +9,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+HASHSEED ?= 0# the test workers must agree on the order of sets, which stand in names of tests
 PINS := requirements/pins.txt
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=$(HASHSEED) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
 
 .PHONY: demo test test-all lint bench format clean
 .DELETE_ON_ERROR:

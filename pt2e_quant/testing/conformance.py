@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ from ..pt2e.capture import capture
 from ..quantizer.compose import quantizer_name
 from .annotation_checks import Found, annotation_findings, first_line
 from .claims import Said, claims, fingerprint, what_was_said
-from .conversion_checks import Backend, conversion_findings, run
+from .conversion_checks import Backend, conversion_findings
 from .converted import CONVERTED_RULES
 from .finding import Finding
 from .models import default_models
+from .running import run
 from .variants import backwards, shuffled, without_metadata
 
 __all__ = ["RULES", "assert_conforms", "check_quantizer"]
@@ -140,6 +141,7 @@ class _Case:
     quantizer: Any
     backend: Backend | None
     annotated: bool = False
+    written: list[str] = field(default_factory=list)
 
     def findings(self) -> Iterator[Finding]:
         try:
@@ -150,7 +152,6 @@ class _Case:
 
     def _check(self) -> Found:
         captured = _without_guards(capture(self.model).gm)
-        parameters = _versions(captured)
         graph = self._run("transform_for_annotation", clone(captured))
         yield from self._same_model(captured, graph)
         fresh = clone(graph)
@@ -159,16 +160,19 @@ class _Case:
         self.annotated = any(True for _ in claims(first))
         for where, message in _changes(before, _structure(first)):
             yield "only-annotates", where, message
-        yield from self._repeated(captured, graph, first)
-        sound = annotation_findings(first)
-        yield from sound
-        if not sound:
-            self._run("validate", first)
-            if self.annotated:
-                yield from conversion_findings(self.model, self.quantizer, first, self.backend)
-        for name, version in _versions(captured).items():
-            if version != parameters[name]:
-                yield "only-annotates", name, "the values of this parameter were changed in place"
+        again = fingerprint(self._run("annotate", clone(graph)))
+        moods = list(_compare("deterministic", fingerprint(first), again, "again"))
+        yield from moods
+        if not moods:  # otherwise nothing that follows could be told from chance
+            sound = annotation_findings(first)
+            yield from sound
+            yield from self._repeated(captured, graph, first)
+            if not sound:
+                self._run("validate", first)
+                if self.annotated:
+                    yield from conversion_findings(self.model, self.quantizer, first, self.backend)
+        for name in dict.fromkeys(self.written):
+            yield "only-annotates", name, "its values were changed in place"
 
     def _same_model(self, captured: GraphModule, graph: GraphModule) -> Found:
         expected = run(clone(captured), self.model)
@@ -188,7 +192,6 @@ class _Case:
     def _repeated(self, captured: GraphModule, graph: GraphModule, first: GraphModule) -> Found:
         """The rules that compare one annotation of the model with another."""
         expected, said = fingerprint(first), what_was_said(first)
-        yield from _compare("deterministic", expected, fingerprint(self._run("annotate", clone(graph))), "again")
         again = self._run("annotate", first)
         for where, message in _difference(said, what_was_said(again), "at first", "the second time"):
             yield "idempotent", where, message
@@ -225,7 +228,10 @@ class _Case:
                     yield "disjoint-claims", where, message
 
     def _run(self, method: str, gm: GraphModule) -> GraphModule:
-        return _call(self.quantizer, method, gm)
+        before = _versions(gm)
+        result = _call(self.quantizer, method, gm)
+        self.written += [name for name, (tensor, version) in before.items() if tensor._version != version]
+        return result
 
 
 class _Raised(Exception):
@@ -307,9 +313,9 @@ def _changes(before: Structure, after: Structure) -> Iterator[tuple[str, str]]:
                 yield name, f"annotate changed its {changed[-1]}"
 
 
-def _versions(gm: GraphModule) -> dict[str, int]:
-    """How often each parameter and buffer was written to."""
-    return {name: tensor._version for name, tensor in (*gm.named_parameters(), *gm.named_buffers())}
+def _versions(gm: GraphModule) -> dict[str, tuple[Tensor, int]]:
+    """Each parameter and buffer with how often it was written to."""
+    return {name: (tensor, tensor._version) for name, tensor in (*gm.named_parameters(), *gm.named_buffers())}
 
 
 def _is_close(actual: Tensor, expected: Tensor) -> bool:

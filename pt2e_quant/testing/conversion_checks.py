@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree
 
 from ..errors import LoweringError
 from ..graph import attribute, is_guard
@@ -20,8 +18,9 @@ from ..pt2e.record import record_of
 from .annotation_checks import Found, first_line
 from .claims import Claim, claims
 from .converted import check_converted
+from .running import run
 
-__all__ = ["Backend", "conversion_findings", "run"]
+__all__ = ["Backend", "conversion_findings"]
 
 Backend = Callable[[GraphModule], Iterable[object] | None]
 """What a backend says to a converted graph: things that it cannot run (with .node and .fatal, if they have them)."""
@@ -41,7 +40,7 @@ def conversion_findings(
         backend: see Backend.
     """
     try:
-        prepared = prepare_pt2e(model, quantizer)
+        prepared = prepare_pt2e(model, quantizer, allow_empty=True)
         run(prepared, model)
         converted = convert_pt2e(prepared)
         run(converted, model)
@@ -54,13 +53,6 @@ def conversion_findings(
         yield finding.rule, finding.where, finding.message
     if backend is not None:
         yield from _backend(converted, backend)
-
-
-def run(gm: GraphModule, model: ExportedProgram) -> list[Any]:
-    """All outputs of a graph on copies of the example inputs, which an op may write to."""
-    inputs, keywords = _pytree.tree_map_only(Tensor, torch.clone, model.example_inputs or ((), {}))
-    with torch.no_grad():
-        return list(_pytree.tree_leaves(gm(*inputs, **keywords)))
 
 
 def _claims(annotated: GraphModule, prepared: GraphModule, converted: GraphModule) -> Found:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree
 
 from ..graph import Constants, is_guard
 from ..ops import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
 from ..specs import ANNOTATION_KEY
 from .finding import Finding
+from .running import state_kept
 
 __all__ = ["CONVERTED_RULES", "check_converted"]
 
@@ -108,8 +110,9 @@ def _leftovers(gm: GraphModule) -> Found:
 
 def _values(gm: GraphModule, inputs: tuple[object, ...]) -> Found:
     recorder = _Recorder(gm)
-    with torch.no_grad():
-        recorder.boxed_run(list(torch.utils._pytree.tree_leaves(inputs)))
+    leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in _pytree.tree_leaves(inputs)]
+    with state_kept(gm):
+        recorder.boxed_run(leaves)
     yield from recorder.found
 
 

@@ -69,7 +69,7 @@ def _by_hand(spec: Any, low: Tensor, high: Tensor) -> QParams:
     q_low = whole[0] if spec.quant_min is None else spec.quant_min
     q_high = whole[1] if spec.quant_max is None else spec.quant_max
     low, high = torch.clamp(low, max=0.0), torch.clamp(high, min=0.0)
-    eps = torch.tensor(getattr(spec.observer_or_fake_quant_ctr, "p").keywords.get("eps", 0.0))
+    eps = torch.tensor(spec.observer_or_fake_quant_ctr.p.keywords.get("eps", 0.0))
     if is_symmetric(spec.qscheme):
         scale = torch.maximum(torch.maximum(-low, high) / ((q_high - q_low) / 2), eps)
         return QParams(scale, torch.zeros_like(scale), q_low, q_high)

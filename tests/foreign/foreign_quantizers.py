@@ -5,12 +5,14 @@ Each import stands inside a function: a package that is absent, or that takes se
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.export import ExportedProgram
@@ -26,7 +28,8 @@ class Entry:
     """make: builds the quantizer; module: where its class is; needs: packages beyond those of the test environment.
 
     strict, trace: how its package exports a model: with a record of source functions, with decompositions.
-    models: those of tests/foreign/models.py that it gets.
+    models: those of tests/foreign/models.py that it gets; slow: those that take seconds.
+    quantizes: False for quantizers that are made to leave all in float.
     """
 
     make: Callable[[], Any]
@@ -35,6 +38,8 @@ class Entry:
     strict: bool = False
     trace: Callable[[ExportedProgram, Any], ExportedProgram] | None = None
     models: tuple[str, ...] = ("cnn", "mlp", "words", "attention")
+    slow: tuple[str, ...] = ()
+    quantizes: bool = True
 
 
 def missing(packages: tuple[str, ...]) -> list[str]:
@@ -84,14 +89,11 @@ def _vulkan(**options: Any) -> Any:
 
 
 def _qnn(precision: str, blocks: dict[str, tuple[int, ...]] | None = None, **options: Any) -> Any:
-    """Qualcomm's. Building it fetches the vendor's SDK, whose tables of constraints it then checks against."""
+    """Qualcomm's, kept from fetching a toolkit and, on some hosts, from disabling oneDNN for the whole process."""
     setup = importlib.import_module(f"{_BACKENDS}.qualcomm.utils.qnn_sdk_setup")
-    fetch, setup.setup_qnn_sdk = setup.setup_qnn_sdk, lambda: None
     module = importlib.import_module(f"{_BACKENDS}.qualcomm.quantizer.quantizer")
-    try:
+    with mock.patch.object(setup, "setup_qnn_sdk"), mock.patch.object(module, "disable_mkldnn_on_amd"):
         quantizer = module.QnnQuantizer()
-    finally:
-        setup.setup_qnn_sdk = fetch
     quantizer.set_default_quant_config(module.QuantDtype[precision], **options)
     quantizer.set_block_size_map(blocks or {})
     return quantizer
@@ -124,13 +126,19 @@ def _coreml(**options: Any) -> Any:
     utils = importlib.import_module(f"{_BACKENDS}.apple.coreml.quantizer._coreml_quantizer_utils")
     utils._supported_activations, utils._supported_activations_no_inplace = (torch.nn.functional.relu,), ()
     for name in ("get_conv_pattern", "get_linear_pattern", "get_binary_op_act_pattern"):
-        if not hasattr(getattr(utils, name), "cache_info"):
-            setattr(utils, name, functools.cache(getattr(utils, name)))
+        if not hasattr(getattr(utils, name), "__wrapped__"):
+            setattr(utils, name, _made_once(getattr(utils, name)))
     config = _get("coremltools.optimize.torch.quantization", "LinearQuantizerConfig")
     module = importlib.import_module(f"{_BACKENDS}.apple.coreml.quantizer._coreml_quantizer")
     for name in [name for name in module._AnnotationPatternRegistry.REGISTRY if "_bn" in name]:
         del module._AnnotationPatternRegistry.REGISTRY[name]  # folded before it is asked
     return module.CoreMLQuantizer(config.from_dict({"global_config": options}))
+
+
+def _made_once(pattern: Callable[..., Any]) -> Callable[..., Any]:
+    """Copies of a pattern that is exported once, for matching changes it."""
+    known = functools.cache(pattern)
+    return functools.wraps(pattern)(lambda *args, **keywords: copy.deepcopy(known(*args, **keywords)))
 
 
 def _arm(name: str, *spec: str) -> Any:
@@ -151,19 +159,19 @@ def _openvino(mode: str) -> Any:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 _TOSA, _OPENVINO = ("tosa_serializer",), ("openvino", "nncf")
-_CADENCE = (
-    "CadenceDefaultQuantizer",
-    "CadenceWakeWordQuantizer",
-    "CadenceFusedConvReluQuantizer",
-    "CadenceWithLayerNormQuantizer",
-    "CadenceWithSoftmaxQuantizer",
-    "CadenceW8A32MixedQuantizer",
-    "CadenceWith16BitLinearActivationsQuantizer",
-    "CadenceWith16BitConvActivationsQuantizer",
-    "CadenceWith16BitMatmulActivationsQuantizer",
-    "CadenceNopQuantizer",
-    "CadenceRmsNormNopQuantizer",
-)
+_CADENCE = {
+    "CadenceDefaultQuantizer": ("cnn", "mlp", "words"),
+    "CadenceWakeWordQuantizer": ("cnn",),
+    "CadenceFusedConvReluQuantizer": ("cnn",),
+    "CadenceWithLayerNormQuantizer": ("attention",),
+    "CadenceWithSoftmaxQuantizer": ("attention",),
+    "CadenceW8A32MixedQuantizer": ("words",),
+    "CadenceWith16BitLinearActivationsQuantizer": ("mlp", "cnn"),
+    "CadenceWith16BitConvActivationsQuantizer": ("cnn",),
+    "CadenceWith16BitMatmulActivationsQuantizer": ("attention",),
+    "CadenceNopQuantizer": ("mlp",),
+    "CadenceRmsNormNopQuantizer": ("mlp",),
+}
 
 QUANTIZERS: dict[str, Entry] = {
     **{
@@ -173,7 +181,7 @@ QUANTIZERS: dict[str, Entry] = {
         )
         for kind, dynamic in (("x86", False), ("x86", True), ("arm", False), ("arm", True), ("xpu", False))
     },
-    "embedding": Entry(_embedding, f"{_TORCHAO}.embedding_quantizer"),
+    "embedding": Entry(_embedding, f"{_TORCHAO}.embedding_quantizer", models=("words",)),
     "composable": Entry(_composed, f"{_TORCHAO}.composable_quantizer"),
     "torchao xnnpack": Entry(
         lambda: _xnnpack("torchao.testing.pt2e._xnnpack_quantizer"), "torchao.testing.pt2e._xnnpack_quantizer"
@@ -214,8 +222,8 @@ QUANTIZERS: dict[str, Entry] = {
         f"{_BACKENDS}.qualcomm.quantizer.quantizer",
         models=("mlp",),
     ),
-    "enn, per channel": Entry(lambda: _enn(is_per_channel=True), f"{_BACKENDS}.samsung.quantizer"),
-    "enn, per tensor": Entry(lambda: _enn(is_per_channel=False), f"{_BACKENDS}.samsung.quantizer"),
+    "enn, per channel": Entry(lambda: _enn(is_per_channel=True), f"{_BACKENDS}.samsung.quantizer.quantizer"),
+    "enn, per tensor": Entry(lambda: _enn(is_per_channel=False), f"{_BACKENDS}.samsung.quantizer.quantizer"),
     "example": Entry(
         lambda: _get(f"{_BACKENDS}.example.example_quantizer", "ExampleQuantizer")(),
         f"{_BACKENDS}.example.example_quantizer",
@@ -227,13 +235,16 @@ QUANTIZERS: dict[str, Entry] = {
             f"{_BACKENDS}.cadence.aot.quantizer.quantizer",
             strict=True,
             trace=_cadence_trace,
+            models=models,
+            slow=models[1:],
+            quantizes="Nop" not in name,
         )
-        for name in _CADENCE
+        for name, models in _CADENCE.items()
     },
     **{
         f"coreml, {name}": Entry(
             functools.partial(_coreml, **options),
-            f"{_BACKENDS}.apple.coreml.quantizer",
+            f"{_BACKENDS}.apple.coreml.quantizer._coreml_quantizer",
             needs=("coremltools",),
             strict=True,
             models=("cnn", "mlp"),
@@ -244,9 +255,19 @@ QUANTIZERS: dict[str, Entry] = {
             "weights": {"quantization_scheme": "symmetric", "activation_dtype": "float32"},
         }.items()
     },
-    "tosa": Entry(lambda: _arm("TOSAQuantizer", "TOSA-1.0+INT"), f"{_BACKENDS}.arm.quantizer", _TOSA),
-    "ethos-u": Entry(lambda: _arm("EthosUQuantizer", "ethos-u55-128"), f"{_BACKENDS}.arm.quantizer", _TOSA),
-    "vgf": Entry(lambda: _arm("VgfQuantizer"), f"{_BACKENDS}.arm.quantizer", _TOSA),
+    "tosa": Entry(
+        lambda: _arm("TOSAQuantizer", "TOSA-1.0+INT"),
+        f"{_BACKENDS}.arm.quantizer.arm_quantizer",
+        _TOSA,
+        slow=("attention",),
+    ),
+    "ethos-u": Entry(
+        lambda: _arm("EthosUQuantizer", "ethos-u55-128"),
+        f"{_BACKENDS}.arm.quantizer.arm_quantizer",
+        _TOSA,
+        slow=("attention",),
+    ),
+    "vgf": Entry(lambda: _arm("VgfQuantizer"), f"{_BACKENDS}.arm.quantizer.arm_quantizer", _TOSA, slow=("attention",)),
     "cortex-m": Entry(
         lambda: _get(f"{_BACKENDS}.cortex_m.quantizer.quantizer", "CortexMQuantizer")(),
         f"{_BACKENDS}.cortex_m.quantizer.quantizer",
@@ -254,8 +275,11 @@ QUANTIZERS: dict[str, Entry] = {
     ),
     **{
         f"openvino, {mode.lower()}": Entry(
-            functools.partial(_openvino, mode), f"{_BACKENDS}.openvino.quantizer.quantizer", _OPENVINO
+            functools.partial(_openvino, mode),
+            f"{_BACKENDS}.openvino.quantizer.quantizer",
+            _OPENVINO,
+            models=("attention",) if mode == "INT8_TRANSFORMER" else ("cnn", "mlp", "words"),
         )
-        for mode in ("INT8_SYM", "INT8_MIXED", "INT8_TRANSFORMER", "INT8WO_SYM", "INT8WO_ASYM", "INT4WO_SYM")
+        for mode in ("INT8_SYM", "INT8_MIXED", "INT8_TRANSFORMER", "INT8WO_SYM", "INT8WO_ASYM")
     },
 }

@@ -1,0 +1,178 @@
+"""Whole models: prepare, calibrate, convert, lower and run ResNet and MobileNetV2 (static) and BERT (dynamic).
+
+The quick tests take small configurations, the slow ones those of the benchmarks: ResNet-18, MobileNetV2 and BERT base.
+Weights are random, so the numbers say what quantization does to the arithmetic, not to an accuracy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from benchmarks.models import MODELS, BenchmarkModel
+from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.ops import CONV, LINEAR
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from tests.models.architectures import SMALL
+
+pytest.importorskip("executorch")
+pytest.importorskip("transformers")
+
+WEIGHTED = frozenset((*CONV, *LINEAR))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What holds for a model.
+
+    sqnr:    lower bound, in dB, of the converted output's signal over its error against the float model. Rounding a
+             tensor of 8 bits over its range costs about 40 dB at one place; a chain of N such places loses up to
+             10 log10(N) more, and the measured value lies in between. The bound is 3 dB below the measured one.
+    ratio:   upper bound of the int8 .pte in units of the float .pte; None where it is not lowered a second time
+    outside: ops left outside the delegate
+    """
+
+    build: functools.partial[BenchmarkModel]
+    sqnr: float
+    ratio: float | None
+    outside: frozenset[str] = frozenset()
+
+
+BERT_OUTSIDE = frozenset(
+    [
+        "aten.arange.start_step",
+        "aten.full.default",
+        "scalar_tensor.default",
+        "aten.slice_copy.Tensor",
+        "aten.add.Tensor",
+        "aten.gather.default",
+        "aten.view_copy.default",
+        "aten.ge.Scalar",
+        "aten.where.self",
+        "aten.embedding.default",
+        "aten.native_layer_norm.default",
+        "aten.expand_copy.default",
+    ]
+)
+"""The mask and the positions (integers), embeddings, layer norm, and the expand in the decomposition of matmul."""
+
+QUICK = {
+    "resnet": Expectation(SMALL["resnet"], sqnr=30.7, ratio=0.35),
+    "mobilenet_v2": Expectation(SMALL["mobilenet_v2"], sqnr=37.2, ratio=None),
+    "bert": Expectation(SMALL["bert"], sqnr=38.3, ratio=0.5, outside=BERT_OUTSIDE),
+}
+FULL = {
+    "resnet18": Expectation(MODELS["resnet18"], sqnr=0, ratio=0.35),
+    "mobilenet_v2": Expectation(MODELS["mobilenet_v2"], sqnr=0, ratio=0.35),
+    "bert_base": Expectation(MODELS["bert_base"], sqnr=0, ratio=0.5, outside=BERT_OUTSIDE),
+}
+EXPECTATIONS = {f"quick {name}": value for name, value in QUICK.items()}
+EXPECTATIONS |= {f"full {name}": value for name, value in FULL.items()}
+MARKED = [pytest.param(name, marks=pytest.mark.slow if name.startswith("full") else ()) for name in EXPECTATIONS]
+every_model = pytest.mark.parametrize("name", MARKED)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    exported: ExportedProgram
+    converted: GraphModule
+    program: ExecutorchProgram
+    float_bytes: int | None
+    inputs: list[Tensor]
+    of_model: Tensor
+    of_graph: Tensor
+    of_file: Tensor
+
+    @property
+    def report(self) -> Report:
+        return explain(self.converted)
+
+
+@functools.lru_cache(maxsize=1)
+def outcome(name: str) -> Outcome:
+    expectation = EXPECTATIONS[name]
+    model = expectation.build()
+    exported = model.export()
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=model.dynamic)
+    prepared = prepare_pt2e(exported, XNNPACKQuantizer().set_global(config))
+    draw = torch.randn if not model.dynamic else functools.partial(torch.randint, 0, 100)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        if not model.dynamic:
+            for _ in range(4):
+                prepared(draw(model.inputs[0].shape))
+        converted = convert_pt2e(prepared)
+        program = lower_to_executorch(converted)
+        inputs = [draw(model.inputs[0].shape) for _ in range(3)]
+        return Outcome(
+            exported,
+            converted,
+            program,
+            len(lower_to_executorch(exported).buffer) if expectation.ratio is not None else None,
+            inputs,
+            torch.cat([model.module(x) for x in inputs]),
+            torch.cat([converted(x) for x in inputs]),
+            torch.cat([program.run(x)[0] for x in inputs]),
+        )
+
+
+def sqnr(signal: Tensor, other: Tensor) -> float:
+    """Power of a signal over that of its difference to another, in dB."""
+    return float(10 * torch.log10(signal.pow(2).mean() / (signal - other).pow(2).mean()))
+
+
+@every_model
+def test_every_convolution_and_linear_is_quantized(name):
+    targets = [node.target for node in outcome(name).exported.graph.nodes]
+    expected = Counter(str(target) for target in targets if target in WEIGHTED)
+    assert expected.total() > 10
+    assert Counter(d.op for d in outcome(name).report.quantized if d.op in expected) == expected
+
+
+@every_model
+def test_every_convolution_and_linear_becomes_an_integer_kernel(name):
+    expected = {d.node for d in outcome(name).report.quantized if "conv" in d.op or "linear" in d.op}
+    kernels = outcome(name).program.kernels
+    assert {kernel.node for kernel in kernels if kernel.precision in ("int8", "dynamic")} >= expected
+
+
+@every_model
+def test_the_converted_graph_stays_close_to_the_float_model(name):
+    assert sqnr(outcome(name).of_model, outcome(name).of_graph) > EXPECTATIONS[name].sqnr
+
+
+@every_model
+def test_outside_the_delegate_is_what_xnnpack_has_no_kernel_for(name):
+    program, outside = outcome(name).program, EXPECTATIONS[name].outside
+    assert {left.op for left in program.undelegated} == outside
+    if not outside:
+        assert program.delegates == 1
+        assert {kernel.precision for kernel in program.kernels} == {"int8"}
+
+
+@every_model
+def test_the_file_computes_what_the_converted_graph_computes(name):
+    graph, file = outcome(name).of_graph, outcome(name).of_file
+    value = outcome(name).converted.graph.output_node().all_input_nodes[0]
+    if "dequantize_per_tensor" in str(value.target):
+        assert ((file - graph).abs() / value.args[1]).max() < 1.01  # steps of the output's grid
+    else:
+        torch.testing.assert_close(file, graph, rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_the_file_shrinks(name):
+    result = outcome(name)
+    record = result.report.record
+    assert record.bytes_after < 0.5 * record.bytes_before
+    if EXPECTATIONS[name].ratio is not None:
+        assert len(result.program.buffer) <= EXPECTATIONS[name].ratio * result.float_bytes
