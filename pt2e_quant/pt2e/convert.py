@@ -189,7 +189,8 @@ def _name_overloads(gm: GraphModule) -> None:
     for node in gm.graph.nodes:
         if isinstance(node.target, OpOverloadPacket) and len(node.target.overloads()) == 1:
             node.target = getattr(node.target, node.target.overloads()[0])
-            copy_origin(node, node.all_input_nodes[0], "convert_pt2e")
+            if "from_node" not in node.meta:
+                copy_origin(node, node.all_input_nodes[0], "convert_pt2e")
 
 
 def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:

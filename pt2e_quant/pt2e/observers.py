@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AnnotationError, SpecError
+from ..errors import AnnotationError, QuantizationError, SpecError
 from ..observer.derived import DerivedObserver
 from ..observer.fixed import FixedQParamsObserver
 from .plan import Group, Plan
@@ -46,7 +46,9 @@ def _make(spec: Any) -> nn.Module:
         fields.pop("ch_axis", None)
     try:
         observer = constructor(**fields)
-    except TypeError as error:
+    except QuantizationError:
+        raise
+    except Exception as error:  # observers of other packages raise what they like
         raise SpecError(
             f"{constructor_name(constructor)} cannot be made from its spec: {error}. It was called with {fields}; "
             "an observer takes the fields of QuantizationSpec as keyword arguments."
@@ -100,6 +102,8 @@ def is_fake_quantizer(module: nn.Module) -> bool:
 
 def has_data(module: nn.Module) -> bool:
     """False for a calibrated observer that has not seen a value yet, of this package or of another."""
+    if getattr(module, "block_size", ()) is None:
+        return False  # observers of blocks, groups and tokens learn their shape from the first batch, dynamic ones too
     if getattr(module, "is_dynamic", False) or not _is_integer(getattr(module, "dtype", None)):
         return True
     if isinstance(module, DerivedObserver):

@@ -20,6 +20,7 @@ from ..graph import (
     is_guard,
     set_value,
 )
+from ..observer.derived import DerivedObserver
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
@@ -117,6 +118,7 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
         return
     table: dict[EdgeOrNode, nn.Module] = {site: observers[number] for site, number in plan.group_of.items()}
     callback(gm, table)
+    exchanged: dict[int, nn.Module] = {}
     for number, group in enumerate(plan.groups):
         chosen = {id(table[site]): table[site] for site in group.members}
         if len(chosen) != 1:
@@ -124,7 +126,12 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
                 f"prepare_obs_or_fq_callback of {quantizer_name(quantizer)} gave different observers to tensors that "
                 f"share qparams: {', '.join(map(describe_site, group.members))}. Give all of them the same one."
             )
-        observers[number] = next(iter(chosen.values()))
+        (new,) = chosen.values()
+        exchanged[id(observers[number])] = new
+        observers[number] = new
+    for observer in observers:
+        if isinstance(observer, DerivedObserver):
+            observer.sources = [exchanged.get(id(source), source) for source in observer.sources]
 
 
 def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:

@@ -28,7 +28,7 @@ class Entry:
     """make: builds the quantizer; module: where its class is; needs: packages beyond those of the test environment.
 
     strict, trace: how its package exports a model: with a record of source functions, with decompositions.
-    models: those of tests/foreign/models.py that it gets; slow: those that take seconds.
+    models: those of foreign_models.py that it gets; slow: those that take seconds.
     quantizes: False for quantizers that are made to leave all in float.
     """
 

@@ -110,6 +110,7 @@ def _their_warnings() -> Iterator[None]:
     """Foreign packages warn while they load, build and annotate. What this engine warns of stays an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(torchao|executorch|coremltools|nncf|openvino)\.")
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # of Arm's passes
         yield
 
 
