@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 from .sketch import Draft, Step, one, rank
 
-__all__ = ["conv", "conv_norm", "linear", "no_grad", "norm", "product", "reuse", "tied", "with_constant"]
+__all__ = [
+    "branch",
+    "conv",
+    "conv_norm",
+    "linear",
+    "no_grad",
+    "norm",
+    "product",
+    "remember",
+    "reuse",
+    "tied",
+    "with_constant",
+]
 
 
 class _Constant(nn.Module):
@@ -182,3 +194,47 @@ class _NoGrad(nn.Module):
     def forward(self, x: Tensor) -> Any:
         with torch.no_grad():
             return torch.relu(self.linear(x))
+
+
+class _Memory(nn.Module):
+    """A buffer that every call writes to: a moving average, a count, a cache of the newest rows."""
+
+    def __init__(self, value: Tensor, form: int) -> None:
+        super().__init__()
+        self.form = form
+        self.memory: Tensor
+        self.register_buffer("memory", torch.zeros(value.shape[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == 0:
+            self.memory.mul_(0.5).add_(x[0], alpha=0.5)
+        elif self.form == 1:
+            self.memory.add_(1.0)
+        else:
+            self.memory[:1] = x[0, :1]
+        return x + self.memory
+
+
+def remember(draft: Draft, step: Step) -> None:
+    """Read and write a buffer of the model."""
+    x = draft.pick(step.at, rank(2, 3, 4))
+    if x is not None:
+        draft.call(_Memory(draft.value(x), step.variant % 3), x)
+
+
+class _Branch(nn.Module):
+    """A branch that depends on values, which torch.export keeps as two nested graphs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda x: self.linear(x), lambda x: torch.relu(x) * 2, (x,))
+
+
+def branch(draft: Draft, step: Step) -> None:
+    """torch.cond"""
+    x = draft.pick(step.at, lambda value: value.is_contiguous())
+    if x is not None:
+        draft.call(_Branch(draft.value(x).shape[-1]), x)

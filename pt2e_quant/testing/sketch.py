@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
@@ -48,8 +48,7 @@ class Step:
     variant: int = 0
 
     def __repr__(self) -> str:
-        given = [f"{name}={value}" for name in ("at", "other", "variant") if (value := getattr(self, name))]
-        return f"Step({', '.join([repr(self.op), *given])})"
+        return _without_defaults(self, "op")
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,18 @@ class Sketch:
         start: shape of the first input, a name in STARTS.
         steps: the ops, in order; values that no later step reads are the outputs.
         seed: of weights, batch-norm statistics and inputs.
+        dtype: of parameters and inputs.
+        dynamic: export with a free batch size; `batches` then differ in theirs.
     """
 
     start: str
     steps: tuple[Step, ...]
     seed: int = 0
+    dtype: torch.dtype = torch.float32
+    dynamic: bool = False
+
+    def __repr__(self) -> str:
+        return _without_defaults(self, "start", "steps")
 
     def module(self) -> SketchNet:
         """The model, in eval mode; the same parameters on every call."""
@@ -80,12 +86,13 @@ class Sketch:
                 if step.op not in OPS:
                     raise QuantizationError(f"there is no step {step.op!r}; there is {', '.join(OPS)}")
                 OPS[step.op](draft, step)
-            return draft.net()
+            return draft.net().to(self.dtype)
 
     @functools.cached_property
     def exported(self) -> ExportedProgram:
         """The model as torch.export captures it with `inputs`."""
-        return torch.export.export(self.module(), self.inputs)
+        shapes = (tuple({0: torch.export.Dim.AUTO} for _ in self.inputs),) if self.dynamic else None
+        return torch.export.export(self.module(), self.inputs, dynamic_shapes=shapes)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -95,18 +102,27 @@ class Sketch:
     def batches(self, count: int) -> list[tuple[Tensor, ...]]:
         """Inputs for calibration; the first of them is `inputs`."""
         generator = torch.Generator().manual_seed(self.seed)
-        kinds = self._kinds
-        return [tuple(_sample(shape, dtype, generator) for shape, dtype in kinds) for _ in range(count)]
+        sizes = [2 + number % 2 if self.dynamic else 2 for number in range(count)]
+        return [tuple(self._sample(size, *kind, generator) for kind in self._kinds) for size in sizes]
+
+    def _sample(self, size: int, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+        shape = torch.Size((size, *shape[1:]))
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(self.dtype)
+        return torch.randint(0, 4, shape, generator=generator)
 
     @functools.cached_property
     def _kinds(self) -> tuple[tuple[torch.Size, torch.dtype], ...]:
         return self.module().kinds
 
 
-def _sample(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator)
-    return torch.randint(0, 4, shape, generator=generator)
+def _without_defaults(value: Any, *positional: str) -> str:
+    """The call that makes a dataclass, with its defaults left out: what a failing test prints can be pasted."""
+    words = [repr(getattr(value, name)) for name in positional]
+    for field in fields(value):
+        if field.name not in positional and getattr(value, field.name) != field.default:
+            words.append(f"{field.name}={getattr(value, field.name)!r}")
+    return f"{type(value).__name__}({', '.join(words)})"
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,7 @@ class Draft:
     ) -> int | None:
         """Number of the `place`-th newest float value that fits, None when none does.
 
-        fresh: neither an input of the model nor a view, so that it may be written to.
+        fresh: no input of the model, and each element in a place of its own, so that it may be written to.
         """
         found = [number for number in reversed(range(len(self._values))) if self._fits(number, fits, fresh)]
         return found[place % len(found)] if found else None
@@ -182,7 +198,7 @@ class Draft:
         value = self._values[number]
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return False
-        if fresh and (self._calls[number].function is None or value._is_view()):
+        if fresh and (self._calls[number].function is None or 0 in value.stride()):
             return False
         return fits(value)
 

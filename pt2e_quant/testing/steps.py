@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import conv, conv_norm, linear, no_grad, norm, product, reuse, tied, with_constant
+from .layers import branch, conv, conv_norm, linear, no_grad, norm, product, remember, reuse, tied, with_constant
 from .sketch import Draft, Step, one, rank
 
 __all__ = ["OPS"]
@@ -268,5 +268,7 @@ OPS: dict[str, Callable[[Draft, Step], None]] = {
     "in_place": _elementwise(_IN_PLACE, fresh=True),
     "add_in_place": _add_in_place,
     "no_grad": no_grad,
+    "remember": remember,
+    "branch": branch,
 }
 """Each step by name, simplest first: hypothesis shrinks towards the front."""

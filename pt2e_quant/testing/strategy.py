@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+import torch
 
 from ..errors import QuantizationError
 from .sketch import STARTS, Sketch, Step
@@ -25,6 +27,8 @@ def aten_graphs(
     ops: Iterable[str] | None = None,
     without: Iterable[str] = (),
     starts: Iterable[str] = tuple(STARTS),
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    dynamic: bool = False,
 ) -> SearchStrategy[Sketch]:
     """Small float models: `drawn.exported` is the ExportedProgram, `drawn.inputs` and `drawn.batches(n)` its inputs.
 
@@ -41,6 +45,8 @@ def aten_graphs(
         ops: names of the steps to draw from, of `pt2e_quant.testing.OPS`; all of them by default.
         without: names to leave out.
         starts: shapes of the input to draw from, of `pt2e_quant.testing.STARTS`.
+        dtypes: floating-point types of the model to draw from.
+        dynamic: some of the models have a free batch size.
 
     Raises:
         MissingDependencyError: hypothesis is not installed.
@@ -61,6 +67,8 @@ def aten_graphs(
         st.sampled_from(_chosen(starts, set(), STARTS)),
         st.lists(steps, min_size=1, max_size=max_steps).map(tuple),
         st.integers(0, 3),
+        st.sampled_from(dtypes),
+        st.booleans() if dynamic else st.just(False),
     )
 
 

@@ -1,7 +1,7 @@
 """The quantized model computed once more, by hand: float ops on values that are rounded where the annotations say so.
 
-Shares no code with prepare and convert but the plan (which site belongs to which group) and the names in the report. The
-qparams come from the smallest and largest values by the formula of the spec; rounding is four lines.
+Shares no code with prepare and convert but the plan (which site belongs to which group). The qparams come from the
+smallest and largest values by the formula of the spec; rounding is four lines.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.pt2e.plan import make_plan
 from pt2e_quant.specs import integer_range, is_per_channel, is_symmetric
 from pt2e_quant.testing import Sketch
+from pt2e_quant.testing.running import state_kept
 
 __all__ = ["QParams", "Simulation", "sqnr"]
 
@@ -50,17 +51,17 @@ class Simulation:
         gm = quantizer.annotate(quantizer.transform_for_annotation(capture(sketch.exported).gm))
         self._gm = gm
         self.plan = make_plan(gm, "simulation")
-        ranges = _Ranges(gm, {site: number for site, number in self.plan.group_of.items()}, self.plan.groups)
-        with torch.no_grad():
-            for batch in batches:
-                ranges.run(*batch)
+        ranges = _Ranges(gm, self.plan.group_of, self.plan.groups)
+        for batch in batches:
+            with state_kept(gm):
+                ranges.run(*(value.clone() for value in batch))
         self.rms = ranges.rms
         self.qparams = [_by_hand(group.spec, *ranges.ends[number]) for number, group in enumerate(self.plan.groups)]
 
     def run(self, inputs: tuple[Tensor, ...], only: int | None = None) -> list[Any]:
         """All outputs; `only` rounds one group and leaves the others in float."""
         rounding = _Rounding(self._gm, self.plan.group_of, self.qparams, only)
-        with torch.no_grad():
+        with state_kept(self._gm):
             return tree_leaves(rounding.run(*(value.clone() for value in inputs)))
 
 

@@ -1,0 +1,72 @@
+"""What the fuzz tests found, each in the smallest model that shows it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.testing import check_converted
+from tests.nets import export
+from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, annotate, quantizes, the_call
+
+aten = torch.ops.aten
+
+
+class SoftWeights(nn.Module):
+    """A constant that is computed from a parameter: softmax(w), added to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.softmax(self.weight, 0)
+
+
+def test_a_constant_and_the_constant_computed_from_it_are_both_quantized():
+    """The value of the second was looked for behind the observer of the first, which cannot be called by then."""
+
+    def function(gm: GraphModule) -> None:
+        softmax, add = the_call(gm, aten.softmax.int), the_call(gm, aten.add.Tensor)
+        annotate(softmax, {softmax.args[0]: ACT}, ACT)
+        annotate(add, dict.fromkeys(add.all_input_nodes, ACT), ACT)
+
+    x = torch.randn(3, 6)
+    model = export(SoftWeights(), x)
+    prepared = prepare_pt2e(model, ByHand(function))
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    assert check_converted(converted, (x,)) == []
+    assert all(node.op != "get_attr" or "weight" not in str(node.target) for node in converted.graph.nodes)
+    step = max(group.scale for group in explain(converted).groups)
+    assert (converted(x) - model.module()(x)).abs().max() < 2 * step
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [lambda x: torch.dropout(x, 0.3, False), lambda x: torch.ops.aten._unsafe_view(x, [3, 4])],
+    ids=["dropout", "unsafe_view"],
+)
+def test_a_write_through_an_op_that_returns_its_input_is_seen(alias):
+    """In inference, dropout returns its input itself, though its schema does not say so: `y` and `z` are one tensor."""
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(x + x)
+            z = alias(y)
+            z.add_(x)
+            return y + z
+
+    x = torch.randn(3, 4)
+    model = export(Net(), x)
+    expected = model.module()(x)
+    prepared = prepare_pt2e(model, Toy(STATIC))
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    assert len(quantizes(converted)) > 0
+    assert (converted(x) - expected).abs().max() < 0.05 * expected.abs().max()
+    reasons = {decision.node: decision.reason for decision in explain(converted).skipped}
+    assert "writes to the memory of" in reasons["add_"]
