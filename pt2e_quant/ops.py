@@ -267,7 +267,8 @@ CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default", c
 _row(
     "view.default view_as.default reshape.default reshape_as.default _reshape_alias.default "
     "_reshape_copy.default flatten.using_ints ravel.default unflatten.int unsqueeze.default squeeze.default "
-    "squeeze.dim squeeze.dims permute.default transpose.int swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int moveaxis.intlist "
+    "squeeze.dim squeeze.dims permute.default transpose.int swapaxes.default swapdims.default movedim.int "
+    "movedim.intlist moveaxis.int moveaxis.intlist "
     "t.default numpy_T.default mT.default mH.default matrix_H.default adjoint.default flip.default fliplr.default "
     "flipud.default roll.default rot90.default pixel_shuffle.default pixel_unshuffle.default "
     "channel_shuffle.default native_channel_shuffle.default alias.default clone.default contiguous.default "

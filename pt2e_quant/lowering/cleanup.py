@@ -5,6 +5,7 @@ None of them changes a value. They edit a private copy, after `convert_pt2e` and
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,13 @@ from torch.fx import GraphModule, Node
 
 from ..graph import attribute, copy_origin, free_name, insert_attribute, set_attribute, tidy
 from ..ops import DROPOUT, bind, is_value_preserving, mutates, set_argument
-from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_quantize, op_name, refusals
+from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name, refusals
 
 __all__ = [
     "PASSES",
     "XNNPACK_PASSES",
     "cancel_requantize",
+    "matmul_to_bmm",
     "own_biases",
     "own_storage",
     "quantize_padding",
@@ -145,6 +147,42 @@ def split_into_slices(gm: GraphModule) -> GraphModule:
     return tidy(gm)
 
 
+def matmul_to_bmm(gm: GraphModule) -> GraphModule:
+    """Write the product of two computed tensors with equal batch dimensions as bmm between views.
+
+    Of 2-d tensors ExecuTorch makes an mm, which XNNPACK leaves outside; of others an expand for each operand, which
+    expands nothing and cuts the delegate in two.
+    """
+    for node in list(gm.graph.nodes):
+        if not is_call(node) or node.target not in (aten.matmul.default, aten.mm.default):
+            continue
+        left, right = node.args[:2]
+        sizes = [_literal_sizes(operand) for operand in (left, right, node)]
+        if any(size is None for size in sizes) or any(map(_is_constant, (left, right))):
+            continue
+        m, k, n = sizes
+        if len(m) < 2 or m[:-2] != k[:-2] or -1 in (*m[-2:], *k[-2:]) or m[:-2].count(-1) > 1:
+            continue
+        with gm.graph.inserting_before(node):
+            if len(m) == 3:
+                value = _call(node, aten.bmm.default, left, right)
+            else:
+                batch = math.prod(m[:-2]) if -1 not in m[:-2] else -1
+                operands = [
+                    _call(node, aten.reshape.default, operand, [batch, *size[-2:]])
+                    for operand, size in ((left, m), (right, k))
+                ]
+                value = _call(node, aten.view.default, _call(node, aten.bmm.default, *operands), n)
+        node.replace_all_uses_with(value)
+        gm.graph.erase_node(node)
+    return tidy(gm)
+
+
+def _is_constant(node: Node) -> bool:
+    source = node.args[0] if is_dequantize(node) else node
+    return constant(source) is not None
+
+
 def own_biases(gm: GraphModule) -> GraphModule:
     """Give a bias that several nodes read, as when a module is called twice, to each integer kernel as its own copy.
 
@@ -200,7 +238,7 @@ PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (remove_identities, c
 """What every graph goes through."""
 
 XNNPACK_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
+    matmul_to_bmm, split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
 )  # fmt: skip
 """What a graph for XNNPACK goes through afterwards."""
 
