@@ -157,25 +157,30 @@ def matmul_to_bmm(gm: GraphModule) -> GraphModule:
         if not is_call(node) or node.target not in (aten.matmul.default, aten.mm.default):
             continue
         left, right = node.args[:2]
-        sizes = [_literal_sizes(operand) for operand in (left, right, node)]
-        if any(size is None for size in sizes) or any(map(_is_constant, (left, right))):
-            continue
-        m, k, n = sizes
-        if len(m) < 2 or m[:-2] != k[:-2] or -1 in (*m[-2:], *k[-2:]) or m[:-2].count(-1) > 1:
+        m, k, n = (_literal_sizes(tensor) for tensor in (left, right, node))
+        if m is None or k is None or n is None or not _multiplies_in_batches(left, right, m, k):
             continue
         with gm.graph.inserting_before(node):
-            if len(m) == 3:
-                value = _call(node, aten.bmm.default, left, right)
-            else:
-                batch = math.prod(m[:-2]) if -1 not in m[:-2] else -1
-                operands = [
-                    _call(node, aten.reshape.default, operand, [batch, *size[-2:]])
-                    for operand, size in ((left, m), (right, k))
-                ]
-                value = _call(node, aten.view.default, _call(node, aten.bmm.default, *operands), n)
+            if len(n) != 3:
+                left = _call(node, aten.reshape.default, left, [_merged(m[:-2]), *m[-2:]])
+                right = _call(node, aten.reshape.default, right, [_merged(k[:-2]), *k[-2:]])
+            value = _call(node, aten.bmm.default, left, right)
+            if len(n) != 3:
+                value = _call(node, aten.view.default, value, n)
         node.replace_all_uses_with(value)
         gm.graph.erase_node(node)
     return tidy(gm)
+
+
+def _multiplies_in_batches(left: Node, right: Node, m: list[int], k: list[int]) -> bool:
+    """False for vectors, for factors of which one is broadcast, and for matrices that XNNPACK takes as weights."""
+    if len(m) < 2 or len(m) != len(k) or m[:-2] != k[:-2]:
+        return False
+    return len(m) > 2 or not (_is_constant(left) or _is_constant(right))
+
+
+def _merged(sizes: list[int]) -> int:
+    return -1 if -1 in sizes else math.prod(sizes)
 
 
 def _is_constant(node: Node) -> bool:
