@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -148,7 +149,7 @@ def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:
 def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list[str]) -> list[PointRecord]:
     watched: dict[int, Node] = {}
     records = []
-    calibrated = {id(observers[point.group]) for point in plan.points if not point.constant}
+    seen_once = _seen_at_convert(gm, plan, observers)
     last_input = next((node for node in reversed(gm.graph.nodes) if node.op == "placeholder"), None)
     locations = [locate(_spoken_for(point)) for point in plan.points]  # of the model, before observers stand in it
     for point, location in zip(plan.points, locations, strict=True):
@@ -156,9 +157,7 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
         if not getattr(observer, "site", ""):
             observer.site = location  # type: ignore[assignment]
         value = watched.get(id(point.source), point.producer)
-        # Fake-quantizers must round weights in every training step; an observer sees a weight once, at convert, unless
-        # it sees activations as well: an average over batches depends on what comes in between.
-        deferred = point.constant and not is_fake_quantizer(observer) and id(observer) not in calibrated
+        deferred = point.producer in seen_once
         behind = last_input if value.op == "placeholder" and last_input is not None else value
         with gm.graph.inserting_after(behind):
             node = gm.graph.get_attr(name) if deferred else gm.graph.call_module(name, (value,))
@@ -172,6 +171,31 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
         consumers = tuple(consumer.name for consumer in point.consumers)
         records.append(PointRecord(value.name, consumers, name, deferred, location))
     return records
+
+
+def _seen_at_convert(gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> set[Node]:
+    """Constants that are observed once, at convert, instead of in every run.
+
+    Not those of fake-quantizers, which must round weights in every training step; nor of observers that see activations
+    as well, since an average over batches depends on what comes in between; nor what is computed from either.
+    """
+    calibrated = {id(observers[point.group]) for point in plan.points if not point.constant}
+    points: dict[Node, list[Point]] = defaultdict(list)
+    for point in plan.points:
+        points[point.producer].append(point)
+    found: set[Node] = set()
+    running: set[Node] = set()
+    for node in gm.graph.nodes:
+        here = points.get(node, ())
+        if not running.isdisjoint(node.all_input_nodes):
+            running.add(node)
+        every = (observers[point.group] for point in here)
+        live = node in running or any(is_fake_quantizer(one) or id(one) in calibrated for one in every)
+        if here and here[0].constant and not live:
+            found.add(node)
+        elif here and here[0].constant:
+            running.update(consumer for point in here for consumer in point.consumers)
+    return found
 
 
 def _spoken_for(point: Point) -> Node:

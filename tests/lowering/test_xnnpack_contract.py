@@ -394,10 +394,10 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
         "its input has 3 dimensions and its weight 4",
         lambda: (conv(), IMAGE[1:]),
     ),
-    "a product of two activations": (
-        "mm",
+    "a product that repeats a computed factor": (
+        "matmul",
         "its weight is not constant",
-        lambda: (Body(lambda m, x: OUT(torch.mm(IN(x), OUT(x.t())))), ROWS),
+        lambda: (Body(lambda m, x: OUT(torch.matmul(IN(x), OUT(x[0].t())))), (2, 5, 10)),
     ),
 }
 

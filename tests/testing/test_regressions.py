@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.quantizer import SharedQuantizationSpec
 from pt2e_quant.testing import check_converted
 from tests.nets import export
 from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, annotate, quantizes, the_call
 
 aten = torch.ops.aten
+PER_TENSOR = replace(ACT, quant_min=-127, quant_max=127, qscheme=torch.per_tensor_symmetric)
 
 
 class SoftWeights(nn.Module):
@@ -70,3 +74,22 @@ def test_a_write_through_an_op_that_returns_its_input_is_seen(alias):
     assert (converted(x) - expected).abs().max() < 0.05 * expected.abs().max()
     reasons = {decision.node: decision.reason for decision in explain(converted).skipped}
     assert "writes to the memory of" in reasons["add_"]
+
+
+def test_a_constant_behind_one_that_shares_with_an_activation_is_quantized():
+    """What shares with an activation is observed in every run, so what is computed from it is not known at convert."""
+
+    def function(gm: GraphModule) -> None:
+        softmax, add = the_call(gm, aten.softmax.int), the_call(gm, aten.add.Tensor)
+        x = add.args[0]
+        annotate(add, {x: ACT, softmax: PER_TENSOR})
+        annotate(softmax, {softmax.args[0]: SharedQuantizationSpec((x, add))})
+
+    x = torch.randn(3, 6)
+    model = export(SoftWeights(), x)
+    prepared = prepare_pt2e(model, ByHand(function))
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    assert check_converted(converted, (x,)) == []
+    step = max(group.scale for group in explain(converted).groups)
+    assert (converted(x) - model.module()(x)).abs().max() < 2 * step
