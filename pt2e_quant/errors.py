@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 __all__ = [
     "AnnotationError",
@@ -19,19 +19,26 @@ __all__ = [
     "ConversionError",
     "CoverageError",
     "LoweringError",
+    "NESTED_KEY",
     "PlanError",
     "QuantizationError",
     "SharingError",
     "SpecError",
     "TargetingError",
+    "in_graph",
     "locate",
     "locate_all",
     "module_path",
     "module_stack",
     "module_type",
+    "node_id",
     "source_line",
     "type_name",
 ]
+
+
+NESTED_KEY = "pt2e_quant_nested_in"
+"""GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""
 
 
 class QuantizationError(Exception):
@@ -78,6 +85,17 @@ class LoweringError(QuantizationError):
     """A converted graph breaks a rule of the backend; raised before anything is lowered."""
 
 
+def node_id(node: Node) -> str:
+    """The name of a node, behind the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
+    return in_graph(node.graph.owning_module, node.name)
+
+
+def in_graph(gm: GraphModule | None, name: str) -> str:
+    """What a name inside a graph is called seen from the outermost graph."""
+    path = "" if gm is None else gm.meta.get(NESTED_KEY)
+    return f"{path}.{name}" if path else name
+
+
 def locate(node: Node) -> str:
     """One or two lines that name a node, the module it comes from and the line of the user's source.
 
@@ -87,7 +105,9 @@ def locate(node: Node) -> str:
     """
     arguments = ", ".join(_short(argument) for argument in (*node.args, *node.kwargs.values()))
     first = (
-        f"node {node.name} = {_target_name(node)}({arguments})" if node.op != "placeholder" else f"input {node.name}"
+        f"node {node_id(node)} = {_target_name(node)}({arguments})"
+        if node.op != "placeholder"
+        else f"input {node_id(node)}"
     )
     path, kind, line = module_path(node), module_type(node), source_line(node)
     places = []

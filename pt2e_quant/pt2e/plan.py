@@ -6,14 +6,16 @@ Made before the graph is touched, from `node.meta["quantization_annotation"]` al
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
-from ..graph import Constants, attribute, is_float_tensor, is_guard, is_quantizable
+from ..errors import AnnotationError, locate, locate_all, module_path, node_id, source_line
+from ..graph import Constants, is_float_tensor, is_guard, is_quantizable
+from ..nested import carried, graphs
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
 from ..specs import ANNOTATION_KEY, EdgeOrNode
@@ -21,7 +23,7 @@ from .record import Decision
 from .sharing import share
 from .spec_fields import describe_spec, spec_kind
 
-__all__ = ["Group", "Plan", "Point", "make_plan"]
+__all__ = ["Group", "Plan", "Point", "make_plan", "nothing_quantized", "opaque_decisions"]
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,17 @@ class Plan:
     unused_rules: list[str]
 
 
-def make_plan(gm: GraphModule, quantizer_name: str, *, allow_empty: bool = False) -> Plan:
-    """Read the annotations of a graph.
+def make_plan(gm: GraphModule, quantizer_name: str) -> Plan:
+    """Read the annotations of a graph; each graph nested in it has a plan of its own.
 
     Raises:
         AnnotationError: an annotation does not fit the graph.
         SharingError: tensors that must share qparams cannot.
-        CoverageError: there is no annotation at all, and allow_empty is False.
     """
     specs, implicit = _sites(gm)
-    if not specs and not allow_empty:
-        raise CoverageError(_nothing_quantized(gm, quantizer_name))
-    resolved = share(specs, implicit)
+    resolved = share(specs, implicit, {result: start for start, result in carried(gm)})
     points, groups, group_of = _points(gm, resolved)
     decisions = [_decision(node, quantizer_name, resolved) for node in gm.graph.nodes if _is_decided(node)]
-    decisions += _nested_decisions(gm)
     return Plan(points, groups, group_of, decisions, list(gm.meta.get(UNUSED_RULES_KEY, ())))
 
 
@@ -196,7 +194,7 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
     part_of_pattern = claimed and getattr(annotation, "rule", None) is not None
     quantized = bool(inputs) or output is not None or part_of_pattern
     return Decision(
-        node=node.name,
+        node=node_id(node),
         op=str(node.target),
         quantized=quantized,
         rule=(getattr(annotation, "rule", None) or quantizer) if quantized else None,
@@ -208,20 +206,17 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
     )
 
 
-def _nested_decisions(gm: GraphModule, path: str = "") -> list[Decision]:
-    """The ops in the bodies of cond, while_loop, map and the like: left in float, with that reason."""
-    decisions: list[Decision] = []
-    for node in gm.graph.find_nodes(op="get_attr"):
-        body = attribute(gm, str(node.target))
-        if not isinstance(body, GraphModule):
-            continue
-        name = f"{path}{node.target}"
-        reason = f"inside {name}, a nested graph of {', '.join(str(user.target) for user in node.users)}: not quantized"
-        for inner in filter(_is_decided, body.graph.nodes):
-            decision = replace(_decision(inner, "", {}), node=f"{name}.{inner.name}", reason=reason)
-            decisions.append(decision)
-        decisions += _nested_decisions(body, f"{name}.")
-    return decisions
+def opaque_decisions(gm: GraphModule) -> list[Decision]:
+    """The ops in the bodies of higher-order ops of unknown form: left in float, with that reason."""
+    quantized = {path for path, _ in graphs(gm, opaque=False)}
+    reason = "inside {}, the nested graph of an operator whose graphs are not quantized"
+    return [
+        replace(_decision(node, "", {}), reason=reason.format(path))
+        for path, part in graphs(gm)
+        if path not in quantized
+        for node in part.graph.nodes
+        if _is_decided(node)
+    ]
 
 
 def _reason(node: Node, quantizer: str) -> str:
@@ -231,8 +226,9 @@ def _reason(node: Node, quantizer: str) -> str:
     return "; ".join(dict.fromkeys(refusal.reason for refusal in found))
 
 
-def _nothing_quantized(gm: GraphModule, quantizer: str) -> str:
-    floats = [node for node in gm.graph.nodes if _is_decided(node)]
+def nothing_quantized(parts: Iterable[GraphModule], quantizer: str) -> str:
+    """What to say when no op of these graphs is annotated."""
+    floats = [node for gm in parts for node in gm.graph.nodes if _is_decided(node)]
     reasons: dict[str, list[Node]] = defaultdict(list)
     for node in floats:
         reasons[_reason(node, quantizer)].append(node)

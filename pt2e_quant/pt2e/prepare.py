@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, CaptureError, locate
+from ..errors import AnnotationError, CaptureError, CoverageError, in_graph, locate, node_id
 from ..graph import (
     ExportedModule,
     attribute,
@@ -21,14 +21,16 @@ from ..graph import (
     is_guard,
     set_value,
 )
+from ..nested import graphs, mark
 from ..observer.derived import DerivedObserver
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
-from .capture import capture, run_pass
+from .capture import capture, run_everywhere, run_pass
 from .coverage import check_required
 from .observers import is_fake_quantizer, make_observers
-from .plan import Plan, Point, make_plan
+from .passes.plain_control_flow import to_plain_functions
+from .plan import Plan, Point, make_plan, nothing_quantized, opaque_decisions
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind
 
@@ -55,7 +57,8 @@ def prepare_pt2e(
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
         of constant tensors (weights) hang in the graph without being called: a weight is observed once, at convert.
-        train() and eval() work on it.
+        The bodies of torch.cond, while_loop, scan and map, and autocast regions, hold observers of their own. train()
+        and eval() work on it.
 
     Raises:
         CaptureError: `model` is not an exported model, or was prepared before.
@@ -69,27 +72,38 @@ def prepare_pt2e(
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
     captured = capture(model)
-    gm = run_pass(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
-    gm = run_pass(quantizer.annotate, gm)
-    quantizer.validate(gm)
-    plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)
-    check_required(plan.decisions, require)
-    observers = make_observers(plan)
-    _call_back(quantizer, gm, plan, observers)
-    names = _register(gm, observers)
-    points = _insert(gm, plan, observers, names)
+    name = quantizer_name(quantizer)
+    gm = run_everywhere(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
+    mark(gm)
+    gm = run_everywhere(quantizer.annotate, gm)
+    parts = [part for _, part in graphs(gm, opaque=False)]
+    for part in parts:
+        quantizer.validate(part)
+    plans = [make_plan(part, name) for part in parts]
+    if not allow_empty and not any(plan.groups for plan in plans):
+        raise CoverageError(nothing_quantized(parts, name))
+    decisions = [decision for plan in plans for decision in plan.decisions] + opaque_decisions(gm)
+    check_required(decisions, require)
+    points: list[PointRecord] = []
+    groups: list[GroupRecord] = []
+    for part, plan in zip(parts, plans, strict=True):
+        observers = make_observers(plan)
+        _call_back(quantizer, part, plan, observers)
+        names = _register(part, observers)
+        points += _insert(part, plan, observers, names)
+        groups += _group_records(part, plan, names)
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
-        quantizer=quantizer_name(quantizer),
-        decisions=plan.decisions,
+        quantizer=name,
+        decisions=decisions,
         points=points,
-        groups=_group_records(plan, names),
-        unused_rules=plan.unused_rules,
+        groups=groups,
+        unused_rules=[rule for rule in plans[0].unused_rules if all(rule in plan.unused_rules for plan in plans)],
         folded=captured.folded,
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
     )
-    return finish(gm)
+    return finish(run_pass(to_plain_functions, gm))
 
 
 def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
@@ -168,8 +182,8 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
             for consumer in point.consumers:
                 consumer.replace_input_with(value, node)
             watched[id(point)] = node
-        consumers = tuple(consumer.name for consumer in point.consumers)
-        records.append(PointRecord(value.name, consumers, name, deferred, location))
+        consumers = tuple(node_id(consumer) for consumer in point.consumers)
+        records.append(PointRecord(node_id(value), consumers, in_graph(gm, name), deferred, location))
     return records
 
 
@@ -205,8 +219,13 @@ def _spoken_for(point: Point) -> Node:
     return point.producer
 
 
-def _group_records(plan: Plan, names: list[str]) -> list[GroupRecord]:
+def _group_records(gm: GraphModule, plan: Plan, names: list[str]) -> list[GroupRecord]:
     return [
-        GroupRecord(name, spec_kind(group.spec), describe_spec(group.spec), tuple(map(describe_site, group.members)))
+        GroupRecord(
+            in_graph(gm, name),
+            spec_kind(group.spec),
+            describe_spec(group.spec),
+            tuple(map(describe_site, group.members)),
+        )
         for group, name in zip(plan.groups, names, strict=True)
     ]

@@ -6,13 +6,11 @@ misses it. Rules refuse such tensors with a reason; the plan of the engine does 
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from ..ops import has_hidden_alias, mutated_arguments
+from ..ops import memory_of, mutated_arguments
 
 __all__ = ["overwritten", "overwritten_reason"]
 
@@ -33,7 +31,7 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
             names[memory] = [name for name in names[memory] if last_read.get(name, -1) > index]
             if names[memory] or memory.op in ("get_attr", "placeholder"):
                 found.update(dict.fromkeys((target, *names[memory]), node))
-        shared = _memory_of(node)
+        shared = memory_of(node)
         base[node] = node if shared is None else base[shared]
         names[base[node]].append(node)
     return found
@@ -41,21 +39,6 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
 
 def overwritten_reason(tensor: Node, write: Node) -> str:
     return f"{write.name} writes to the memory of {tensor.name}, which a quantized copy would miss"
-
-
-def _memory_of(node: Node) -> Node | None:
-    """The argument in whose memory the result of a view or an in-place op lies."""
-    if node.op != "call_function":
-        return None
-    if node.target is operator.getitem:
-        return node.args[0]  # type: ignore[return-value]  # one of the views that split returns
-    if has_hidden_alias(node):
-        return node.args[0]  # type: ignore[return-value]
-    if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):
-        return None
-    shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)
-    first = next(shared, None)
-    return first if isinstance(first, Node) else None
 
 
 def _written(node: Node) -> list[Node]:

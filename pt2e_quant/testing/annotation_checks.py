@@ -134,7 +134,7 @@ def _weights(gm: GraphModule, every: list[Claim]) -> Found:
 def _plan(gm: GraphModule) -> Found:
     """sharing-solvable, and legal-specs for what only the observers know."""
     try:
-        make_observers(make_plan(gm, "the quantizer", allow_empty=True))
+        make_observers(make_plan(gm, "the quantizer"))
     except (SharingError, AnnotationError) as error:
         yield "sharing-solvable", "", first_line(error)
     except QuantizationError as error:

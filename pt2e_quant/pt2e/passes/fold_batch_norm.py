@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from ...errors import node_id
 from ...graph import Constants, free_name, insert_attribute, tidy
 from ...ops import BATCH_NORM, LINEAR, bind, is_conv, is_conv_transpose, set_argument, training_argument
 from ...quantizer.base import refuse
@@ -48,7 +49,7 @@ def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphMod
             continue
         layer_of[norm] = layer
         if notes is not None:
-            notes.append(f"{norm.name} into {layer.name}")
+            notes.append(f"{node_id(norm)} into {node_id(layer)}")
     _Folder(gm, constants, layer_of).run()
     return tidy(gm)
 
