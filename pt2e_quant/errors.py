@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from torch.fx import GraphModule, Node
 
 __all__ = [
+    "NESTED_KEY",
     "AnnotationError",
     "CalibrationError",
     "CaptureError",
     "ConversionError",
     "CoverageError",
     "LoweringError",
-    "NESTED_KEY",
     "PlanError",
     "QuantizationError",
     "SharingError",

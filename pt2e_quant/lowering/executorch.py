@@ -15,8 +15,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from ..errors import CaptureError, LoweringError, locate
+from ..errors import CaptureError, LoweringError, locate, node_id
 from ..graph import ExportedModule, clone, finish, is_guard
+from ..nested import graphs, mark
 from ..pt2e.record import record_of
 from . import _executorch
 from .account import take_account
@@ -106,9 +107,9 @@ def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | 
     if not isinstance(args, (tuple, list, type(None))):
         raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
-    for node in gm.graph.nodes:
+    for node in (node for _, part in graphs(mark(gm)) for node in part.graph.nodes):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node.name}
+        node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node_id(node)}
     return gm, (tuple(args or ()), dict(kwargs or {}))
 
 

@@ -1,9 +1,9 @@
 """Parameters of nested graphs: into the graphs that read them before quantization, out again behind it.
 
-torch.export hands a parameter that the branches of cond read to cond as an operand. Seen from inside it is an input like
-any other, which cannot be stored in integers. So the engine, and quantizers with it, work on bodies that hold their own
-parameters: `move_constants_in`. What the converted bodies hold becomes operands again, `move_constants_out`, so that the
-graph has the form that torch.export, save and the lowerings take.
+torch.export hands a parameter that the branches of cond read to cond as an operand. Seen from inside it is an input
+like any other, which cannot be stored in integers. So the engine, and quantizers with it, work on bodies that hold
+their own parameters: `move_constants_in`. What the converted bodies hold becomes operands again, `move_constants_out`,
+so that the graph has the form that torch.export, save and the lowerings take.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _returned(placeholder: Node) -> bool:
 def _own(body: GraphModule, placeholder: Node, target: str, value: Tensor) -> None:
     if placeholder.users:
         target = _register(body, target, value)
-        with body.graph.inserting_after(placeholder):
+        with body.graph.inserting_after(body.graph.find_nodes(op="placeholder")[-1]):  # later ones come before it
             node = body.graph.get_attr(target)
         node.meta.update(placeholder.meta)
         placeholder.replace_all_uses_with(node)
@@ -124,6 +124,6 @@ def _register(gm: GraphModule, target: str, value: Tensor) -> str:
     if taken is value:
         return target
     if taken is not None:
-        target = next(free_name(gm, re.sub(r"\W|\d+$", "_", target)))
+        target = next(free_name(gm, re.sub(r"\d+$", "", target).replace(".", "_")))
     set_attribute(gm, target, value)
     return target
