@@ -29,6 +29,7 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "exported_name",
     "finish",
     "free_name",
     "insert_attribute",
@@ -267,6 +268,16 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     origin.from_node = source.meta.get("from_node", [])
     node.meta["from_node"] = [origin]
     return node
+
+
+def exported_name(node: Node) -> str:
+    """Name of the node of the exported program that this one is, or stems from; its own where that is not recorded."""
+    name, sources = node.name, node.meta.get("from_node")
+    while sources:
+        name, made_by, sources = sources[0].name, sources[0].pass_name, sources[0].from_node
+        if made_by == "ExportedProgram.module()":
+            break
+    return name
 
 
 def set_value(node: Node, value: Any) -> Node:

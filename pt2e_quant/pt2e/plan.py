@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
-from ..graph import Constants, attribute, is_float_tensor, is_guard, is_quantizable
+from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
 from ..specs import ANNOTATION_KEY, EdgeOrNode
@@ -215,6 +215,7 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
         module=module_path(node),
         source=source_line(node),
         code=code,
+        origin=exported_name(node),
     )
 
 

@@ -27,6 +27,7 @@ class Decision:
     rule: the rule that took it, or the quantizer where that has no rules
     inputs, output: specs in words, by the node that computes the tensor
     code: kind of the reason, a key of pt2e_quant.quantizer.base.WAYS_OUT
+    origin: the node of the exported program that this one is, or stems from
     """
 
     node: str
@@ -39,6 +40,7 @@ class Decision:
     module: str | None
     source: str | None
     code: str | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from ..errors import CaptureError
 from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, SiteRange, record_of
 from ..quantizer.base import Folded
+from .model_explorer import Column, node_data
 from .ranges import measure_ranges
 from .text import as_table, as_text
 from .why import why
@@ -169,12 +170,26 @@ class Report:
         except OSError as error:
             raise CaptureError(f"cannot read {path}: {error}") from error
 
-    def save(self, path: str | Path) -> tuple[Path, Path]:
-        """Write `path` + ".txt" and `path` + ".json"; the two paths."""
-        text, data = Path(f"{path}.txt"), Path(f"{path}.json")
-        text.write_text(self.text() + "\n", encoding="utf-8")
-        data.write_text(self.to_json() + "\n", encoding="utf-8")
-        return text, data
+    def to_model_explorer(self, column: Column = "decision") -> dict[str, Any]:
+        """Node data for Google's Model Explorer, as plain values: to show on the float model that torch.export.save wrote.
+
+        Args:
+            column: 'decision', what each op became, in words and colours; or 'bits_lost', what sharing costs its
+                output, where `explain(prepared, data)` measured it.
+        """
+        return node_data(self.record, column)
+
+    def save(self, path: str | Path) -> tuple[Path, Path, Path]:
+        """Write `path` + ".txt", ".json" and ".model_explorer.json" (to_model_explorer); the three paths."""
+        contents = {
+            ".txt": self.text(),
+            ".json": self.to_json(),
+            ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1),
+        }
+        for suffix, content in contents.items():
+            Path(f"{path}{suffix}").write_text(content + "\n", encoding="utf-8")
+        text, data, explorer = (Path(f"{path}{suffix}") for suffix in contents)
+        return text, data, explorer
 
 
 def _group(fields: dict[str, Any]) -> GroupRecord:

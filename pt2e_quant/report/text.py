@@ -9,7 +9,7 @@ from typing import Any
 
 from ..pt2e.record import Decision, GroupRecord, Record, SiteRange
 
-__all__ = ["as_table", "as_text", "ends_text", "qparams_text", "sharing_cost", "summary"]
+__all__ = ["as_table", "as_text", "bits_lost", "ends_text", "qparams_text", "sharing_cost", "summary"]
 
 _LEGEND = (
     "Read a converted graph as: quantize, then dequantize, then a float op, then quantize again. A backend replaces\n"
