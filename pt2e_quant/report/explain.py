@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from .model_explorer import Column, node_data
 from .ranges import measure_ranges
 from .text import as_table, as_text
 from .why import why
+
+if TYPE_CHECKING:
+    from ..lowering.program import ExecutorchProgram
 
 __all__ = ["Report", "explain"]
 
@@ -146,7 +149,7 @@ class Report:
         """
         try:
             fields = json.loads(text)
-            fields["decisions"] = [Decision(**item) for item in fields["decisions"]]
+            fields["decisions"] = [Decision(**{**d, "overlaps": tuple(d["overlaps"])}) for d in fields["decisions"]]
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
             fields["groups"] = [_group(group) for group in fields["groups"]]
             fields["folded"] = [Folded(**item) for item in fields["folded"]]
@@ -167,6 +170,15 @@ class Report:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise CaptureError(f"cannot read {path}: {error}") from error
+
+    def lowered(self, program: ExecutorchProgram) -> dict[str, str]:
+        """What each op of the report became in the program that its converted model was lowered to, by node.
+
+        'int8, delegate 0' (or 'dynamic', 'float'), 'not delegated: ...' with the reason, or 'removed while lowering'.
+        """
+        fates = {left.node: f"not delegated: {left.reason}" for left in program.undelegated}
+        fates |= {kernel.node: f"{kernel.precision}, delegate {kernel.delegate}" for kernel in program.kernels}
+        return {d.node: fates.get(d.node, "removed while lowering") for d in self.record.decisions}
 
     def to_model_explorer(self, column: Column = "decision") -> dict[str, Any]:
         """Node data for Google's Model Explorer, as plain values, to show on the float model that was exported.

@@ -62,6 +62,7 @@ def _decision(decision: Decision, groups: dict[str, GroupRecord]) -> str:
     if decision.output is not None:
         sites.append(("output", decision.output, name))
     lines = [head, f"  quantized by {decision.rule}"]
+    lines += [f"  {other} wanted it as well, and came later" for other in decision.overlaps]
     shown: set[str] = set()
     for what, spec, site in sites:
         lines.append(f"  {what}: {spec}")
