@@ -31,6 +31,7 @@ def bounds(quantizer: Any) -> dict[str, int]:
 
 
 def test_the_first_quantizer_has_priority():
+    """Users' item 16: the priority of composed quantizers is their order."""
     assert bounds(ComposableQuantizer([Toy(STATIC), Toy(NARROW)])) == {"relu": 115, "linear_1": 115}
     assert bounds(ComposableQuantizer([Toy(NARROW), Toy(STATIC)])) == {"relu": 77, "linear_1": 77}
 
@@ -42,6 +43,7 @@ def test_a_later_quantizer_takes_what_the_first_left():
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_order_does_not_matter_where_claims_are_disjoint(order):
+    """Users' item 16: the result does not depend on the order where the claims are disjoint."""
     parts = [Toy().set_module_name("up", NARROW), Toy().set_module_name("down", STATIC)]
     assert bounds(ComposableQuantizer(parts[number] for number in order)) == {"relu": 77, "linear_1": 115}
 
