@@ -104,9 +104,8 @@ def clone(gm: GraphModule) -> ExportedModule:
 
 
 def tidy(gm: GraphModule) -> GraphModule:
-    """Drop dead nodes and lint. Ends a pass that changed the graph."""
-    gm.graph.eliminate_dead_code()
-    gm.graph.lint()
+    """Lint and drop dead nodes. Ends a pass that changed the graph."""
+    gm.graph.eliminate_dead_code()  # lints first
     return gm
 
 
