@@ -158,7 +158,7 @@ def _openvino(mode: str) -> Any:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_TOSA = ("tosa_serializer",)  # not on the package index under this name
+_TOSA = ("tosa_serializer",)  # of tosa-tools, which the Makefile installs where it has a build
 _CADENCE = {
     "CadenceDefaultQuantizer": ("cnn", "mlp", "words"),
     "CadenceWakeWordQuantizer": ("cnn",),
