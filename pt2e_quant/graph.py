@@ -120,7 +120,10 @@ def clone(gm: GraphModule) -> ExportedModule:
 
 def tidy(gm: GraphModule) -> GraphModule:
     """Drop dead nodes and lint. Ends a pass that changed the graph."""
-    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        # What Graph.eliminate_dead_code does, which asks every node whether it is impure before whether it is used.
+        if not node.users and not node.is_impure():
+            gm.graph.erase_node(node)
     gm.graph.lint()
     return gm
 
