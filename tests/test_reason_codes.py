@@ -29,7 +29,7 @@ class Odd(nn.Module):
         x = torch.tanh(x)  # no rule
         x = self.kept(self.norm(x))  # no layer to fold into; kept in float by a selector
         x = self.taken(x)  # marked by another quantizer
-        doubles = x.double() + 0.5  # a dtype that q/dq do not take
+        doubles = x.double() + x.double()  # a dtype that q/dq do not take
         shaped = torch.sigmoid(x).view(2, 2, 4)  # an integer op behind a float one
         written = self.linear(x)
         view = written[:, :2]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.quantizer import OUTPUT, WEIGHT, RuleQuantizer, op, rule
+from quantizers.xnnpack import get_symmetric_quantization_config
 from tests.nets import MLP, ConvNet, export
-from tests.pt2e.kit import STATIC, Toy
+from tests.pt2e.kit import Toy
 
 pytest.importorskip("executorch")
 
@@ -51,7 +52,7 @@ def test_a_model_runs_with_and_without_a_backend(name: str, backend: Literal["xn
     """Users' item 24: lowering itself loads what is needed; q/dq outside of delegates become portable kernels."""
     make, inputs = MODELS[name]
     x = inputs()
-    prepared = prepare_pt2e(export(make(), x), Embeddings(STATIC))
+    prepared = prepare_pt2e(export(make(), x), Embeddings(get_symmetric_quantization_config(is_per_channel=True)))
     prepared(x)
     converted = convert_pt2e(prepared)
     program = lower_to_executorch(converted, backend=backend)
