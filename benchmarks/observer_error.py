@@ -65,20 +65,19 @@ def error_db(x: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, in
 
 
 def best(x: Tensor, bounds: tuple[int, int]) -> float:
-    """An exhaustive search: both ends on a grid, on a tenth of the data, then finely around the best ten."""
+    """An exhaustive search: both ends on a grid from the whole range down to a 100th, then finely around the best."""
     low, high = min(x.min().item(), 0.0), x.max().item()
-    few = x[::10]
 
-    def qparams(ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        return affine_qparams(*ends, *bounds, dtype=torch.int8)
+    def searched(lows: list[float], highs: list[float]) -> list[tuple[float, float, float]]:
+        pairs = [(one, other) for one in (lows if low < 0.0 else [0.0]) for other in highs]
+        errors = [error_db(x, *affine_qparams(*ends, *bounds, dtype=torch.int8), bounds) for ends in pairs]
+        return sorted(((error, *ends) for error, ends in zip(errors, pairs, strict=True)), reverse=True)
 
-    shares = [0.88**power for power in range(36)]
-    coarse = [(a * low, b * high) for a in (shares if low < 0 else [1.0]) for b in shares]
-    ranked = sorted(coarse, key=lambda ends: -error_db(few, *qparams(ends), bounds))[:10]
-    close = [0.93 + 0.01 * step for step in range(15)]
-    fine = [(a * one, b * other) for one, other in ranked for a in (close if one < 0 else [1.0]) for b in close]
-    finalists = sorted(fine, key=lambda ends: -error_db(few, *qparams(ends), bounds))[:30]
-    return max(error_db(x, *qparams(ends), bounds) for ends in finalists)
+    shares = [0.82**power for power in range(24)]
+    coarse = searched([share * low for share in shares], [share * high for share in shares])
+    close = [0.90 + 0.02 * step for step in range(11)]
+    fine = [searched([share * a for share in close], [share * b for share in close])[0] for _, a, b in coarse[:5]]
+    return max(fine)[0]
 
 
 def chosen(name: str, x: Tensor, bounds: tuple[int, int]) -> float:

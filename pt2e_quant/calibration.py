@@ -77,8 +77,8 @@ def load_calibration(prepared: GraphModule, path: str | PathLike[str], *others: 
         path, others: files of `save_calibration`. Several are parts of one calibration; their states are merged.
 
     Raises:
-        CalibrationError: a file is none, or does not know the tensors that an observer watches, or not the facts that it
-            needs, or watched them together with others. Nothing has been changed then.
+        CalibrationError: a file is none, or does not know the tensors that an observer watches, or not the facts that
+            it needs, or watched them together with others. Nothing has been changed then.
     """
     parts = [_read(one) for one in (path, *others)]
     filled: dict[str, nn.Module] = {}
@@ -102,14 +102,14 @@ class SiteCoverage:
 
     observer, location: its name, and the node it watches
     calibrated: it saw calibration data
-    batches, values: how often held-back data reached it, and how many values
+    calls, values: how often held-back data reached it (a shared observer several times a batch), and how many values
     saturated: how many of them lie outside of what its qparams can represent; None without calibration data
     """
 
     observer: str
     location: str
     calibrated: bool
-    batches: int
+    calls: int
     values: int
     saturated: int | None
 
@@ -133,7 +133,7 @@ class CalibrationReport:
     @property
     def never_reached(self) -> tuple[SiteCoverage, ...]:
         """Sites that no held-back data reached: nothing is known of their coverage."""
-        return tuple(site for site in self.sites if not site.batches)
+        return tuple(site for site in self.sites if not site.calls)
 
     def text(self) -> str:
         """A table in plain text, one line a site."""
@@ -153,7 +153,7 @@ class _Counter(nn.Module):
 
     def __init__(self, observer: nn.Module) -> None:
         super().__init__()
-        self.batches = self.values = self.saturated = 0
+        self.calls = self.values = self.saturated = 0
         self.calibrated = has_data(observer)
         self.axis: int | None = None
         if self.calibrated:
@@ -165,7 +165,7 @@ class _Counter(nn.Module):
             self.high = (qparams.quant_max + 0.5 - zero_point) * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        self.batches += 1
+        self.calls += 1
         self.values += x.numel()
         if self.calibrated:
             low, high = self.low.to(x.device), self.high.to(x.device)
@@ -203,7 +203,7 @@ def calibration_report(prepared: GraphModule, data: Iterable[Any]) -> Calibratio
             name,
             watched[name][0].location,
             one.calibrated,
-            one.batches,
+            one.calls,
             one.values,
             one.saturated if one.calibrated else None,
         )
@@ -259,9 +259,9 @@ def _cover(observer: nn.Module, wanted: frozenset[str], part: list[_Entry], poin
     raise CalibrationError(
         f"the calibration has nothing for {type(observer).__name__} on {', '.join(sorted(missing))}:\n  "
         + points[0].location.replace("\n", "\n  ")
-        + f"\n  It has {'; '.join(others) or 'no observer there'}. Facts of the data (MinMaxObserver: a range; MSEObserver "
-        "and its kin: counts) serve every observer that needs no more; everything else serves the class and arguments "
-        "that it was saved with. Tensors that shared an observer cannot be told apart."
+        + f"\n  It has {'; '.join(others) or 'no observer there'}. Facts of the data (MinMaxObserver: a range; "
+        "MSEObserver and its kin: counts) serve every observer that needs no more; all else serves the same class and "
+        "arguments only. Tensors that shared an observer cannot be told apart."
     )
 
 
