@@ -17,7 +17,7 @@ from ..observer.fixed import FixedQParamsObserver
 from .plan import Group, Plan
 from .spec_fields import constructor_name, describe_site, spec_kind
 
-__all__ = ["has_data", "is_fake_quantizer", "make_observers"]
+__all__ = ["has_data", "make_observers"]
 
 _SPEC_FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
 
@@ -93,11 +93,6 @@ def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -
     return DerivedObserver(
         sources, spec.derive_qparams_fn, spec.dtype, spec.quant_min, spec.quant_max, spec.qscheme, spec.ch_axis
     )
-
-
-def is_fake_quantizer(module: nn.Module) -> bool:
-    """True for modules that round values while training, which must run on weights as well."""
-    return hasattr(module, "fake_quant_enabled")
 
 
 def has_data(module: nn.Module) -> bool:
