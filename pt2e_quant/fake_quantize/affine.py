@@ -10,7 +10,8 @@ Before this: `base` has the switches. After it: `convert` reads `calculate_qpara
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,6 @@ from .base import FakeQuantizeBase
 __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize"]
 
 _FLOAT_QPARAMS = torch.per_channel_affine_float_qparams
-
-
-class _Constructor(Protocol):
-    def __call__(self, **kwargs: Any) -> Any: ...
 
 
 class FakeQuantize(FakeQuantizeBase):
@@ -50,7 +47,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def __init__(
         self,
-        observer: _Constructor = MovingAverageMinMaxObserver,
+        observer: Callable[..., Any] = MovingAverageMinMaxObserver,
         quant_min: int | None = None,
         quant_max: int | None = None,
         is_dynamic: bool = False,
@@ -129,7 +126,7 @@ class FixedQParamsFakeQuantize(FakeQuantize):
         SpecError: it makes another observer.
     """
 
-    def __init__(self, observer: _Constructor) -> None:
+    def __init__(self, observer: Callable[..., Any]) -> None:
         super().__init__(observer=observer)
         fixed = self.activation_post_process
         if not isinstance(fixed, FixedQParamsObserver):
@@ -149,7 +146,7 @@ class FixedQParamsFakeQuantize(FakeQuantize):
         """There is nothing to learn from data."""
 
 
-def made_observer(owner: str, observer: _Constructor, **arguments: Any) -> Any:
+def made_observer(owner: str, observer: Callable[..., Any], **arguments: Any) -> Any:
     """The observer inside a fake quantizer, known to have what rounding needs.
 
     Raises:
@@ -157,8 +154,8 @@ def made_observer(owner: str, observer: _Constructor, **arguments: Any) -> Any:
     """
     if isinstance(observer, nn.Module):
         raise SpecError(
-            f"{owner}: observer is {type(observer).__name__}, an object; each fake quantizer makes its own, so pass the "
-            "class, or Class.with_args(...)"
+            f"{owner}: observer is {type(observer).__name__}, an object; each fake quantizer makes its own, so pass "
+            "the class, or Class.with_args(...)"
         )
     made = observer(**arguments)
     missing = [name for name in ("dtype", "qscheme", "quant_min", "quant_max") if getattr(made, name, None) is None]

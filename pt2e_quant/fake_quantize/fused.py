@@ -124,7 +124,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
 
     def _kernel(self, x: Tensor) -> Tensor:
         inner = self.activation_post_process
-        rounded = torch.fused_moving_avg_obs_fake_quant(
+        rounded: Tensor = torch.fused_moving_avg_obs_fake_quant(
             x.to(torch.float32),  # the kernel takes nothing else
             self.observer_enabled,
             self.fake_quant_enabled,

@@ -1,4 +1,4 @@
-"""Fake quantizers against torch.ao, the peer: same outputs, qparams, gradients, and checkpoints that travel both ways."""
+"""Fake quantizers against torch.ao, the peer: same outputs, qparams, gradients; checkpoints travel both ways."""
 
 from __future__ import annotations
 
