@@ -197,6 +197,6 @@ def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
     if qparams is None or qparams.scale is None or qparams.zero_point is None:
         return group
     scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
-    if qparams.axis is None:
+    if len(scales) == 1 and qparams.axis is None:
         return replace(group, scale=scales[0], zero_point=zero_points[0])
     return replace(group, scale=scales, zero_point=zero_points)
