@@ -15,6 +15,7 @@ from torch.fx import Node
 __all__ = [
     "AnnotationError",
     "CalibrationError",
+    "CalibrationWarning",
     "CaptureError",
     "ConversionError",
     "CoverageError",
@@ -67,7 +68,11 @@ class TargetingError(QuantizationError):
 
 
 class CalibrationError(QuantizationError):
-    """An observer saw no data, or data that has no range (NaN, infinity)."""
+    """An observer saw no data, or data that has no range (NaN); or what observers saw does not fit together."""
+
+
+class CalibrationWarning(UserWarning):
+    """An observer left values out of a range: infinity, or the largest number of their type, as in attention masks."""
 
 
 class ConversionError(QuantizationError):
