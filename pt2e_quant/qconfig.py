@@ -161,7 +161,7 @@ default_reuse_input_qconfig = QConfig(default_reuse_input_observer, NoopObserver
 _SYMMETRIC_ACTIVATION = HistogramObserver.with_args(dtype=torch.qint8, reduce_range=False, eps=2**-12)
 
 default_symmetric_qnnpack_qconfig = QConfig(_SYMMETRIC_ACTIVATION, weight_observer_range_neg_127_to_127)
-"""int8 activations and int8 weights without -128, as XNNPACK wants them; 2**-12 keeps its requantization scale legal."""
+"""int8 activations and int8 weights without -128, as XNNPACK wants them; 2**-12 keeps requantization legal."""
 
 default_per_channel_symmetric_qnnpack_qconfig = QConfig(
     _SYMMETRIC_ACTIVATION, per_channel_weight_observer_range_neg_127_to_127

@@ -132,7 +132,7 @@ class QConfigMapping:
         return self.object_type_qconfigs.get(object_type, self.global_qconfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping as a dictionary: "" for the global QConfig, lists of tuples that end in a QConfig for the rest."""
+        """As a dictionary: "" for the global QConfig, lists of tuples that end in a QConfig for the rest."""
         lists = (self.object_type_qconfigs, self.module_name_regex_qconfigs, self.module_name_qconfigs)
         ordered = [(*key, qconfig) for key, qconfig in self.module_name_object_type_order_qconfigs.items()]
         values = (self.global_qconfig, *(list(each.items()) for each in lists), ordered)
@@ -148,7 +148,7 @@ class QConfigMapping:
         unknown = [key for key in qconfig_dict if key not in _DICT_KEYS]
         if unknown:
             raise SpecError(f"keys {unknown} mean nothing in a qconfig dictionary; it has {list(_DICT_KEYS)}")
-        mapping = cls().set_global(qconfig_dict.get("", None))
+        mapping = cls().set_global(qconfig_dict.get(""))
         setters = (
             mapping.set_object_type,
             mapping.set_module_name_regex,

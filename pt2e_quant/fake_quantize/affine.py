@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, SpecError
 from ..observer import FixedQParamsObserver, MovingAverageMinMaxObserver
-from ..specs import is_per_channel
+from ..specs import integer_range, is_per_channel
 from .base import FakeQuantizeBase
 
 __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize"]
@@ -95,7 +95,7 @@ class FakeQuantize(FakeQuantizeBase):
     def _observe(self, x: Tensor) -> None:
         self.activation_post_process(x.detach())
         if self.has_data:  # an empty first batch leaves none
-            self._settle(*self.calculate_qparams())
+            self._settle(*self.activation_post_process.calculate_qparams())
 
     def _settle(self, scale: Tensor, zero_point: Tensor) -> None:
         """Take over qparams, which get one element per channel with the first batch."""
@@ -106,6 +106,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _round(self, x: Tensor) -> Tensor:
         bounds = (self.quant_min, self.quant_max)
+        x = within_int64(self, x)
         if not self.is_per_channel:
             return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *bounds)
         axis = channel_axis(self, x)
@@ -165,6 +166,13 @@ def made_observer(owner: str, observer: Callable[..., Any], **arguments: Any) ->
             "observer that keeps a range, such as MovingAverageMinMaxObserver (with averaging_constant=1 and "
             "is_dynamic=True for run-time qparams)"
         )
+    in_blocks = is_per_channel(made.qscheme) and getattr(made, "ch_axis", None) is None
+    if in_blocks or integer_range(made.dtype) is None:
+        what = f"one scale per block ({made.granularity})" if in_blocks else f"{made.dtype}"
+        raise SpecError(
+            f"{owner} rounds to integers per tensor or per channel, and {type(made).__name__} is for {what}; use "
+            "SchemeFakeQuantize of pt2e_quant.schemes"
+        )
     return made
 
 
@@ -188,6 +196,17 @@ def channel_axis(module: Any, x: Tensor) -> int:
             "a dimension of constant size."
         )
     return axis
+
+
+def within_int64(module: Any, x: Tensor) -> Tensor:
+    """x with its masks (infinity, the largest numbers) moved to where they saturate at the right end.
+
+    torch's kernels round to int64 before they clamp, and what is larger becomes the smallest integer.
+    """
+    if not getattr(module.activation_post_process, "_warned_of_masks", False):
+        return x
+    limit = min(2.0**62 * float(module.scale.detach().min()), torch.finfo(x.dtype).max)
+    return x.clamp(-limit, limit)
 
 
 def load_shapes(module: nn.Module, state_dict: dict[str, Any], prefix: str, *names: str) -> None:

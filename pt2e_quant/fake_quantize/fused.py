@@ -80,13 +80,13 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         state = self._state()
         before = [tensor.clone() for tensor in state]
         rounded = self._observed(x)
-        usable = self._usable()
-        if rounded is not None and bool(usable.all()):
-            return rounded
-        if rounded is None or not all(bool(end.isfinite().all()) for end in state[:2]):
+        if rounded is None or not self._within(before, x):
             for tensor, old in zip(state, before, strict=True):
                 tensor.resize_(old.shape).copy_(old)
-            self.activation_post_process(x.detach())  # refuses x, and says why
+            return super().forward(x)  # the observer leaves masks out, or refuses x and says why
+        usable = self._usable()
+        if bool(usable.all()):
+            return rounded
         self._replace(usable)
         return self._round(x) if self.fake_quant_enabled[0] == 1 else x
 
@@ -100,6 +100,16 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         fits = -x.dim() <= self.ch_axis < x.dim()
         if not fits or inner.min_val.numel() not in (0, x.shape[self.ch_axis]):
             inner(x.detach())
+
+    def _within(self, before: list[Tensor], x: Tensor) -> bool:
+        """True when x held neither NaN nor masks, told by how far the average moved. The margin is for its rounding."""
+        inner, ends = self.activation_post_process, []
+        for old, new in zip(before, (inner.min_val, inner.max_val), strict=False):
+            moved = old.numel() == new.numel() and bool(old.isfinite().all())
+            seen = old + (new - old) / inner.averaging_constant if moved else new
+            ends.append(seen)
+        low, high = ends[0].amin().item(), ends[1].amax().item()
+        return bool(inner._within(low * (1 + 1e-5), high * (1 + 1e-5), x))
 
     def _usable(self) -> Tensor:
         """Where the kernel's qparams can be trained and converted with. NaN is False."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
-from .affine import channel_axis, load_shapes, made_observer
+from .affine import channel_axis, load_shapes, made_observer, within_int64
 from .base import FakeQuantizeBase
 
 __all__ = ["LearnableFakeQuantize"]
@@ -172,7 +172,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
     def _round(self, x: Tensor) -> Tensor:
         bounds = (self.quant_min, self.quant_max)
         factor = (x.numel() * max(self.quant_max, 1)) ** -0.5 if self.use_grad_scaling else 1.0
-        values = x.to(torch.float32)  # the kernels take nothing else
+        values = within_int64(self, x).to(torch.float32)  # the kernels take nothing else
         if self.is_per_channel:
             axis = channel_axis(self, x)
             rounded = torch._fake_quantize_learnable_per_channel_affine(

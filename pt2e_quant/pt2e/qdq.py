@@ -104,9 +104,9 @@ def _of_scheme(
 def _no_op(observer: nn.Module, scheme: Scheme | None) -> str:
     wanted = str(scheme) if scheme is not None else f"{observer.dtype} with a scale"
     return (
-        f"{getattr(observer, 'site', '') or type(observer).__name__}: torch.ops.quantized_decomposed has no op for {wanted}"
-        ", so this tensor was prepared and calibrated but cannot be converted.\n  A backend with an op of its own for it "
-        "observes with a class that has convert(model, node), which writes that op; or choose a scheme that "
+        f"{getattr(observer, 'site', '') or type(observer).__name__}: torch.ops.quantized_decomposed has no op for "
+        f"{wanted}, so this tensor was prepared and calibrated but cannot be converted.\n  A backend with an op of its "
+        "own for it observes with a class that has convert(model, node), which writes that op; or choose a scheme that "
         "docs/schemes.md lists with an op; or leave this place in float."
     )
 

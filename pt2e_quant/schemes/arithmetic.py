@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import qparams
 from ..errors import CalibrationError, SpecError
+from ..observer.granularity import blocked
 from .scheme import Scheme
 
 __all__ = ["choose_qparams", "dequantize", "fake_quantize", "quantize", "ranges", "rounded"]
@@ -33,9 +34,9 @@ def ranges(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """
     if not x.numel():
         raise CalibrationError(f"a tensor of shape {tuple(x.shape)} has no values and so no range; skip empty tensors")
-    low, high = qparams.min_max(_blocks(x.detach(), scheme), axis=0)
+    laid_out, within = blocked(x.detach(), scheme.block(tuple(x.shape)))
     shape = scheme.qparams_shape(tuple(x.shape))
-    return low.reshape(shape), high.reshape(shape)
+    return laid_out.amin(within).float().reshape(shape), laid_out.amax(within).float().reshape(shape)
 
 
 def choose_qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

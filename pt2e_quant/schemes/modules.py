@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..errors import CalibrationError, SpecError
 from ..fake_quantize import FakeQuantizeBase
-from ..observer import ObserverBase
-from .arithmetic import choose_qparams, fake_quantize, ranges
+from ..observer import AffineQuantizedMinMaxObserver, MappingType
+from ..observer.base import checked_constant, move_towards
+from .arithmetic import choose_qparams, fake_quantize
 from .scheme import Scheme
 
 __all__ = ["SchemeFakeQuantize", "SchemeObserver"]
 
 
-class SchemeObserver(ObserverBase):
+class SchemeObserver(AffineQuantizedMinMaxObserver):
     """Keep the range of each block of a tensor.
 
     Args:
@@ -28,58 +29,41 @@ class SchemeObserver(ObserverBase):
             weights in training and dynamic tensors need. None keeps the range of everything seen.
         fields: those of the QuantizationSpec that made it, which must agree with the scheme.
 
-    Buffers `min_val` and `max_val`: float32, in `scheme.qparams_shape` of the first tensor; empty before.
-
     Raises:
         SpecError: an argument is illegal, or fields and scheme contradict each other.
     """
 
-    min_val: Tensor
-    max_val: Tensor
-
     def __init__(self, scheme: Scheme, averaging_constant: float | None = None, **fields: Any) -> None:
         of = scheme.format
-        super().__init__(dtype=of.storage, is_dynamic=scheme.is_dynamic)
-        if averaging_constant is not None and not 0.0 < averaging_constant <= 1.0:
-            raise SpecError(f"averaging_constant is the weight of a new batch, in (0, 1], got {averaging_constant}")
-        self.scheme = scheme
-        self.averaging_constant = 1.0 if scheme.is_dynamic else averaging_constant
-        integer = of.kind == "integer"
-        self.quant_min, self.quant_max = (of.low, of.high) if integer else (None, None)
-        self.qscheme = None
-        self.ch_axis = scheme.axis if scheme.granularity == "axis" else None
-        self.granularity = scheme.granularity
-        self.eps = scheme.eps
+        known = {"dtype": of.storage, "quant_min": of.low, "quant_max": of.high, "is_dynamic": scheme.is_dynamic}
         for name, value in fields.items():
-            if value is not None and getattr(self, name, value) != value:
+            if value is not None and known.get(name, value) != value:
                 raise SpecError(f"{name}={value} contradicts the scheme, {scheme}; leave it out of the spec")
-        self.register_buffer("min_val", torch.tensor([]))
-        self.register_buffer("max_val", torch.tensor([]))
-
-    @property
-    def has_data(self) -> bool:
-        return self.is_dynamic or bool(self.min_val.numel())
+        super().__init__(
+            MappingType.SYMMETRIC if scheme.symmetric else MappingType.ASYMMETRIC,
+            of.storage,
+            scheme.blocks,
+            of.low,
+            of.high,
+            scheme.eps,
+            is_dynamic=scheme.is_dynamic,
+        )
+        self.scheme = scheme
+        constant = 1.0 if scheme.is_dynamic else averaging_constant
+        self.averaging_constant = None if constant is None else checked_constant(constant)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take the ranges of x into those that are kept.
-
-        Raises:
-            SpecError: x cannot be cut into the scheme's blocks.
-            CalibrationError: x holds NaN or infinity, or does not have the blocks that were seen before.
-        """
-        if not x.numel():
-            return x
+        """Take in the range of each block of x."""
+        kept = self.min_val, self.max_val
+        if self.averaging_constant == 1.0 and x.numel():
+            self.reset_min_max_vals()  # tensors that stand for themselves may have any shape
         try:
-            low, high = ranges(x, self.scheme)
+            return super().forward(x)
         except SpecError as error:
             raise SpecError(f"{self._where}: {error}") from error
-        if not bool((low.isfinite() & high.isfinite()).all()):
-            raise CalibrationError(
-                f"{self._where}: a tensor of {x.numel()} values holds NaN or infinity; none was recorded. Drop the "
-                "batch, mask with a large finite number instead of infinity, or leave this place in float."
-            )
-        self._take(low, high)
-        return x
+        except CalibrationError:
+            self.min_val, self.max_val = kept
+            raise
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) in `scheme.qparams_shape`; scale in `scheme.scale_dtype`, zero_point in int64.
@@ -87,35 +71,20 @@ class SchemeObserver(ObserverBase):
         Raises:
             CalibrationError: no data was seen.
         """
-        if not self.min_val.numel():
-            raise CalibrationError(f"{self._where}: the SchemeObserver saw no data, so it has no range; run a batch")
-        return choose_qparams(self.min_val, self.max_val, self.scheme)
+        if not self.has_data:
+            raise CalibrationError(self._no_data())
+        shape = (-1,) if self.scheme.granularity in ("tensor", "axis") else self.min_val.shape
+        return choose_qparams(self.min_val.reshape(shape), self.max_val.reshape(shape), self.scheme)
 
     def extra_repr(self) -> str:
         return f"{self.scheme}, averaging_constant={self.averaging_constant}"
 
-    def _take(self, low: Tensor, high: Tensor) -> None:
-        first = not self.min_val.numel() or self.averaging_constant == 1.0
-        if first:
-            self.min_val, self.max_val = low.to(self.min_val.device), high.to(self.max_val.device)
-            return
-        if low.shape != self.min_val.shape:
-            raise CalibrationError(
-                f"{self._where}: saw blocks of shape {tuple(self.min_val.shape)} before, and now {tuple(low.shape)}. "
-                "Ranges that are kept need tensors of one shape; quantize per tensor, or dynamically."
-            )
+    def _take_in(self, low: Tensor, high: Tensor) -> None:
         if self.averaging_constant is None:
-            torch.minimum(self.min_val, low, out=self.min_val)
-            torch.maximum(self.max_val, high, out=self.max_val)
-            return
-        self.min_val.lerp_(low, self.averaging_constant)
-        self.max_val.lerp_(high, self.averaging_constant)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("min_val", "max_val"):
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.min_val.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            super()._take_in(low, high)
+        else:
+            move_towards(self.min_val, low, self.averaging_constant)
+            move_towards(self.max_val, high, self.averaging_constant)
 
 
 class SchemeFakeQuantize(FakeQuantizeBase):
@@ -156,6 +125,8 @@ class SchemeFakeQuantize(FakeQuantizeBase):
             return x
         if self.observer_enabled[0] == 1 or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
             self.activation_post_process(x.detach())
+            if not self.has_data:  # masks alone
+                return x
             self.scale, self.zero_point = self.activation_post_process.calculate_qparams()
         if self.fake_quant_enabled[0] == 1:
             return self._round(x)

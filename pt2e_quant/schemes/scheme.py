@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from .. import observer
 from ..errors import SpecError
+from ..observer import get_block_size
 from ..specs import DYNAMIC_PER_CHANNEL
 from .formats import FORMATS, MX_BLOCK, Format, format_of
 
@@ -167,7 +169,7 @@ class Scheme:
 
     @property
     def op(self) -> str | None:
-        """The quantize op of torch.ops.quantized_decomposed that `convert` writes; None where only a backend has one."""
+        """The quantize op of torch.ops.quantized_decomposed that `convert` writes; None where it has none."""
         if self.format.kind != "integer":
             return None  # the ops there round to integers before they cast
         if self.is_dynamic:
@@ -180,30 +182,26 @@ class Scheme:
         ops = {"tensor": "quantize_per_tensor", "axis": "quantize_per_channel", "row": "quantize_per_channel"}
         return ops.get(self.granularity, group if self.granularity == "group" else None)
 
+    @property
+    def blocks(self) -> observer.Granularity:
+        """The granularity as an observer takes it."""
+        made: dict[str, observer.Granularity] = {
+            "tensor": observer.PerTensor(),
+            "axis": observer.PerAxis(self.axis),
+            "row": observer.PerRow(),
+            "token": observer.PerToken(),
+            "group": observer.PerGroup(self.group_size),
+            "block": observer.PerBlock(self.block_size),
+        }
+        return made[self.granularity]
+
     def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Extent in each dimension of the values of a tensor of this shape that share one scale.
 
         Raises:
             SpecError: the tensor does not have such blocks.
         """
-        dims = len(shape)
-        if self.granularity == "tensor":
-            return tuple(shape)
-        if self.granularity == "axis":
-            if not -dims <= self.axis < dims:
-                raise SpecError(f"axis {self.axis} does not exist in a tensor of shape {tuple(shape)}; set axis")
-            return tuple(1 if dim == self.axis % dims else size for dim, size in enumerate(shape))
-        if self.granularity in ("row", "token"):
-            tail: tuple[int, ...] = tuple(shape[-1:])
-        else:
-            tail = (self.group_size,) if self.granularity == "group" else self.block_size
-        sizes = shape[dims - len(tail) :]
-        if dims < max(len(tail), 1) or any(size % part for size, part in zip(sizes, tail, strict=True)):
-            raise SpecError(
-                f"{self}: blocks of {list(tail)} do not divide the last {len(tail)} dimensions of a tensor of shape "
-                f"{tuple(shape)}; choose divisors, pad the tensor, or leave it in floating point"
-            )
-        return (1,) * (dims - len(tail)) + tail
+        return get_block_size(tuple(shape), self.blocks)
 
     def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of scale and zero point for a tensor of this shape.

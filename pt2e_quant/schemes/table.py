@@ -27,17 +27,18 @@ _HEAD = f"""# Schemes: what a tensor can be quantized to
 <!-- Written by docs/make_schemes.py from pt2e_quant/schemes; a test compares them. Edit the code instead. -->
 
 A scheme is a format, a granularity and a time. `Scheme(dtype=..., granularity=..., timing=...)` checks it when it is
-built: an illegal cell raises `SpecError` with the reason and the nearest legal one. `quantization_spec(scheme)` makes the
-spec for an annotation and `quantization_spec(scheme, qat=True)` the one that trains. Every legal cell exists for both, and
-both land on the same grid: what a fake quantizer returns is, bit for bit, what dequantize makes of what quantize stored.
+built: an illegal cell raises `SpecError` with the reason and the nearest legal one. `quantization_spec(scheme)` makes
+the spec for an annotation and `quantization_spec(scheme, qat=True)` the one that trains. Every legal cell exists for
+both, and both land on the same grid: what a fake quantizer returns is, bit for bit, what dequantize makes of what
+quantize stored.
 
 In the tables, a cell names the op of `torch.ops.quantized_decomposed` that `convert_pt2e` writes. **backend** means:
 prepare, calibration and training work, but that dialect has no op for the scheme, so `convert_pt2e` raises
 `ConversionError`; a backend with an op of its own observes with a class that has `convert(model, node)`. A number in
 brackets means that the cell is illegal, for the reason of that number below. Unsigned integers and activations are
 asymmetric and everything else symmetric unless `symmetric=` says otherwise; a group is converted when it is symmetric
-and signed. Per row, it is converted for matrices. MX stands for the OCP Microscaling Formats (MX) Specification v1.0: blocks of
-{MX_BLOCK} neighbours in the last dimension that share an exponent."""
+and signed, and a row where the weight is a matrix. MX stands for the OCP Microscaling Formats (MX) Specification v1.0:
+blocks of {MX_BLOCK} neighbours in the last dimension that share an exponent."""
 
 
 def scheme_table() -> str:

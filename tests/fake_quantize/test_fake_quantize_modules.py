@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pt2e_quant import qparams
-from pt2e_quant.errors import CalibrationError, SpecError, TargetingError
+from pt2e_quant.errors import CalibrationError, CalibrationWarning, SpecError, TargetingError
 from pt2e_quant.fake_quantize import (
     FakeQuantize,
     FakeQuantizeBase,
@@ -212,22 +212,42 @@ def test_the_fused_kernel_trains_on_the_grid_that_is_converted(kind, size):
         assert zero_point.unique().tolist() == [0]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", FUSED)
-def test_a_bad_batch_is_refused_and_leaves_no_trace(kind, bad):
+def test_a_batch_with_nan_is_refused_and_leaves_no_trace(kind):
     fake, x = FUSED[kind](), torch.linspace(-2, 3, 24).reshape(4, 6)
-    fresh = copy.deepcopy(fake.state_dict())
-    with pytest.raises(CalibrationError, match="None was recorded"):
-        fake(x.clone().index_fill_(1, torch.tensor([3]), bad))
-    assert {key: tensor.tolist() for key, tensor in fake.state_dict().items()} == {
-        key: tensor.tolist() for key, tensor in fresh.items()
-    }
+    bad = x.clone().index_fill_(1, torch.tensor([3]), float("nan"))
+    fresh = {key: tensor.tolist() for key, tensor in fake.state_dict().items()}
+    with pytest.raises(CalibrationError, match=r"4 NaN among 24 values .* None of this batch was recorded"):
+        fake(bad)
+    assert {key: tensor.tolist() for key, tensor in fake.state_dict().items()} == fresh
     fake(x)
     kept = copy.deepcopy(fake.state_dict())
-    with pytest.raises(CalibrationError, match="None was recorded"):
-        fake(x.clone().index_fill_(1, torch.tensor([3]), bad))
+    with pytest.raises(CalibrationError, match="4 NaN"):
+        fake(bad)
     for key, tensor in fake.state_dict().items():
         assert torch.equal(tensor, kept[key])
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("mask", [float("inf"), -float("inf"), torch.finfo(torch.float32).min, "finfo.max of half"])
+@pytest.mark.parametrize("kind", FUSED)
+def test_masks_are_left_out_with_one_warning(kind, mask, first):
+    """The range is that of the other values, as in the observer; masks saturate."""
+    fake, x = FUSED[kind](), torch.linspace(-2, 3, 24).reshape(4, 6)
+    x, mask = (x.half(), 65504.0) if isinstance(mask, str) else (x, mask)
+    observer = copy.deepcopy(fake.activation_post_process)
+    batches = [x / 2, x.clone().index_fill_(1, torch.tensor([3]), mask)][1 if first else 0 :]
+    for batch in batches[:-1]:
+        fake(batch)
+        observer(batch)
+    with pytest.warns(CalibrationWarning, match=r"4 of 24 values .* left out of the range"):
+        out = fake(batches[-1])
+    with pytest.warns(CalibrationWarning):
+        observer(batches[-1])
+    torch.testing.assert_close(fake.activation_post_process.min_val, observer.min_val)
+    torch.testing.assert_close(fake.activation_post_process.max_val, observer.max_val)
+    assert torch.equal(out, grid(fake, batches[-1]))
+    fake(batches[-1])  # no second warning
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

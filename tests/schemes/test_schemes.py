@@ -178,7 +178,7 @@ def test_a_tensor_without_such_blocks_is_refused_with_the_place(granularity, sha
     )  # fmt: skip
     observer = SchemeObserver(scheme)
     observer.site = "node linear_4"
-    with pytest.raises(SpecError, match="node linear_4: .*"):
+    with pytest.raises(SpecError, match="node linear_4: "):
         observer(torch.ones(shape))
 
 
