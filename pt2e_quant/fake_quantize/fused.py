@@ -134,8 +134,11 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
 
     def _kernel(self, x: Tensor) -> Tensor:
         inner = self.activation_post_process
+        values = x.to(torch.float32)  # the kernel takes nothing else
+        if self.is_per_channel and x.dim() == 1:
+            values = values.unsqueeze(1)  # nor one dimension
         rounded: Tensor = torch.fused_moving_avg_obs_fake_quant(
-            x.to(torch.float32),  # the kernel takes nothing else
+            values,
             self.observer_enabled,
             self.fake_quant_enabled,
             inner.min_val,
@@ -149,4 +152,4 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             self.is_per_channel,
             self.is_symmetric_quant,
         )
-        return rounded.to(x.dtype)
+        return rounded.reshape(x.shape).to(x.dtype)

@@ -97,8 +97,8 @@ def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -
 
 def has_data(module: nn.Module) -> bool:
     """False for a calibrated observer that has not seen a value yet, of this package or of another."""
-    if getattr(module, "block_size", ()) is None:
-        return False  # observers of blocks, groups and tokens learn their shape from the first batch, dynamic ones too
+    if getattr(module, "block_size", ()) is None and hasattr(module, "convert"):
+        return False  # those that write their own q/dq need the shape of a block, dynamic ones too
     if getattr(module, "is_dynamic", False) or not _is_integer(getattr(module, "dtype", None)):
         return True
     if isinstance(module, DerivedObserver):

@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 
 from ..errors import ConversionError, locate
 from ..graph import copy_origin, free_name, insert_attribute, is_guard, set_value, with_value
+from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
 from ..qparams import storage_dtype
 from ..schemes import Scheme
 from ..specs import integer_range, is_per_channel, is_symmetric
@@ -76,33 +77,39 @@ def read_qparams(observer: nn.Module) -> QParams:
     if getattr(observer, "is_dynamic", False):
         inner = getattr(observer, "activation_post_process", observer)
         eps = getattr(observer, "eps", getattr(inner, "eps", _DEFAULT_EPS))
-        per_token = getattr(observer, "granularity", "tensor") == "token"
+        granularity = getattr(observer, "granularity", "tensor")
+        per_token = granularity == "token" or isinstance(granularity, PerToken)
+        if not per_token and granularity not in ("tensor", PerTensor()):
+            raise ConversionError(_no_op(observer, scheme))
         return QParams(**common, per_token=per_token, eps=float(eps))
     scale, zero_point = (tensor.detach() for tensor in observer.calculate_qparams())  # type: ignore[operator]
-    if isinstance(scheme, Scheme):
-        return _of_scheme(observer, scheme, scale, zero_point, common)
+    granularity = getattr(observer, "granularity", None)
+    if isinstance(granularity, Granularity):
+        return _of_blocks(observer, granularity, scale, zero_point, common)
     axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
     return QParams(**common, scale=scale, zero_point=zero_point, axis=axis)
 
 
-def _of_scheme(
-    observer: nn.Module, scheme: Scheme, scale: Tensor, zero_point: Tensor, common: dict[str, Any]
+def _of_blocks(
+    observer: nn.Module, granularity: Granularity, scale: Tensor, zero_point: Tensor, common: dict[str, Any]
 ) -> QParams:
-    if scheme.granularity not in ("row", "group"):
-        axis = scheme.axis if scheme.granularity == "axis" else None
-        return QParams(**common, scale=scale, zero_point=zero_point, axis=axis)
-    if scale.dim() != 2:
-        raise ConversionError(
-            f"{getattr(observer, 'site', '')}: the op for {scheme} takes matrices, and scales of shape "
-            f"{tuple(scale.shape)} are those of a tensor of {scale.dim()} dimensions. Use granularity='axis' there."
-        )
-    if scheme.granularity == "row":  # the rows of a matrix are its channels of dimension 0
-        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=0)
-    return QParams(**common, scale=scale, zero_point=zero_point, group_size=scheme.group_size)
+    """The forms that the ops have: per tensor, per channel, and for matrices per row and per group around zero."""
+    axis = granularity.axis if isinstance(granularity, PerAxis) else None
+    matrix_rows = isinstance(granularity, PerRow) and granularity.dim in (-1, 1) and scale.dim() == 2
+    if matrix_rows or axis is not None:  # the rows of a matrix are its channels of dimension 0
+        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=axis or 0)
+    if isinstance(granularity, PerGroup) and scale.dim() == 2 and not bool(zero_point.any()):
+        return QParams(**common, scale=scale, zero_point=zero_point, group_size=granularity.group_size)
+    if not isinstance(granularity, PerTensor):
+        raise ConversionError(_no_op(observer, getattr(observer, "scheme", None)))
+    return QParams(**common, scale=scale, zero_point=zero_point)
 
 
 def _no_op(observer: nn.Module, scheme: Scheme | None) -> str:
-    wanted = str(scheme) if scheme is not None else f"{observer.dtype} with a scale"
+    blocks = getattr(observer, "granularity", "with a scale")
+    wanted = f"{scheme}" if scheme is not None else f"{observer.dtype} {blocks}"
+    if scheme is not None and scheme.op is not None:
+        wanted += " of a tensor that is no matrix"
     return (
         f"{getattr(observer, 'site', '') or type(observer).__name__}: torch.ops.quantized_decomposed has no op for "
         f"{wanted}, so this tensor was prepared and calibrated but cannot be converted.\n  A backend with an op of its "
@@ -191,10 +198,10 @@ class Emitter:
     ) -> tuple[Node, Any, tuple[Any, ...]]:
         low, high, dtype = limits
         if qparams.per_token:
-            if qparams.symmetric or (low, high) != integer_range(dtype):
+            if qparams.symmetric or (low, high, dtype) != (-128, 127, torch.int8):
                 raise ConversionError(
-                    f"per-token qparams exist for asymmetric schemes over all of {dtype} only:\n{locate(like)}\n"
-                    "  Use torch.per_tensor_affine without quant_min and quant_max."
+                    f"per-token qparams exist for asymmetric schemes over all of torch.int8 only, not for {dtype}:\n"
+                    f"{locate(like)}\n  Use torch.int8 and torch.per_tensor_affine without quant_min and quant_max."
                 )
             choose = _OPS.choose_qparams_per_token_asymmetric.default
             arguments: tuple[Any, ...] = (value, dtype)

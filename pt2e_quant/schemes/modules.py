@@ -59,10 +59,10 @@ class SchemeObserver(AffineQuantizedMinMaxObserver):
             self.reset_min_max_vals()  # tensors that stand for themselves may have any shape
         try:
             return super().forward(x)
-        except SpecError as error:
-            raise SpecError(f"{self._where}: {error}") from error
-        except CalibrationError:
+        except (CalibrationError, SpecError) as error:
             self.min_val, self.max_val = kept
+            if isinstance(error, SpecError):  # of the granularity, which knows no place
+                raise SpecError(f"{self._where}: {error}") from error
             raise
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
