@@ -14,8 +14,6 @@ from pt2e_quant.fake_quantize import FakeQuantizeBase
 from pt2e_quant.observer import FixedQParamsObserver, ObserverBase
 from pt2e_quant.qconfig import QConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:reduce_range is deprecated")
-
 REFERENCE_API = json.loads((Path(__file__).parents[1] / "reference_api.json").read_text(encoding="utf-8"))["names"]
 LISTED = [
     (module, name)

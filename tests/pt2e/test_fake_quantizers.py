@@ -249,7 +249,7 @@ def test_a_float8_range_is_not_dropped_in_silence():
     float8 = QuantizationSpec(torch.float8_e4m3fn, MinMaxObserver)
     prepared = prepared_net(Toy().set_global(QuantizationConfig(float8, float8, None)))
     prepared(data(1)[0])
-    with pytest.raises(ConversionError, match="has no op for torch.float8_e4m3fn"):
+    with pytest.raises(ConversionError, match=r"has no op for torch\.float8_e4m3fn"):
         convert_pt2e(prepared)
 
 
