@@ -149,7 +149,7 @@ class QConfigMapping:
         if unknown:
             raise SpecError(f"keys {unknown} mean nothing in a qconfig dictionary; it has {list(_DICT_KEYS)}")
         mapping = cls().set_global(qconfig_dict.get(""))
-        setters = (
+        setters: tuple[Callable[..., QConfigMapping], ...] = (
             mapping.set_object_type,
             mapping.set_module_name_regex,
             mapping.set_module_name,

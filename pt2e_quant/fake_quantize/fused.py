@@ -113,7 +113,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
 
     def _usable(self) -> Tensor:
         """Where the kernel's qparams can be trained and converted with. NaN is False."""
-        usable = (self.scale >= self.activation_post_process.eps) & (self.scale <= _FLOAT32_MAX)
+        usable: Tensor = (self.scale >= self.activation_post_process.eps) & (self.scale <= _FLOAT32_MAX)
         if self.is_symmetric_quant:
             usable = usable & ((2 * self.zero_point - self.quant_min - self.quant_max).abs() <= 1)
         return usable

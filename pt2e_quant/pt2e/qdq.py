@@ -94,11 +94,15 @@ def _of_blocks(
     observer: nn.Module, granularity: Granularity, scale: Tensor, zero_point: Tensor, common: dict[str, Any]
 ) -> QParams:
     """The forms that the ops have: per tensor, per channel, and for matrices per row and per group around zero."""
-    axis = granularity.axis if isinstance(granularity, PerAxis) else None
-    matrix_rows = isinstance(granularity, PerRow) and granularity.dim in (-1, 1) and scale.dim() == 2
-    if matrix_rows or axis is not None:  # the rows of a matrix are its channels of dimension 0
-        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=axis or 0)
-    if isinstance(granularity, PerGroup) and scale.dim() == 2 and not bool(zero_point.any()):
+    seen = getattr(observer, "activation_post_process", observer)
+    matrix = len(getattr(seen, "block_size", None) or ()) == 2
+    if isinstance(granularity, PerAxis):
+        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=granularity.axis)
+    if matrix and isinstance(granularity, PerRow) and granularity.dim in (-1, 1):  # its channels of dimension 0
+        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=0)
+    if matrix and isinstance(granularity, PerGroup) and not bool(zero_point.any()):
+        rows = (scale.shape[0], -1)
+        scale, zero_point = scale.reshape(rows), zero_point.reshape(rows)
         return QParams(**common, scale=scale, zero_point=zero_point, group_size=granularity.group_size)
     if not isinstance(granularity, PerTensor):
         raise ConversionError(_no_op(observer, getattr(observer, "scheme", None)))

@@ -34,7 +34,7 @@ def ranges(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """
     if not x.numel():
         raise CalibrationError(f"a tensor of shape {tuple(x.shape)} has no values and so no range; skip empty tensors")
-    laid_out, within = blocked(x.detach(), scheme.block(tuple(x.shape)))
+    laid_out, within = blocked(x.detach(), scheme.blocks)
     shape = scheme.qparams_shape(tuple(x.shape))
     return laid_out.amin(within).float().reshape(shape), laid_out.amax(within).float().reshape(shape)
 

@@ -73,11 +73,17 @@ class SchemeObserver(AffineQuantizedMinMaxObserver):
         """
         if not self.has_data:
             raise CalibrationError(self._no_data())
-        shape = (-1,) if self.scheme.granularity in ("tensor", "axis") else self.min_val.shape
-        return choose_qparams(self.min_val.reshape(shape), self.max_val.reshape(shape), self.scheme)
+        return choose_qparams(self.min_val, self.max_val, self.scheme)
 
     def extra_repr(self) -> str:
         return f"{self.scheme}, averaging_constant={self.averaging_constant}"
+
+    def _block_ranges(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        found = super()._block_ranges(values)
+        if found is None:
+            return None
+        shape = self.scheme.qparams_shape(tuple(values.shape))
+        return found[0].reshape(shape), found[1].reshape(shape)
 
     def _take_in(self, low: Tensor, high: Tensor) -> None:
         if self.averaging_constant is None:
