@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import SpecError
 from ..observer import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 from ..specs import is_symmetric
-from .affine import FakeQuantize
+from .affine import FakeQuantize, channel_axis
 
 __all__ = ["FusedMovingAvgObsFakeQuantize"]
 
@@ -75,31 +75,50 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             return self._kernel(x)
         if self.observer_enabled[0] != 1:  # the kernel would choose qparams again
             return super().forward(x)
-        if self.is_per_channel:
-            self._check_channels(x)
-        state = self._state()
-        before = [tensor.clone() for tensor in state]
+        if self.is_per_channel and not self._fits(x):
+            self.activation_post_process(x.detach())  # raises, and says why, unless x is masks alone
+            channel_axis(self, x)
         rounded = self._observed(x)
-        if rounded is None or not self._within(before, x):
-            for tensor, old in zip(state, before, strict=True):
-                tensor.resize_(old.shape).copy_(old)
-            return super().forward(x)  # the observer leaves masks out, or refuses x and says why
+        if rounded is None and not self.has_data:  # masks alone
+            return x
         usable = self._usable()
-        if bool(usable.all()):
+        if rounded is not None and bool(usable.all()):
             return rounded
         self._replace(usable)
         return self._round(x) if self.fake_quant_enabled[0] == 1 else x
+
+    def _observed(self, x: Tensor) -> Tensor | None:
+        """What the kernel makes of x; None where x has masks, which the observer leaves out of the range.
+
+        Raises:
+            CalibrationError: x holds NaN; the state is as it was.
+        """
+        state = self._state()
+        before = [tensor.clone() for tensor in state]
+        try:
+            rounded = self._kernel(x)
+            if self._within(before, x):
+                return rounded
+        except RuntimeError:  # for channels with NaN, after it took them in
+            if bool(x.isfinite().all()):
+                raise
+        for tensor, old in zip(state, before, strict=True):
+            tensor.resize_(old.shape).copy_(old)
+        inner = self.activation_post_process
+        inner(x.detach())
+        if self.has_data:
+            self._settle(*inner.calculate_qparams())  # one for each channel
+            self._kernel(x, observe=False)  # chooses its own for the range that it finds
+        return None
 
     def _state(self) -> tuple[Tensor, ...]:
         inner = self.activation_post_process
         return inner.min_val, inner.max_val, self.scale, self.zero_point
 
-    def _check_channels(self, x: Tensor) -> None:
-        """Raise the errors of the observer for an x without the channels that were seen before."""
-        inner = self.activation_post_process
-        fits = -x.dim() <= self.ch_axis < x.dim()
-        if not fits or inner.min_val.numel() not in (0, x.shape[self.ch_axis]):
-            inner(x.detach())
+    def _fits(self, x: Tensor) -> bool:
+        """True when x has the channels that were seen before."""
+        channels = self.activation_post_process.min_val.numel()
+        return -x.dim() <= self.ch_axis < x.dim() and channels in (0, x.shape[self.ch_axis])
 
     def _within(self, before: list[Tensor], x: Tensor) -> bool:
         """True when x held neither NaN nor masks, told by how far the average moved. The margin is for its rounding."""
@@ -123,24 +142,15 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         self.scale.copy_(torch.where(usable, self.scale, scale))
         self.zero_point.copy_(torch.where(usable, self.zero_point, zero_point))
 
-    def _observed(self, x: Tensor) -> Tensor | None:
-        """What the kernel made of x; None where it refuses, which it does for channels with NaN, after it kept them."""
-        try:
-            return self._kernel(x)
-        except RuntimeError:
-            if bool(x.isfinite().all()):
-                raise
-            return None
-
-    def _kernel(self, x: Tensor) -> Tensor:
+    def _kernel(self, x: Tensor, observe: bool = True) -> Tensor:
         inner = self.activation_post_process
         values = x.to(torch.float32)  # the kernel takes nothing else
         if self.is_per_channel and x.dim() == 1:
             values = values.unsqueeze(1)  # nor one dimension
         rounded: Tensor = torch.fused_moving_avg_obs_fake_quant(
             values,
-            self.observer_enabled,
-            self.fake_quant_enabled,
+            self.observer_enabled if observe else self.observer_enabled.new_zeros(1),
+            self.fake_quant_enabled if observe else self.fake_quant_enabled.new_ones(1),
             inner.min_val,
             inner.max_val,
             self.scale,
