@@ -120,8 +120,8 @@ def module_stack(node: Node) -> list[tuple[str, object]]:
 
 def module_path(node: Node) -> str | None:
     """Dotted path of the innermost nn.Module that the node was captured in ('' is the root); None when not recorded."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else None
+    stack = node.meta.get("nn_module_stack")
+    return _clean_path(next(reversed(stack.values()))[0]) if stack else None
 
 
 def module_type(node: Node) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerTok
 from ..qparams import storage_dtype
 from ..schemes import Scheme
 from ..specs import integer_range, is_per_channel, is_symmetric
+from .record import GroupRecord
 
-__all__ = ["Emitter", "QParams", "read_qparams"]
+__all__ = ["Emitter", "QParams", "read_qparams", "with_qparams"]
 
 _OPS = torch.ops.quantized_decomposed
 _DEFAULT_EPS = torch.finfo(torch.float32).eps
@@ -120,6 +121,18 @@ def _no_op(observer: nn.Module, scheme: Scheme | None) -> str:
         "own for it observes with a class that has convert(model, node), which writes that op; or choose a scheme that "
         "docs/schemes.md lists with an op; or leave this place in float."
     )
+
+
+def with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
+    """The record of a group with the scale, zero point and range that its observer has settled on."""
+    if qparams is None or qparams.scale is None or qparams.zero_point is None:
+        return group
+    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
+    if qparams.axis is not None:
+        return replace(group, scale=scales, zero_point=zero_points)
+    scale, zero_point = scales[0], zero_points[0]
+    ends = ((qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale)
+    return replace(group, scale=scale, zero_point=zero_point, range=ends)
 
 
 class Emitter:
