@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import engine
+from benchmarks import engine, observers
 
 engine.main()
+observers.main()

@@ -50,6 +50,9 @@ class ObserverBase(ABC, nn.Module):
 
     site: str = ""
 
+    facts: ClassVar[tuple[str, ...]] = ()
+    """State that depends on the data alone: it serves any observer with the same facts, whatever its arguments."""
+
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()
         if not isinstance(dtype, torch.dtype):

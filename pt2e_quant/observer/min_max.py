@@ -37,6 +37,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     """Keep the range of every tensor seen. Arguments as in UniformQuantizationObserverBase, per-tensor schemes only."""
 
     schemes = PER_TENSOR
+    facts = ("min_val", "max_val")
 
     min_val: Tensor
     max_val: Tensor
@@ -103,6 +104,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         averaging_constant: weight of a new batch, in (0, 1]; 1 keeps the last batch alone, as is_dynamic requires.
         others: as in UniformQuantizationObserverBase.
     """
+
+    facts = ()  # an average depends on its constant
 
     def __init__(
         self,
