@@ -128,7 +128,7 @@ def with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
     if qparams is None or qparams.scale is None or qparams.zero_point is None:
         return group
     scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
-    if qparams.axis is not None:
+    if qparams.axis is not None or qparams.group_size is not None:
         return replace(group, scale=scales, zero_point=zero_points)
     scale, zero_point = scales[0], zero_points[0]
     ends = ((qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale)
