@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import CaptureError, TargetingError
-from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, record_of
+from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, Representation, record_of
 from .text import as_table, as_text, describe_decision
 
 __all__ = ["Report", "explain"]
@@ -120,6 +120,8 @@ class Report:
             record[name] = [dataclasses.asdict(item) for item in record[name]]
         for name in ("inputs", "outputs"):
             record[name] = {index: _border(qparams) for index, qparams in record[name].items()}
+        if self.record.representation is not None:
+            record["representation"] = dataclasses.asdict(self.record.representation)
         return record
 
     def to_json(self) -> str:
@@ -137,6 +139,8 @@ class Report:
             fields["decisions"] = [Decision(**item) for item in fields["decisions"]]
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
             fields["groups"] = [GroupRecord(**{**g, "members": tuple(g["members"])}) for g in fields["groups"]]
+            if fields.get("representation") is not None:
+                fields["representation"] = Representation(**fields["representation"])
             for name in ("inputs", "outputs"):
                 fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
             return cls(Record(**fields))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..pt2e.record import Decision, GroupRecord, Record
+from ..pt2e.record import Decision, GroupRecord, Record, Representation
 
 __all__ = ["as_table", "as_text", "describe_decision", "summary"]
 
@@ -51,11 +51,22 @@ def as_text(record: Record) -> str:
         if border:
             words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
             sections.append(f"{title}\n" + _lines(words))
+    if record.representation is not None:
+        sections += _representation(record.representation)
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:
         sections.append(f"Rules that fitted nothing: {', '.join(record.unused_rules)}")
     return "\n\n".join(sections)
+
+
+def _representation(representation: Representation) -> list[str]:
+    done = f"Integer arithmetic, rounding: {representation.rounding}"
+    sections = [f"{done}\n" + _lines(f"{node}: {kind}" for node, kind in representation.forms.items())]
+    if representation.left:
+        rows = _lines(f"{node}: {reason}" for node, reason in representation.left.items())
+        sections.append(f"Quantized, without an integer form\n{rows}")
+    return sections
 
 
 def _letters(record: Record) -> dict[str, str]:

@@ -1,0 +1,176 @@
+"""Rewrite a converted graph so that integers flow where quantize -> dequantize -> float op -> quantize stood.
+
+One walk over the nodes: `forms` says of each op what its result is in integers, if all its operands are; a quantize
+takes that and becomes a requantization. What nobody reads any more, the whole float path most often, is dropped.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ...errors import CaptureError
+from ...graph import Constants, ExportedModule, clone, collector_paused, finish, tidy
+from ...ops import DEQUANTIZE, QUANTIZE, bind
+from ..record import RECORD_KEY, BorderQParams, Record, Representation, record_of
+from .emit import Emitter, Symbol
+from .forms import integer_form
+from .operands import Call
+from .products import PRODUCTS
+from .rounding import NoIntegerForm, Rounding
+from .values import Integers, Lookup, Value
+
+__all__ = ["reference_representation_rewrite"]
+
+_Q = torch.ops.quantized_decomposed
+
+
+@collector_paused()
+def reference_representation_rewrite(
+    model: GraphModule, *, rounding: Rounding = Rounding.FLOAT32_HALF_EVEN
+) -> ExportedModule:
+    """A converted model in integer arithmetic: between its quantized ops only integer tensors flow.
+
+    Float remains at the borders (the quantize of an input, the dequantize of an output or in front of a float op), in
+    the qparams that dynamic quantization computes at run time, and in ops without an integer form;
+    `explain(result)` names those with the reason.
+
+    Args:
+        model: what convert_pt2e, or another project's convert, returned. Stays as it was.
+        rounding: how sums become codes.
+
+    Returns:
+        A module with the calling convention of `model`.
+
+    Raises:
+        CaptureError: `model` is no graph.
+    """
+    if not isinstance(model, GraphModule):
+        raise CaptureError(
+            f"reference_representation_rewrite takes what convert_pt2e returned, got {type(model).__name__}"
+        )
+    gm = clone(model)
+    walk = _Walk(gm, rounding)
+    for node in list(gm.graph.nodes):
+        walk.visit(node)
+    tidy(gm)
+    _drop_unread(gm, walk.formed)
+    walk.products_to_float()
+    tidy(gm)
+    alive = {node.name for node in gm.graph.nodes}
+    record = record_of(model) or Record("converted", "another project", [], [], [], [])
+    gm.meta[RECORD_KEY] = replace(record, representation=walk.account(alive))
+    return finish(gm)
+
+
+@dataclass
+class _Walk:
+    """State of one walk.
+
+    values: what a node is in integers
+    formed: float ops that have an integer form here, with the type they compute in
+    left:   those that have none, with the reason
+    """
+
+    gm: GraphModule
+    rounding: Rounding
+    values: dict[Node, Value] = field(default_factory=dict)
+    formed: dict[Node, str] = field(default_factory=dict)
+    left: dict[Node, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.constants = Constants(self.gm)
+        self.emitter = Emitter(self.gm)
+
+    def visit(self, node: Node) -> None:
+        self.emitter.before = node
+        if node.op != "call_function":
+            return
+        try:
+            if node.target is operator.getitem:
+                self._getitem(node)
+            elif node.target is _Q.quantize_per_tensor.default:
+                self._quantize(node)
+            elif self._reads_integers(node):
+                self._form(node)
+        except NoIntegerForm as reason:
+            self.left[node] = str(reason)
+
+    def _reads_integers(self, node: Node) -> bool:
+        """Whether a node takes part at all: a dequantize, or a float op behind one."""
+        if node.target in DEQUANTIZE:
+            return True
+        sources = node.all_input_nodes
+        return node.target not in QUANTIZE and any(
+            source in self.values or (source in self.left and source.target in DEQUANTIZE) for source in sources
+        )
+
+    def _form(self, node: Node) -> None:
+        form = integer_form(node)
+        if form is None:
+            raise NoIntegerForm(f"{node.target} has no integer form")
+        if any("val" not in each.meta for each in (node, *node.all_input_nodes) if each.op != "placeholder"):
+            raise NoIntegerForm("the graph does not record its values' shapes")
+        unreadable = next((self.left[source] for source in node.all_input_nodes if self._is_unread(source)), None)
+        if unreadable is not None and node.target not in PRODUCTS:
+            raise NoIntegerForm(unreadable)
+        value = form(Call(node, self.values, self.constants, self.emitter))
+        self.values[node] = value
+        if node.target not in DEQUANTIZE:
+            self.formed[node] = _describe(value)
+
+    def _is_unread(self, source: Node) -> bool:
+        return source in self.left and source.target in DEQUANTIZE
+
+    def _getitem(self, node: Node) -> None:
+        source = self.values.get(node.args[0])  # type: ignore[arg-type]
+        if isinstance(source, Integers) and Call.is_real(node):
+            self.values[node] = replace(source, codes=self.emitter.call(operator.getitem, source.codes, node.args[1]))
+
+    def _quantize(self, node: Node) -> None:
+        arguments = bind(node)
+        value = self.values.get(arguments["input"])
+        if value is None:
+            return
+        names = ("scale", "zero_point", "quant_min", "quant_max", "dtype")
+        out = BorderQParams(*(arguments[name] for name in names))
+        codes: Symbol = value.quantized(out, self.rounding, self.emitter)
+        node.replace_all_uses_with(codes.node)
+
+    def products_to_float(self) -> None:
+        """Products that are still read as real numbers: sum integers, and scale the sum."""
+        for node in list(self.gm.graph.nodes):
+            value = self.values.get(node)
+            if node.target not in PRODUCTS or not node.users or not isinstance(value, Integers | Lookup):
+                continue
+            self.emitter.before = node
+            node.replace_all_uses_with(value.real(node.meta["val"].dtype).node)
+
+    def account(self, alive: set[str]) -> Representation:
+        """What became of each op; one whose integers nobody reads, as all its readers are float ops, is left."""
+        left = {node.name: reason for node, reason in self.left.items() if node.name in alive}
+        forms = {node.name: kind for node, kind in self.formed.items() if node.name not in alive}
+        return Representation(self.rounding.value, forms, left)
+
+
+def _describe(value: Value) -> str:
+    """The type that an op computes in."""
+    if isinstance(value, Integers):
+        held = value.codes.node.meta["val"]
+        held = held[0] if isinstance(held, tuple | list) else held
+        return str(held.dtype).removeprefix("torch.") if isinstance(held, Tensor) else "integers"
+    return "a table, requantized in advance" if isinstance(value, Lookup) else "a sum with one rounding"
+
+
+def _drop_unread(gm: GraphModule, formed: dict[Node, str]) -> None:
+    """Erase what is left of float paths that nobody reads: dead-code elimination keeps in-place ops and dropout.
+
+    An in-place op in the middle of a float path writes to a tensor of that path.
+    """
+    for node in reversed(list(gm.graph.nodes)):
+        if not node.users and (node in formed or node.target in DEQUANTIZE):
+            gm.graph.erase_node(node)
