@@ -290,11 +290,12 @@ _row(
 _row(
     "slice.Tensor select.int narrow.default narrow.Tensor index_select.default gather.default index.Tensor "
     "_unsafe_index.Tensor take.default take_along_dim.default masked_select.default unfold.default "
-    "as_strided.default diagonal.default linalg_diagonal.default expand.default expand_as.default broadcast_to.default broadcast_tensors.default "
-    "repeat.default tile.default repeat_interleave.self_int repeat_interleave.self_Tensor meshgrid.default "
-    "meshgrid.indexing split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int "
-    "tensor_split.sections tensor_split.indices tensor_split.tensor_indices_or_sections hsplit.int hsplit.array "
-    "vsplit.int vsplit.array dsplit.int dsplit.array",
+    "as_strided.default diagonal.default linalg_diagonal.default expand.default expand_as.default "
+    "broadcast_to.default broadcast_tensors.default repeat.default tile.default repeat_interleave.self_int "
+    "repeat_interleave.self_Tensor meshgrid.default meshgrid.indexing split.Tensor split.sizes "
+    "split_with_sizes.default chunk.default unbind.int tensor_split.sections tensor_split.indices "
+    "tensor_split.tensor_indices_or_sections hsplit.int hsplit.array vsplit.int vsplit.array dsplit.int "
+    "dsplit.array",
     preserves=_always,
 )
 _row("diag.default diag_embed.default tril.default triu.default im2col.default", preserves=_always, fills=_always)
@@ -406,7 +407,7 @@ def is_value_preserving(op: object) -> bool:
 
 
 def fills_zeros(op: object) -> bool:
-    """Whether a value-preserving op may also put zeros into its output (a pad, tril): on codes, those are zero points."""
+    """Whether a value-preserving op may put zeros into its output as well (a pad, tril); among codes, zero points."""
     return _holds("fills", op)
 
 

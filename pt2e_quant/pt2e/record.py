@@ -95,11 +95,13 @@ class Representation:
     rounding: how sums become codes
     forms:    float ops that are integer ones now, with the type that they compute in
     left:     ops and dequantizes on quantized tensors that stayed in float, with the reason
+    codes:    quantize nodes of the converted graph, with the node here that holds the same codes
     """
 
     rounding: str
     forms: dict[str, str]
     left: dict[str, str]
+    codes: dict[str, str]
 
 
 @dataclass

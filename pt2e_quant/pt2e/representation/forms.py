@@ -224,17 +224,15 @@ def _windows(size: int, count: int) -> Tensor:
 
 def avg_pool(call: Call) -> Integers:
     """The sum over windows, as a depthwise convolution with ones; its scale is divided by the count."""
-    arguments = call.arguments
-    x, kernel, channels = call.one_scale("self"), list(arguments["kernel_size"]), call.shape_of("self")
-    spatial = {1: 1, 2: 2}.get(call.spatial)
-    if spatial is None or arguments["ceil_mode"] or (any(arguments["padding"]) and not arguments["count_include_pad"]):
-        raise NoIntegerForm("its windows hold different numbers of values, or it has three dimensions")
-    kernel = kernel * spatial if len(kernel) == 1 else kernel
-    (features,) = _static([channels[-spatial - 1]])
+    arguments, x, sizes = call.arguments, call.one_scale("self"), call.shape_of("self")
+    target, spatial = _CONV_OF_POOL[call.node.target]  # type: ignore[index]
+    if arguments["ceil_mode"] or (any(arguments["padding"]) and not arguments["count_include_pad"]):
+        raise NoIntegerForm("its windows hold different numbers of values")
+    kernel = list(arguments["kernel_size"]) * (spatial // len(arguments["kernel_size"]))
+    (features,) = _static([sizes[-spatial - 1]])
     bound = x.bound * math.prod(kernel)
     total = call.sum_dtype(bound)
     ones = call.emitter.constant(torch.ones(features, 1, *kernel, dtype=total))
-    target = aten.conv1d.default if spatial == 1 else aten.conv2d.default
     options = (arguments["stride"] or kernel, arguments["padding"], [1] * spatial, features)
     summed = call.emit(target, x.centred(total), ones, None, *options)
     count = arguments.get("divisor_override") or math.prod(kernel)
@@ -250,6 +248,10 @@ def _static(sizes: Iterable[Any]) -> list[int]:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
+_CONV_OF_POOL: dict[OpOverload, tuple[OpOverload, int]] = {
+    aten.avg_pool1d.default: (aten.conv1d.default, 1),
+    aten.avg_pool2d.default: (aten.conv2d.default, 2),
+}
 _IDENTITIES = frozenset((*ops.DROPOUT, *ops.CAST))
 _NO_KERNEL = frozenset((*ops.UPSAMPLE_NEAREST, *ops.ADAPTIVE_MAX_POOL, aten.im2col.default))
 
@@ -267,6 +269,6 @@ _FORMS: dict[OpOverload, Form] = {
     **dict.fromkeys(ops.CLAMP, clamp),
     **dict.fromkeys(ops.MEAN, mean),
     **dict.fromkeys(ops.ADAPTIVE_AVG_POOL, adaptive_avg_pool),
-    **dict.fromkeys(ops.AVG_POOL, avg_pool),
+    **dict.fromkeys(_CONV_OF_POOL, avg_pool),
     aten.max_pool1d.default: max_pool1d,
 }

@@ -74,6 +74,7 @@ class _Walk:
     values: what a node is in integers
     formed: float ops that have an integer form here, with the type they compute in
     left:   those that have none, with the reason
+    codes:  the node that holds what a quantize gave, by the name of the quantize
     """
 
     gm: GraphModule
@@ -81,6 +82,7 @@ class _Walk:
     values: dict[Node, Value] = field(default_factory=dict)
     formed: dict[Node, str] = field(default_factory=dict)
     left: dict[Node, str] = field(default_factory=dict)
+    codes: dict[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.gm)
@@ -140,6 +142,7 @@ class _Walk:
         out = BorderQParams(*(arguments[name] for name in names))
         codes: Symbol = value.quantized(out, self.rounding, self.emitter)
         node.replace_all_uses_with(codes.node)
+        self.codes[node.name] = codes.node
 
     def products_to_float(self) -> None:
         """Products that are still read as real numbers: sum integers, and scale the sum."""
@@ -154,7 +157,8 @@ class _Walk:
         """What became of each op; one whose integers nobody reads, as all its readers are float ops, is left."""
         left = {node.name: reason for node, reason in self.left.items() if node.name in alive}
         forms = {node.name: kind for node, kind in self.formed.items() if node.name not in alive}
-        return Representation(self.rounding.value, forms, left)
+        codes = {name: node.name for name, node in self.codes.items()}
+        return Representation(self.rounding.value, forms, left, codes)
 
 
 def _describe(value: Value) -> str:

@@ -123,9 +123,7 @@ def _times_float32(term: Term, out: BorderQParams, constant: Constant, zero_poin
     fraction, exponent = torch.frexp(factor.double())
     significand, shift = (fraction * 2**_SIGNIFICAND).long(), (_SIGNIFICAND - exponent).long()
     if int(shift.min()) < 1 or term.bound >= 2**38:
-        raise NoIntegerForm(
-            f"sums up to {term.bound} times {float(factor.max()):.3g} do not fit 64-bit integers with 24 fractional bits"
-        )
+        raise NoIntegerForm(f"sums up to {term.bound} times {float(factor.max()):.3g} do not fit 64-bit integers")
     # Too small to reach one half: zero, without the shift that would leave int64.
     vanishes = term.bound * factor.double() < 0.25
     significand, shift = torch.where(vanishes, 0, significand), torch.where(vanishes, 1, shift)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class Integers:
         return self.centred(torch.int64 if self.codes.dtype is torch.int64 else torch.int32)
 
     def real(self, dtype: torch.dtype) -> Symbol:
-        """The values as floating-point numbers, scale applied to the exact integers; bounds are left to their own op."""
+        """The values as floating-point numbers: the exact integers times the scale. Bounds are left to their own op."""
         emitter = self.codes.emitter
         value = call(aten._to_copy.default, self.centred_as_is(), dtype=torch.float32)
         if self.run_time is not None:
@@ -176,10 +176,9 @@ class Lookup:
 
 
 Value = Integers | Sum | Lookup
-V = TypeVar("V", Integers, Sum, Lookup)
 
 
-def bounded(value: V, low: float, high: float) -> V:
+def bounded(value: Value, low: float, high: float) -> Value:
     """clamp(value, low, high), behind the bounds that it has."""
     return replace(value, low=min(max(value.low, low), high), high=min(max(value.high, low), high))
 
