@@ -155,7 +155,7 @@ def compare_lsb(
     Args:
         converted: what convert_pt2e returned.
         reference: the same in integer arithmetic; None makes it.
-        runtime: a lowered program with `run`, or its outputs (a sequence of tensors for each batch); None leaves it out.
+        runtime: a lowered program with `run`, or its outputs (a sequence of tensors a batch); None leaves it out.
         batches: positional arguments of the model, one tuple a run.
 
     Raises:
@@ -272,7 +272,7 @@ def _tensors(
 def _differences(
     pair: tuple[str, str], first: Sequence[Any], second: Sequence[Any], scale: float | None
 ) -> Differences:
-    """Of one tensor over all batches; integers differ by whole LSB already, real numbers on a grid are divided by it."""
+    """Of one tensor over all batches. Integers differ by whole LSB already, real numbers are divided by the scale."""
     apart = [_subtract(pair, a, b) for a, b in zip(first, second, strict=True)]
     count = sum(difference.numel() for difference in apart)
     if scale is None:

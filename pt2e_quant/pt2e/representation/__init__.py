@@ -1,4 +1,4 @@
-"""The converted model in integer arithmetic, to compare kernels with: convert_pt2e(use_reference_representation=True)."""
+"""The converted model in integer arithmetic, to compare kernels with."""
 
 from .rewrite import reference_representation_rewrite
 from .rounding import NoIntegerForm, Rounding

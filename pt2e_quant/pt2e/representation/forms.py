@@ -49,7 +49,7 @@ def dequantize_per_tensor(call: Call) -> Integers:
     limits = (int(arguments["quant_min"]), int(arguments["quant_max"]))
     return Integers(
         call.symbol(arguments["input"]),
-        torch.tensor(scale, dtype=torch.float64),
+        torch.tensor(scale, dtype=torch.float32).double(),  # kernels hold scales in float32
         call.reach(arguments["input"], int(zero_point), limits),
         int(zero_point),
         limits=limits,
@@ -98,12 +98,12 @@ def same_values(call: Call) -> Integers:
     operands = [node for node in call.node.all_input_nodes if call.is_real(node)]
     values = [call.integers_of(node) for node in operands]
     first = values[0]
+    if call.node.target in _IDENTITIES:
+        return first
     if any(value.scale.numel() != 1 or value.scale != first.scale for value in values):
         raise NoIntegerForm("its operands have different scales, or a scale per channel")
     if any(value.run_time is not None for value in values) and (len(values) > 1 or not call.is_single(first.run_time)):
         raise NoIntegerForm("its operands' scales are known at run time only, for each row")
-    if call.node.target in _IDENTITIES:
-        return first
     if ops.fills_zeros(call.node) or len({value.bounds for value in values}) > 1:
         values = [value.settled() for value in values]
     raw = not ops.fills_zeros(call.node) and len({(value.zero_point, value.codes.dtype) for value in values}) == 1
@@ -111,7 +111,7 @@ def same_values(call: Call) -> Integers:
     args, kwargs = map_arg(
         (call.node.args, call.node.kwargs), lambda node: inside[node].node if node in inside else node
     )
-    moved = call.emit(ops.functional(call.node.target), *args, **kwargs)  # type: ignore[arg-type]
+    moved = call.emit(ops.functional(call.node.target), *args, **kwargs)
     return replace(
         values[0],
         codes=moved,

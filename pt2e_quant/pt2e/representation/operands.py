@@ -93,7 +93,7 @@ class Call:
     def emit_with(self, **replaced: Any) -> Symbol:
         """The op itself with other arguments."""
         arguments = {**self.arguments, **replaced}
-        op = ops.functional(self.node.target)  # type: ignore[arg-type]
+        op = ops.functional(self.node.target)
         named = [name for name in arguments if ops.argument_index(op, name) is None]
         return self.emit(op, *(v for n, v in arguments.items() if n not in named), **{n: arguments[n] for n in named})
 

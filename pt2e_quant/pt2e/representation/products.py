@@ -41,7 +41,8 @@ def conv(call: Call) -> Integers:
     bound = x.bound * _largest_sum(call, w, 1 if transposed else 0)
     bias = _bias(call, call.arguments["bias"], x, scale)
     bound += _largest(bias)
-    total = torch.int64 if transposed else call.sum_dtype(bound)  # torch has the transposed one for int64 only
+    needs_int64 = transposed or set(call.arguments["dilation"]) != {1}  # torch has kernels of these for int64 only
+    total = torch.int64 if needs_int64 else call.sum_dtype(bound)
     codes = call.emit_with(input=x.centred(total), weight=w.centred(total), bias=_buffer(call, bias, total))
     ones = [1] * (w.codes.node.meta["val"].dim() - 2)
     pending = _pending(call, call.arguments["bias"], x, [-1, *ones])

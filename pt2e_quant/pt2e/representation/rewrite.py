@@ -55,11 +55,14 @@ def reference_representation_rewrite(
         )
     gm = clone(model)
     walk = _Walk(gm, rounding)
-    for node in list(gm.graph.nodes):
+    before = list(gm.graph.nodes)
+    for node in before:
         walk.visit(node)
-    tidy(gm)
-    _drop_unread(gm, walk.formed)
-    walk.products_to_float()
+    read = _read(gm, walk.formed)
+    walk.products_to_float(read)
+    for node in reversed(before):
+        if node not in read:
+            gm.graph.erase_node(node)
     tidy(gm)
     alive = {node.name for node in gm.graph.nodes}
     record = record_of(model) or Record("converted", "another project", [], [], [], [])
@@ -144,14 +147,13 @@ class _Walk:
         node.replace_all_uses_with(codes.node)
         self.codes[node.name] = codes.node
 
-    def products_to_float(self) -> None:
+    def products_to_float(self, read: set[Node]) -> None:
         """Products that are still read as real numbers: sum integers, and scale the sum."""
-        for node in list(self.gm.graph.nodes):
-            value = self.values.get(node)
-            if node.target not in PRODUCTS or not node.users or not isinstance(value, Integers | Lookup):
-                continue
-            self.emitter.before = node
-            node.replace_all_uses_with(value.real(node.meta["val"].dtype).node)
+        for node, value in self.values.items():
+            if node in read and node.target in PRODUCTS and isinstance(value, Integers | Lookup):
+                self.emitter.before = node
+                node.replace_all_uses_with(value.real(node.meta["val"].dtype).node)
+                read.remove(node)
 
     def account(self, alive: set[str]) -> Representation:
         """What became of each op; one whose integers nobody reads, as all its readers are float ops, is left."""
@@ -170,11 +172,13 @@ def _describe(value: Value) -> str:
     return "a table, requantized in advance" if isinstance(value, Lookup) else "a sum with one rounding"
 
 
-def _drop_unread(gm: GraphModule, formed: dict[Node, str]) -> None:
-    """Erase what is left of float paths that nobody reads: dead-code elimination keeps in-place ops and dropout.
+def _read(gm: GraphModule, formed: dict[Node, str]) -> set[Node]:
+    """The nodes that an output depends on, or that have an effect.
 
-    An in-place op in the middle of a float path writes to a tensor of that path.
+    An in-place op with an integer form has none: it wrote to a tensor inside the float path, as all its operands are.
     """
-    for node in reversed(list(gm.graph.nodes)):
-        if not node.users and (node in formed or node.target in DEQUANTIZE):
-            gm.graph.erase_node(node)
+    read: set[Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if node.op == "placeholder" or not read.isdisjoint(node.users) or (node.is_impure() and node not in formed):
+            read.add(node)
+    return read

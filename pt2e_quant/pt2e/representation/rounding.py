@@ -167,7 +167,7 @@ def _sum_with_one_shift(terms: Sequence[Term], out: BorderQParams, constant: Con
     for term, multiplier in zip(terms, multipliers, strict=True):
         product = cast(term.x, dtype) * _number((term.sign * multiplier).to(dtype), constant)
         total = product + total
-    return total >> shift  # type: ignore[operator]
+    return total >> shift
 
 
 # --- fixed point ------------------------------------------------------------------------------------------------------
