@@ -6,7 +6,7 @@ tests, and stands in the graph as ordinary ATen ops with their values recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,12 +33,29 @@ class Emitter:
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Symbol:
         """Insert a call; symbols among the arguments, also inside lists, become their nodes."""
         args, kwargs = pytree.tree_map_only(Symbol, lambda symbol: symbol.node, (args, kwargs))
+        values = torch.fx.node.map_arg((args, kwargs), lambda used: used.meta.get("val"))
+        return self._insert(target, args, kwargs, lambda: target(*values[0], **values[1]))
+
+    def moved(self, target: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Symbol:
+        """Insert a call that does with integers what the node in front of which it stands does with real numbers.
+
+        The value of that node, in another dtype, is the new one's: computing it again would invent new sizes where
+        sizes depend on data.
+        """
+
+        def value() -> Any:
+            def integers(t: Tensor) -> Tensor:
+                return torch.empty_like(t, dtype=dtype) if t.is_floating_point() else t
+
+            return pytree.tree_map_only(Tensor, integers, self.before.meta["val"])
+
+        return self._insert(target, args, kwargs, value)
+
+    def _insert(self, target: Any, args: Any, kwargs: Any, value: Callable[[], Any]) -> Symbol:
         with self._gm.graph.inserting_before(self.before):
             node = self._gm.graph.call_function(target, args, kwargs)
         copy_origin(node, self.before, "reference_representation_rewrite")
-        source = next(node for node in node.all_input_nodes if "val" in node.meta)
-        values = torch.fx.node.map_arg((args, kwargs), lambda used: used.meta.get("val"))
-        with_value(node, source, lambda: target(*values[0], **values[1]))
+        with_value(node, next(used for used in node.all_input_nodes if "val" in used.meta), value)
         return Symbol(node, self)
 
     def constant(self, tensor: Tensor) -> Symbol:

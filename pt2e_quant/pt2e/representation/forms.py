@@ -16,8 +16,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from ... import ops
+from .emit import Symbol
 from .operands import Call
 from .products import PRODUCTS
 from .rounding import NoIntegerForm
@@ -98,7 +100,7 @@ def same_values(call: Call) -> Integers:
     operands = [node for node in call.node.all_input_nodes if call.is_real(node)]
     values = [call.integers_of(node) for node in operands]
     first = values[0]
-    if call.node.target in _IDENTITIES:
+    if call.node.target in _IDENTITIES and isinstance(call.node.meta["val"], Tensor):
         return first
     if any(value.scale.numel() != 1 or value.scale != first.scale for value in values):
         raise NoIntegerForm("its operands have different scales, or a scale per channel")
@@ -108,10 +110,7 @@ def same_values(call: Call) -> Integers:
         values = [value.settled() for value in values]
     raw = not ops.fills_zeros(call.node) and len({(value.zero_point, value.codes.dtype) for value in values}) == 1
     inside = {node: value.codes if raw else value.centred() for node, value in zip(operands, values, strict=True)}
-    args, kwargs = map_arg(
-        (call.node.args, call.node.kwargs), lambda node: inside[node].node if node in inside else node
-    )
-    moved = call.emit(ops.functional(call.node.target), *args, **kwargs)
+    moved = _move(call, inside)
     return replace(
         values[0],
         codes=moved,
@@ -119,6 +118,17 @@ def same_values(call: Call) -> Integers:
         zero_point=first.zero_point if raw else 0,
         limits=first.limits if raw and len({value.limits for value in values}) == 1 else None,
     )
+
+
+def _move(call: Call, inside: dict[Node, Symbol]) -> Symbol:
+    """The op on integers. A zero that it fills in must be an integer, or torch makes the result real numbers."""
+    args, kwargs = map_arg(
+        (call.node.args, call.node.kwargs), lambda node: inside[node].node if node in inside else node
+    )
+    if ops.fills_zeros(call.node):
+        args, kwargs = pytree.tree_map_only(float, int, (args, kwargs))
+    (dtype,) = {symbol.dtype for symbol in inside.values()}
+    return call.emitter.moved(ops.functional(call.node.target), args, kwargs, dtype)
 
 
 def max_pool1d(call: Call) -> Integers:

@@ -58,7 +58,7 @@ def reference_representation_rewrite(
     before = list(gm.graph.nodes)
     for node in before:
         walk.visit(node)
-    read = _read(gm, walk.formed)
+    read = _read(gm, walk.values)
     walk.products_to_float(read)
     for node in reversed(before):
         if node not in read:
@@ -100,6 +100,8 @@ class _Walk:
                 self._getitem(node)
             elif node.target is _Q.quantize_per_tensor.default:
                 self._quantize(node)
+            elif node.target is torch.ops.aten.sym_size.int:
+                self._size(node)
             elif self._reads_integers(node):
                 self._form(node)
         except NoIntegerForm as reason:
@@ -109,10 +111,8 @@ class _Walk:
         """Whether a node takes part at all: a dequantize, or a float op behind one."""
         if node.target in DEQUANTIZE:
             return True
-        sources = node.all_input_nodes
-        return node.target not in QUANTIZE and any(
-            source in self.values or (source in self.left and source.target in DEQUANTIZE) for source in sources
-        )
+        takes_part = node.target not in QUANTIZE and (Call.is_real(node) or "val" not in node.meta)
+        return takes_part and any(source in self.values or self._is_unread(source) for source in node.all_input_nodes)
 
     def _form(self, node: Node) -> None:
         form = integer_form(node)
@@ -135,6 +135,12 @@ class _Walk:
         source = self.values.get(node.args[0])  # type: ignore[arg-type]
         if isinstance(source, Integers) and Call.is_real(node):
             self.values[node] = replace(source, codes=self.emitter.call(operator.getitem, source.codes, node.args[1]))
+
+    def _size(self, node: Node) -> None:
+        """The size of a float tensor is that of its codes, which stay."""
+        source = self.values.get(node.args[0])  # type: ignore[arg-type]
+        if isinstance(source, Integers):
+            node.replace_input_with(node.args[0], source.codes.node)  # type: ignore[arg-type]
 
     def _quantize(self, node: Node) -> None:
         arguments = bind(node)
@@ -172,13 +178,16 @@ def _describe(value: Value) -> str:
     return "a table, requantized in advance" if isinstance(value, Lookup) else "a sum with one rounding"
 
 
-def _read(gm: GraphModule, formed: dict[Node, str]) -> set[Node]:
+def _read(gm: GraphModule, values: dict[Node, Value]) -> set[Node]:
     """The nodes that an output depends on, or that have an effect.
 
     An in-place op with an integer form has none: it wrote to a tensor inside the float path, as all its operands are.
+    Nor has a check of the dtype of such a tensor.
     """
+    check = torch.ops.aten._assert_tensor_metadata.default
     read: set[Node] = set()
     for node in reversed(gm.graph.nodes):
-        if node.op == "placeholder" or not read.isdisjoint(node.users) or (node.is_impure() and node not in formed):
+        inside = node in values or (node.target is check and node.args[0] in values)
+        if node.op == "placeholder" or not read.isdisjoint(node.users) or (node.is_impure() and not inside):
             read.add(node)
     return read
