@@ -28,9 +28,9 @@ from ..specs import ANNOTATION_KEY
 from .capture import run_pass
 from .observers import has_data
 from .passes.fold_weights import fold_weights
-from .qdq import Emitter, QParams, read_qparams
+from .qdq import Emitter, QParams, read_qparams, with_qparams
 from .quantized_io import QuantizedIO, quantize_io
-from .record import RECORD_KEY, GroupRecord, Record, record_of
+from .record import RECORD_KEY, Record, record_of
 from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]
@@ -82,7 +82,7 @@ def convert_pt2e(
     gm.meta[RECORD_KEY] = replace(
         record,
         stage="converted",
-        groups=[_with_qparams(group, qparams.get(group.observer)) for group in record.groups],
+        groups=[with_qparams(group, qparams.get(group.observer)) for group in record.groups],
         bytes_after=state_bytes(gm),
     )
     return reference_representation_rewrite(gm) if use_reference_representation else gm
@@ -195,12 +195,3 @@ def _name_overloads(gm: GraphModule) -> None:
             node.target = getattr(node.target, node.target.overloads()[0])
             if "from_node" not in node.meta:
                 copy_origin(node, node.all_input_nodes[0], "convert_pt2e")
-
-
-def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
-    if qparams is None or qparams.scale is None or qparams.zero_point is None:
-        return group
-    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
-    if qparams.axis is None:
-        return replace(group, scale=scales[0], zero_point=zero_points[0])
-    return replace(group, scale=scales, zero_point=zero_points)

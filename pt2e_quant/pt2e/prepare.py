@@ -22,7 +22,7 @@ from ..graph import (
     set_value,
 )
 from ..observer.derived import DerivedObserver
-from ..quantizer.base import Quantizer
+from ..quantizer.base import FOLDED_KEY, Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from .capture import capture, run_pass
@@ -83,9 +83,9 @@ def prepare_pt2e(
         quantizer=quantizer_name(quantizer),
         decisions=plan.decisions,
         points=points,
-        groups=_group_records(plan, names),
+        groups=_group_records(plan, observers, names),
         unused_rules=plan.unused_rules,
-        folded=captured.folded,
+        folded=list(captured.gm.meta.get(FOLDED_KEY, ())),
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
     )
@@ -205,8 +205,15 @@ def _spoken_for(point: Point) -> Node:
     return point.producer
 
 
-def _group_records(plan: Plan, names: list[str]) -> list[GroupRecord]:
+def _group_records(plan: Plan, observers: list[nn.Module], names: list[str]) -> list[GroupRecord]:
     return [
-        GroupRecord(name, spec_kind(group.spec), describe_spec(group.spec), tuple(map(describe_site, group.members)))
-        for group, name in zip(plan.groups, names, strict=True)
+        GroupRecord(
+            observer=name,
+            kind=spec_kind(group.spec),
+            spec=describe_spec(group.spec),
+            members=tuple(map(describe_site, group.members)),
+            observer_class=type(observer).__name__,
+            dropped=tuple(f"{describe_site(site)}: {describe_spec(spec)}" for site, spec in group.dropped.items()),
+        )
+        for group, observer, name in zip(plan.groups, observers, names, strict=True)
     ]

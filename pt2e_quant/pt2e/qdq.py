@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from torch.fx.node import map_arg
 from ..errors import ConversionError, locate
 from ..graph import copy_origin, free_name, insert_attribute, is_guard, set_value, with_value
 from ..specs import integer_range, is_per_channel, is_symmetric
+from .record import GroupRecord
 
-__all__ = ["Emitter", "QParams", "read_qparams"]
+__all__ = ["Emitter", "QParams", "read_qparams", "with_qparams"]
 
 _OPS = torch.ops.quantized_decomposed
 _STORAGE = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
@@ -69,6 +70,18 @@ def read_qparams(observer: nn.Module) -> QParams:
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
     axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
     return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis)
+
+
+def with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
+    """The record of a group with the scale, zero point and range that its observer has settled on."""
+    if qparams is None or qparams.scale is None or qparams.zero_point is None:
+        return group
+    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
+    if qparams.axis is not None:
+        return replace(group, scale=scales, zero_point=zero_points)
+    scale, zero_point = scales[0], zero_points[0]
+    ends = ((qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale)
+    return replace(group, scale=scale, zero_point=zero_point, range=ends)
 
 
 class Emitter:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ..quantizer.base import Folded
+
 __all__ = [
     "RECORD_KEY",
     "BorderQParams",
@@ -21,6 +23,7 @@ __all__ = [
     "PointRecord",
     "Record",
     "Representation",
+    "SiteRange",
     "record_of",
 ]
 
@@ -29,7 +32,13 @@ RECORD_KEY = "pt2e_quant"
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one op of the model: quantized by a rule, or left in float for a reason."""
+    """What became of one op of the model: quantized by a rule, or left in float for a reason.
+
+    rule: the rule that took it, or the quantizer where that has no rules
+    inputs, output: specs in words, by the node that computes the tensor
+    code: kind of the reason, a key of pt2e_quant.quantizer.base.WAYS_OUT
+    origin: the node of the exported program that this one is, or stems from
+    """
 
     node: str
     op: str
@@ -40,6 +49,8 @@ class Decision:
     output: str | None
     module: str | None
     source: str | None
+    code: str | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,28 @@ class PointRecord:
     location: str
 
 
+@dataclass(frozen=True)
+class SiteRange:
+    """What one tensor would take for itself: the values that it had, and the scale that the spec maps them to."""
+
+    tensor: str
+    low: float
+    high: float
+    scale: float
+
+
 @dataclass
 class GroupRecord:
-    """Tensors that share one observer. `scale` and `zero_point` are known after convert; lists when per channel."""
+    """Tensors that share one observer. `scale` and `zero_point` are known after convert; lists when per channel.
+
+    observer: name of the observer's submodule
+    kind:     kind of the spec: observed, fixed or derived
+    members:  'conv2d' for the output of a node, 'x -> conv2d' for one use of x
+    range:    smallest and largest real number that the integers stand for; None per channel and for run-time qparams
+    dropped:  members whose own spec asked for another observer, each with that observer: uses of one tensor as the
+              same integers are quantized once, by the observer of its producer
+    own:      ranges of the single tensors, where they were measured: `explain(prepared, data)`
+    """
 
     observer: str
     kind: str
@@ -63,6 +93,10 @@ class GroupRecord:
     members: tuple[str, ...]
     scale: float | list[float] | None = None
     zero_point: float | list[float] | None = None
+    observer_class: str = ""
+    range: tuple[float, float] | None = None
+    dropped: tuple[str, ...] = ()
+    own: tuple[SiteRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +148,7 @@ class Record:
     points: list[PointRecord]
     groups: list[GroupRecord]
     unused_rules: list[str]
-    folded: list[str] = field(default_factory=list)
+    folded: list[Folded] = field(default_factory=list)
     bytes_before: int = 0
     bytes_after: int | None = None
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None

@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..errors import AnnotationError
 from ..specs import EdgeOrNode, integer_range, is_per_channel, is_symmetric
 
-__all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "spec_key", "spec_kind"]
+__all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "same_observer", "spec_key", "spec_kind"]
 
 SpecKind = Literal["shared", "derived", "fixed", "observed"]
 
@@ -72,6 +72,13 @@ def _argument_key(value: Any) -> Hashable:
     if hasattr(value, "p") or isinstance(value, functools.partial):
         return _constructor_key(value)
     return value if isinstance(value, (int, float, str, type, bool, type(None))) else repr(value)
+
+
+def same_observer(one: Any, other: Any) -> bool:
+    """Both specs make observers of one class from the same arguments; True as well when `other` makes none."""
+    if one is other or spec_kind(other) != "observed":
+        return True
+    return _constructor_key(one.observer_or_fake_quant_ctr) == _constructor_key(other.observer_or_fake_quant_ctr)
 
 
 def constructor_name(constructor: Any) -> str:
