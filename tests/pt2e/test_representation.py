@@ -104,6 +104,20 @@ def test_an_addition_has_21_bit_multipliers_one_shift_and_rounds_ties_up():
     np.testing.assert_array_equal(both(Body(lambda m, x, y: OUT(IN(x) - OTHER(y))), x, y)[1].numpy(), expected)
 
 
+def test_an_addition_rounds_ties_up_and_a_mean_to_the_even_code():
+    """Scales that are powers of two, so that nothing but the tie is left to round: 0.25 a + 0.5 b, and (a + b) / 2."""
+    quarter, half, one = Grid(0.25, 1), Grid(0.5), Grid(1.0, 3)
+    a, b = torch.arange(-20, 20).repeat_interleave(3) * 0.25, torch.arange(-3, 3).repeat(20) * 0.5
+    exact = a.numpy().astype(np.float64) + b.numpy()
+    got = both(Body(lambda m, x, y: one(quarter(x) + half(y))), a, b)[1]
+    np.testing.assert_array_equal(got.numpy(), np.floor(exact + 0.5))
+    pairs = torch.stack([a[:40], b[:40]])
+    exact = pairs.mean(0).numpy().astype(np.float64)
+    got = both(Body(lambda m, x: one(quarter(x).mean((0,)))), pairs)[1]
+    np.testing.assert_array_equal(got.numpy(), np.rint(exact + 3) - 3)
+    assert (exact % 1 == 0.5).sum() > 4
+
+
 def test_a_product_of_two_tensors_requantizes_the_product_of_codes():
     x, y = torch.randn(40, 50), torch.randn(50)
     factor = np.float32(IN.scale) * np.float32(OTHER.scale) / np.float32(OUT.scale)
