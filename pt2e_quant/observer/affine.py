@@ -144,11 +144,10 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take in the range of each block of x."""
-        if x.numel():
-            values, block_size = x.detach(), get_block_size(tuple(x.shape), self.granularity)
-            low, high = self._block_ranges(values, block_size)
+        if x.numel() and (ranges := self._block_ranges(x.detach())) is not None:
+            low, high = ranges
             if not self.has_data:
-                self.min_val, self.max_val = low.to(self.min_val), high.to(self.max_val)
+                self.min_val, self.max_val = (end.to(self.min_val, copy=True) for end in (low, high))
             elif low.shape == self.min_val.shape:
                 self._take_in(low.to(self.min_val), high.to(self.max_val))
             else:
@@ -157,7 +156,7 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
                     f"{tuple(low.shape)} with {self.granularity}, in a tensor of shape {tuple(x.shape)}.\n"
                     "  One range per block needs tensors of one shape: observe per tensor, or quantize dynamically."
                 )
-            self.block_size, self.original_dtype = block_size, x.dtype
+            self.block_size, self.original_dtype = get_block_size(tuple(x.shape), self.granularity), x.dtype
         return x
 
     @property
@@ -189,14 +188,15 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
     def _take_in(self, low: Tensor, high: Tensor) -> None:
         widen(self.min_val, self.max_val, low, high)
 
-    def _block_ranges(self, values: Tensor, block_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        laid_out, within = blocked(values, block_size)
-        low, high = laid_out.amin(within).float(), laid_out.amax(within).float()
+    def _block_ranges(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        laid_out, within = blocked(values, self.granularity)
+        low, high = _ends(laid_out, laid_out, within)
         if self._within(low.amin().item(), high.amax().item(), values):
             return low, high
         masked = self._masked(laid_out)
-        low = laid_out.masked_fill(masked, math.inf).amin(within).float()
-        high = laid_out.masked_fill(masked, -math.inf).amax(within).float()
+        if bool(masked.all()):
+            return None
+        low, high = _ends(laid_out.masked_fill(masked, math.inf), laid_out.masked_fill(masked, -math.inf), within)
         return low.where(low <= high, 0.0), high.where(low <= high, 0.0)
 
     def _merge(self, other: Any) -> None:
@@ -270,3 +270,9 @@ class AffineQuantizedPlaceholderObserver(AffineQuantizedObserverBase):
             f"{self._where}: an {type(self).__name__} looks at no data and has no qparams; a dynamic tensor gets them "
             "at run time. Use AffineQuantizedMinMaxObserver for static ones."
         )
+
+
+def _ends(for_low: Tensor, for_high: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    if not dims:  # no dimensions mean all of them to amin
+        return for_low.float(), for_high.float()
+    return for_low.amin(dims).float(), for_high.amax(dims).float()

@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["Candidates", "Grid", "lp_range", "narrow"]
+__all__ = ["Candidates", "Cost", "Grid", "lp_range", "narrow", "occupied"]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
     """
 
     schemes = PER_TENSOR
+    facts = ("counts", "min_val", "max_val")
 
     counts: Tensor
     min_val: Tensor

@@ -13,12 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .clipping import Candidates, Grid, narrow, occupied
+from .clipping import Candidates, Cost, Grid, narrow, occupied
 
 __all__ = ["entropy_range"]
 
 _MANY_LEVELS = 4096
-_TOGETHER = 1 << 20  # elements of a table of candidates by bins or levels that are worked on at once
+_FINEST = 2.0**-11  # what is nearer to zero, in units of the largest magnitude, is one bin: as fine as 2048 equal bins
+_ROUGH = 8  # bins that are one in the first look
+_TOGETHER = 1 << 16  # elements of a table of candidates by bins or levels that are worked on at once
 
 
 def entropy_range(counts: Tensor, edges: Tensor, grid: Grid) -> tuple[float, float]:
@@ -27,15 +29,23 @@ def entropy_range(counts: Tensor, edges: Tensor, grid: Grid) -> tuple[float, flo
     if levels > _MANY_LEVELS or not int(counts.sum()):
         return grid.low, grid.high
     counts, edges = occupied(counts, edges, grid)
+    below = torch.nn.functional.pad(counts.cumsum(0) / counts.sum(), (1, 0))
     edges = edges / grid.largest
-    below = torch.cat((torch.zeros(1, dtype=torch.float64), counts.cumsum(0) / counts.sum()))
+    told_apart = edges.abs() >= _FINEST
+    told_apart[0] = told_apart[-1] = True
+    below, edges = below[told_apart], edges[told_apart]
 
-    def cost(candidates: Candidates) -> Tensor:
-        at_once = max(1, _TOGETHER // max(edges.numel(), levels))
-        parts = zip(*(part.split(at_once) for part in vars(candidates).values()), strict=True)
-        return torch.cat([_divergence(below, edges, Candidates(*part), levels) for part in parts])
+    def cost(every: int) -> Cost:
+        some, outline = (torch.cat((part[:-1:every], part[-1:])) for part in (edges, below))
 
-    return narrow(grid, cost, cost)
+        def divergence(candidates: Candidates) -> Tensor:
+            at_once = max(1, _TOGETHER // max(some.numel(), levels))
+            parts = zip(*(part.split(at_once) for part in vars(candidates).values()), strict=True)
+            return torch.cat([_divergence(outline, some, Candidates(*part), levels) for part in parts])
+
+        return divergence
+
+    return narrow(grid, cost(_ROUGH), cost(1))
 
 
 def _divergence(below: Tensor, edges: Tensor, grids: Candidates, levels: int) -> Tensor:

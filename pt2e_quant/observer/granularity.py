@@ -98,10 +98,25 @@ def get_block_size(input_shape: tuple[int, ...], granularity: Granularity) -> tu
     return block
 
 
-def blocked(x: Tensor, block_size: tuple[int, ...]) -> tuple[Tensor, list[int]]:
-    """x as (blocks, block, blocks, block, ...), and the dimensions to reduce for one value per block."""
-    sizes = [part for whole, size in zip(x.shape, block_size, strict=True) for part in (whole // max(size, 1), size)]
-    return x.reshape(sizes), list(range(1, len(sizes), 2))
+def blocked(x: Tensor, granularity: Granularity) -> tuple[Tensor, list[int]]:
+    """x with a dimension of its own for what lies inside a block, and the dimensions to reduce for one value per block.
+
+    As in torchao, a dimension that a block spans as a whole is gone afterwards: one value per row has shape (rows,).
+    Per tensor and per axis that goes for dimensions of size 1 too, so that a batch of one is like any other.
+    """
+    block_size = get_block_size(tuple(x.shape), granularity)
+    if isinstance(granularity, (PerTensor, PerAxis)):
+        axis = granularity.axis % x.dim() if isinstance(granularity, PerAxis) else None
+        return x, [dim for dim in range(x.dim()) if dim != axis]
+    sizes: list[int] = []
+    within: list[int] = []
+    for whole, size in zip(x.shape, block_size, strict=True):
+        if 1 < size < whole:
+            sizes.append(whole // size)
+        if size > 1:
+            within.append(len(sizes))
+        sizes.append(whole if size in (1, whole) else size)
+    return x.reshape(sizes), within
 
 
 def _dimension(shape: tuple[int, ...], dim: int, granularity: Granularity) -> int:

@@ -37,6 +37,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     """Keep the range of every tensor seen. Arguments as in UniformQuantizationObserverBase, per-tensor schemes only."""
 
     schemes = PER_TENSOR
+    facts = ("min_val", "max_val")
 
     min_val: Tensor
     max_val: Tensor
@@ -103,6 +104,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         averaging_constant: weight of a new batch, in (0, 1]; 1 keeps the last batch alone, as is_dynamic requires.
         others: as in UniformQuantizationObserverBase.
     """
+
+    facts = ()  # an average depends on its constant
 
     def __init__(
         self,
@@ -177,8 +180,8 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range of each channel to hold x."""
-        if x.numel():
-            low, high = self._channel_ranges(x)
+        if x.numel() and (ranges := self._channel_ranges(x)) is not None:
+            low, high = ranges
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:
@@ -201,8 +204,11 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     def extra_repr(self) -> str:
         return f"min_val={self.min_val}, max_val={self.max_val}"
 
-    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Range of each channel of x, known to be finite and to fit what was seen before."""
+    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Range of each channel of x, known to be finite and to fit what was seen before; None of nothing but masks.
+
+        A channel that has nothing but masks has the range [0, 0], which says nothing: zero is part of every range.
+        """
         if not -x.dim() <= self.ch_axis < x.dim():
             raise SpecError(
                 f"{self._where}: ch_axis={self.ch_axis} does not exist in a tensor of shape {tuple(x.shape)}; "
@@ -211,7 +217,12 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         values = x.detach()
         low, high = min_max(values, axis=self.ch_axis)
         if not self._within(low.amin().item(), high.amax().item(), values):
-            low, high = self._ranges_without_masks(values)
+            masked = self._masked(values)
+            if bool(masked.all()):
+                return None
+            low, _ = min_max(values.masked_fill(masked, math.inf), axis=self.ch_axis)
+            _, high = min_max(values.masked_fill(masked, -math.inf), axis=self.ch_axis)
+            low, high = low.where(low <= high, 0.0), high.where(low <= high, 0.0)
         low, high = low.to(self.min_val.device), high.to(self.min_val.device)
         if self.min_val.numel() not in (0, low.numel()):
             raise CalibrationError(
@@ -220,13 +231,6 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
                 "  One range per channel needs a dimension of constant size: set ch_axis to it, or observe per tensor."
             )
         return low, high
-
-    def _ranges_without_masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A channel that has nothing else keeps the range [0, 0], which says nothing: zero is part of every range."""
-        masked = self._masked(x)
-        low, _ = min_max(x.masked_fill(masked, math.inf), axis=self.ch_axis)
-        _, high = min_max(x.masked_fill(masked, -math.inf), axis=self.ch_axis)
-        return low.where(low <= high, 0.0), high.where(low <= high, 0.0)
 
     def _merge(self, other: Any) -> None:
         if not other.has_data:
@@ -279,8 +283,8 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range of each channel towards that of x."""
-        if x.numel():
-            low, high = self._channel_ranges(x)
+        if x.numel() and (ranges := self._channel_ranges(x)) is not None:
+            low, high = ranges
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:

@@ -31,6 +31,7 @@ from .passes.fold_weights import fold_weights
 from .qdq import Emitter, QParams, read_qparams, with_qparams
 from .quantized_io import QuantizedIO, quantize_io
 from .record import RECORD_KEY, Record, record_of
+from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]
 
@@ -42,6 +43,7 @@ def convert_pt2e(
     fold_quantize: bool = True,
     quantized_io: QuantizedIO | None = None,
     allow_uncalibrated: bool = False,
+    use_reference_representation: bool = False,
 ) -> ExportedModule:
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
@@ -52,6 +54,8 @@ def convert_pt2e(
         quantized_io: inputs and outputs of the model that are to be integers; `explain(converted).inputs` and
             `.outputs` have their scale and zero point.
         allow_uncalibrated: leave tensors whose observer never saw data in floating point instead of raising.
+        use_reference_representation: write the quantized ops in integer arithmetic, rounding as XNNPACK does; see
+            `representation.reference_representation_rewrite`, which offers other roundings.
 
     Returns:
         A module with the calling convention of the exported model.
@@ -81,7 +85,7 @@ def convert_pt2e(
         groups=[with_qparams(group, qparams.get(group.observer)) for group in record.groups],
         bytes_after=state_bytes(gm),
     )
-    return gm
+    return reference_representation_rewrite(gm) if use_reference_representation else gm
 
 
 def _checked(model: object) -> Record:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, CaptureError, locate
+from ..fake_quantize import is_fake_quantizer
 from ..graph import (
     ExportedModule,
     attribute,
@@ -27,7 +28,7 @@ from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from .capture import capture, run_pass
 from .coverage import check_required
-from .observers import is_fake_quantizer, make_observers
+from .observers import make_observers
 from .plan import Plan, Point, make_plan
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind

@@ -15,7 +15,17 @@ from torch.fx import GraphModule
 
 from ..quantizer.base import Folded
 
-__all__ = ["RECORD_KEY", "BorderQParams", "Decision", "GroupRecord", "PointRecord", "Record", "SiteRange", "record_of"]
+__all__ = [
+    "RECORD_KEY",
+    "BorderQParams",
+    "Decision",
+    "GroupRecord",
+    "PointRecord",
+    "Record",
+    "Representation",
+    "SiteRange",
+    "record_of",
+]
 
 RECORD_KEY = "pt2e_quant"
 
@@ -114,6 +124,22 @@ class BorderQParams:
         return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype
 
 
+@dataclass(frozen=True)
+class Representation:
+    """What became of the ops of a model that was rewritten in integer arithmetic.
+
+    rounding: how sums become codes
+    forms:    float ops that are integer ones now, with the type that they compute in
+    left:     ops and dequantizes on quantized tensors that stayed in float, with the reason
+    codes:    quantize nodes of the converted graph, with the node here that holds the same codes
+    """
+
+    rounding: str
+    forms: dict[str, str]
+    left: dict[str, str]
+    codes: dict[str, str]
+
+
 @dataclass
 class Record:
     """The whole account of one graph. `inputs` and `outputs`: those that convert made integers, by position."""
@@ -130,6 +156,7 @@ class Record:
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     inputs: dict[int, BorderQParams] = field(default_factory=dict)
     outputs: dict[int, BorderQParams] = field(default_factory=dict)
+    representation: Representation | None = None
 
     @property
     def quantized(self) -> list[Decision]:

@@ -14,7 +14,16 @@ import torch
 
 from ..errors import CaptureError
 from ..graph import collector_paused
-from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, SiteRange, record_of
+from ..pt2e.record import (
+    BorderQParams,
+    Decision,
+    GroupRecord,
+    PointRecord,
+    Record,
+    Representation,
+    SiteRange,
+    record_of,
+)
 from ..quantizer.base import Folded
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
@@ -154,6 +163,8 @@ class Report:
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
             fields["groups"] = [_group(group) for group in fields["groups"]]
             fields["folded"] = [Folded(**item) for item in fields["folded"]]
+            if fields.get("representation") is not None:
+                fields["representation"] = Representation(**fields["representation"])
             for name in ("inputs", "outputs"):
                 fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
             return cls(Record(**fields))
