@@ -10,7 +10,7 @@ import contextlib
 import copy
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,12 +35,14 @@ __all__ = [
     "is_float_tensor",
     "is_guard",
     "is_quantizable",
+    "own_written",
     "set_attribute",
     "set_training",
     "set_value",
     "state_bytes",
     "tidy",
     "with_value",
+    "written_attributes",
 ]
 
 
@@ -152,6 +154,22 @@ def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
         if path in originals:
             transient = originals[path]._non_persistent_buffers_set & set(child._buffers)
             child._non_persistent_buffers_set |= transient
+
+
+def own_written(gm: GraphModule, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Give a graph copies of its own of the tensors that it writes to, and no others; returns the copies by name.
+
+    Args:
+        values: what the copies hold instead of what the tensors hold today.
+    """
+    copies: dict[str, Tensor] = {}
+    for name in written_attributes(gm.graph):
+        old = attribute(gm, name)
+        value = (values or {}).get(name, old).detach().to(old.device, copy=True)
+        copies[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        path, _, leaf = name.rpartition(".")
+        setattr(gm.get_submodule(path), leaf, copies[name])
+    return copies
 
 
 def state_bytes(gm: nn.Module) -> int:
@@ -289,7 +307,7 @@ class Constants:
         self._gm = gm
         self._values: dict[Node, Any] = {}
         self._nodes: set[Node] = set()
-        written = _written_attributes(gm.graph)
+        written = written_attributes(gm.graph)
         for node in gm.graph.nodes:
             self.note(node, written)
 
@@ -351,9 +369,9 @@ def _is_pure(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in node.target.tags and not mutated_arguments(node.target)
 
 
-def _written_attributes(graph: Graph) -> set[str]:
-    """Names of parameters and buffers that some op writes to, directly or through a view."""
-    written: set[str] = set()
+def written_attributes(graph: Graph) -> list[str]:
+    """Names of parameters and buffers that some op writes to, directly or through a view, in graph order."""
+    written: dict[str, None] = {}
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -362,5 +380,5 @@ def _written_attributes(graph: Graph) -> set[str]:
             while isinstance(target, Node) and target.op == "call_function" and target.all_input_nodes:
                 target = target.all_input_nodes[0]  # a view of the buffer
             if isinstance(target, Node) and target.op == "get_attr":
-                written.add(str(target.target))
-    return written
+                written[str(target.target)] = None
+    return list(written)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
@@ -20,6 +20,7 @@ from ..graph import (
     free_name,
     is_guard,
     set_value,
+    written_attributes,
 )
 from ..observer.derived import DerivedObserver
 from ..quantizer.base import Quantizer
@@ -88,6 +89,7 @@ def prepare_pt2e(
         folded=captured.folded,
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
+        state=_state_to_restore(gm, observers),
     )
     return finish(gm)
 
@@ -203,6 +205,13 @@ def _spoken_for(point: Point) -> Node:
     if point.producer.op == "get_attr" and point.consumers:
         return point.consumers[0]
     return point.producer
+
+
+def _state_to_restore(gm: GraphModule, observers: list[nn.Module]) -> dict[str, Tensor]:
+    """Buffers that calibration writes to, as they are now. What training writes to them is to stay, so then none."""
+    if any(map(is_fake_quantizer, observers)):
+        return {}
+    return {name: attribute(gm, name).detach().clone() for name in written_attributes(gm.graph)}
 
 
 def _group_records(plan: Plan, names: list[str]) -> list[GroupRecord]:

@@ -68,6 +68,11 @@ class Report:
         return self.record.outputs
 
     @property
+    def buffers(self) -> dict[str, BorderQParams]:
+        """The same for integer buffers (convert_pt2e(..., integer_buffers=...)), by name."""
+        return self.record.buffers
+
+    @property
     def unused_rules(self) -> list[str]:
         return self.record.unused_rules
 
@@ -114,11 +119,11 @@ class Report:
         record = {
             field.name: getattr(self.record, field.name)
             for field in dataclasses.fields(self.record)
-            if field.name != "example_inputs"
+            if field.name not in ("example_inputs", "state")
         }
         for name in ("decisions", "points", "groups"):
             record[name] = [dataclasses.asdict(item) for item in record[name]]
-        for name in ("inputs", "outputs"):
+        for name in ("inputs", "outputs", "buffers"):
             record[name] = {index: _border(qparams) for index, qparams in record[name].items()}
         return record
 
@@ -139,6 +144,7 @@ class Report:
             fields["groups"] = [GroupRecord(**{**g, "members": tuple(g["members"])}) for g in fields["groups"]]
             for name in ("inputs", "outputs"):
                 fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
+            fields["buffers"] = {name: _unborder(qparams) for name, qparams in fields["buffers"].items()}
             return cls(Record(**fields))
         except (ValueError, KeyError, TypeError) as error:
             raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error

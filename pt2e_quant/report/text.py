@@ -47,7 +47,8 @@ def as_text(record: Record) -> str:
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
     rows = [_group_row(group, letters) for group in record.groups]
     sections.append("Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows))
-    for title, border in (("Integer inputs", record.inputs), ("Integer outputs", record.outputs)):
+    borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
+    for title, border in borders.items():
         if border:
             words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
             sections.append(f"{title}\n" + _lines(words))
