@@ -1,8 +1,8 @@
 """From what the user hands in to a graph of our own that the engine may change. First step of prepare.
 
 Accepts a torch.export.ExportedProgram or its .module(), strict or not, captured with or without gradients; everything
-else is an error that says how to export. The caller's model is never touched: graphs are copied, and so are buffers that
-the model writes to; what is only read is shared.
+else is an error that says how to export. The caller's model is never touched: graphs and the buffers that the model
+writes to are copied, what is only read is shared.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from ..observer.derived import DerivedObserver
 from ..quantizer.base import REFUSALS_KEY
 from ..specs import ANNOTATION_KEY
 from .capture import run_pass
-from .observers import has_data
 from .integer_buffers import make_buffers_integer
+from .observers import has_data
 from .passes.fold_weights import fold_weights
 from .qdq import Emitter, QParams, read_qparams
 from .quantized_io import QuantizedIO, quantize_io

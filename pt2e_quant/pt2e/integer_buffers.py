@@ -60,14 +60,14 @@ def _convert(gm: GraphModule, name: str) -> BorderQParams:
     for write in writes:
         if not is_value_preserving(write) or not _values(write, aliases):
             raise ConversionError(
-                f"buffer {name!r} cannot hold integers: an op computes with it in place, where only copies of quantized "
-                f"values may be written (copy_, index_put_, index_copy_, ...):\n{locate(write)}\n"
+                f"buffer {name!r} cannot hold integers: an op computes with it in place, where only copies of "
+                f"quantized values may be written (copy_, index_put_, index_copy_, ...):\n{locate(write)}\n"
                 f"{_WAY_OUT} write the result of the computation with copy_."
             )
     qparams = _common_grid(name, writes, aliases)
     for write in writes:
-        for value in _values(write, aliases):
-            write.replace_input_with(value, _integers(value, write, qparams))
+        for written in _values(write, aliases):
+            write.replace_input_with(written, _integers(written, write, qparams))
     for node in aliases:
         _read_dequantized(node, aliases, qparams)
     for node in aliases:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..pt2e.record import Decision, GroupRecord, Record
+from ..pt2e.record import BorderQParams, Decision, GroupRecord, Record
 
 __all__ = ["as_table", "as_text", "describe_decision", "summary"]
 
@@ -47,6 +47,7 @@ def as_text(record: Record) -> str:
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
     rows = [_group_row(group, letters) for group in record.groups]
     sections.append("Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows))
+    borders: dict[str, dict[Any, BorderQParams]]
     borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
     for title, border in borders.items():
         if border:
