@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
 from .ops import bind, mutated_arguments, set_argument, training_argument
 
@@ -66,6 +67,15 @@ class ExportedModule(GraphModule):
         super().train(mode)
         if set_training(self.graph, mode):
             self.recompile()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedModule:
+        """What to(), cuda() and the like call; the devices that the graph names move along."""
+        before = recorded_device(self.graph) or device_of(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = device_of(self)
+        if after is not None and after != before:
+            move_graph(self, after)
         return self
 
     def recompile(self) -> Any:

@@ -117,8 +117,7 @@ def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
     """ExecuTorch's quantize and dequantize end the process when they meet bfloat16, so no such program is made."""
-    qdq = [node for node in gm.graph.nodes if node.target in QUANTIZE or node.target in DEQUANTIZE]
-    found = [node for node in qdq if any(map(_is_bfloat16, (node, *node.all_input_nodes)))]
+    found = [node for node in gm.graph.nodes if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
     if found:
         raise LoweringError(
             f"{len(found)} quantize and dequantize ops of this graph compute in bfloat16, for which ExecuTorch has no "
@@ -128,7 +127,9 @@ def _refuse_bfloat16(gm: GraphModule) -> None:
 
 
 def _is_bfloat16(node: Node) -> bool:
-    return getattr(node.meta.get("val"), "dtype", None) is torch.bfloat16
+    """A quantize that reads bfloat16, or a dequantize that returns it."""
+    value = node.all_input_nodes[0].meta.get("val")
+    return getattr(value, "dtype", None) is torch.bfloat16 or torch.bfloat16 in (*node.args, *node.kwargs.values())
 
 
 def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:

@@ -71,7 +71,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the values of x to the histogram."""
-        if not x.numel():
+        if not x.numel() or x.is_meta:
             return x
         seen = x.detach().to(torch.float32)
         lowest, highest = (end.item() for end in min_max(seen))

@@ -50,7 +50,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range to hold x."""
-        if x.numel():
+        if x.numel() and not x.is_meta:
             low, high = min_max(x)
             # Compared as Python numbers: cheaper than two kernels that would, nearly always, change nothing.
             lowest, highest = low.item(), high.item()
@@ -114,7 +114,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range towards that of x."""
-        if x.numel():
+        if x.numel() and not x.is_meta:
             low, high = min_max(x)
             if not (low.item() >= -FLOAT32_MAX and high.item() <= FLOAT32_MAX):
                 self._refuse(x)
@@ -167,7 +167,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range of each channel to hold x."""
-        if x.numel():
+        if x.numel() and not x.is_meta:
             low, high = self._channel_ranges(x)
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
@@ -244,7 +244,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range of each channel towards that of x."""
-        if x.numel():
+        if x.numel() and not x.is_meta:
             low, high = self._channel_ranges(x)
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -64,7 +65,8 @@ def convert_pt2e(
         before calibration; after training with fake-quantizers they keep what they hold.
 
     Raises:
-        ConversionError: `model` is not a prepared one, or an input, output or buffer cannot become integers.
+        ConversionError: `model` is not a prepared one, its parameters are on the meta device, or an input, output or
+            buffer cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
     record = _checked(model)
@@ -104,6 +106,14 @@ def _checked(model: object) -> Record:
         )
     if record.stage == "converted":
         raise ConversionError("this model is converted already; convert_pt2e takes the prepared model")
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise ConversionError(
+            f"{len(empty)} parameters and buffers are on the meta device, where they have shapes and no values: "
+            f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}.\n"
+            "  Load the weights, prepared.load_state_dict(state, assign=True), and calibrate, before convert_pt2e."
+        )
     return record
 
 

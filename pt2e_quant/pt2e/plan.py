@@ -224,7 +224,7 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
         op=str(node.target),
         quantized=quantized,
         rule=(getattr(annotation, "rule", None) or quantizer) if quantized else None,
-        reason=None if quantized else _reason(node, quantizer),
+        reason=None if quantized else _reason(node, quantizer) + _stored_twice(node, resolved),
         inputs=inputs,
         output=output,
         module=module_path(node),
@@ -258,6 +258,15 @@ def _reason(node: Node, quantizer: str) -> str:
     if not found:
         return f"{quantizer} did not annotate it"
     return "; ".join(dict.fromkeys(refusal.reason for refusal in found))
+
+
+def _stored_twice(node: Node, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> str:
+    """What to add where a float op reads a parameter that others read as integers, as an embedding tied to a head."""
+    for source in node.all_input_nodes:
+        others = [user.name for user in source.users if source.op == "get_attr" and (source, user) in resolved]
+        if others:
+            return f"; so {source.target} is stored in float here and as integers for {', '.join(others)}"
+    return ""
 
 
 def _nothing_quantized(gm: GraphModule, quantizer: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ..devices import device_of
 from ..errors import AnnotationError, CaptureError, locate
 from ..graph import (
     ExportedModule,
@@ -138,13 +139,16 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
 
 
 def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:
-    """Add the observers as submodules; one that serves several groups is added once."""
+    """Add the observers as submodules, on the model's device; one that serves several groups is added once."""
     names: dict[int, str] = {}
+    device = device_of(gm)
     free = free_name(gm, "activation_post_process_")
     for observer in observers:
         if id(observer) not in names:
             names[id(observer)] = next(free)
             gm.add_module(names[id(observer)], observer)
+            if device is not None and device.type not in ("cpu", "meta"):
+                observer.to(device)
     return [names[id(observer)] for observer in observers]
 
 

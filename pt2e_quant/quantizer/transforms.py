@@ -27,7 +27,8 @@ def lift_scalars(gm: GraphModule) -> GraphModule:
     found = [node for node in gm.graph.nodes if _has_scalar(node)]
     for node in found:
         with gm.graph.inserting_before(node):
-            value = torch.tensor(float(node.args[1]), dtype=node.meta["val"].dtype, device=node.meta["val"].device)
+            like = node.meta["val"]
+            value = torch.tensor(float(node.args[1]), dtype=like.dtype, device="cpu" if like.is_meta else like.device)
             node.update_arg(1, insert_attribute(gm, next(names), value, like=node, by="lift_scalars"))
     return tidy(gm) if found else gm
 
