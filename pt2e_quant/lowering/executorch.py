@@ -133,7 +133,8 @@ def _is_bfloat16(node: Node) -> bool:
 
 
 def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
-    with _explaining("torch.export cannot export the converted graph again with these example inputs"):
+    # Without no_grad, a buffer that values with gradients are written to would count as one with gradients.
+    with _explaining("torch.export cannot export the converted graph again with these example inputs"), torch.no_grad():
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 

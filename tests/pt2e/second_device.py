@@ -6,6 +6,7 @@ model on the CPU, calibrates and converts it on the device and back, and prints 
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -31,6 +32,9 @@ class Far(Tensor):
     def __init__(self, near: Tensor) -> None:
         _near[self.untyped_storage()._cdata] = near
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Far:
+        return memo.setdefault(id(self), Far(near(self).clone()))
+
 
 def near(x: Any) -> Any:
     return _near[x.untyped_storage()._cdata] if isinstance(x, Tensor) and x.device.type == DEVICE else x
@@ -48,6 +52,10 @@ def register() -> None:
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
     aten.impl("_local_scalar_dense", lambda x: near(x).item(), "PrivateUse1")
     aten.impl("empty.memory_format", lambda size, dtype=None, **_: Far(torch.empty(size, dtype=dtype)), "PrivateUse1")
+    aten.impl("resize_", _resize, "PrivateUse1")
+    aten.impl("arange", lambda end, dtype=None, **_: Far(torch.arange(end, dtype=dtype)), "PrivateUse1")
+    for op in (torch.ops.aten.abs.default,):  # by default these resize an output, which the fallback cannot
+        aten.impl(op, functools.partial(_kernel, op), "PrivateUse1")
     aten.impl(
         "empty_strided", lambda size, stride, dtype=None, **_: Far(torch.empty_strided(size, stride, dtype=dtype)),
         "PrivateUse1",
@@ -67,6 +75,9 @@ def _kernel(op: Any, *args: Any, **kwargs: Any) -> Any:
     said = enumerate(op._schema.arguments)
     written = [kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in said if a.is_write]
     if written:
+        resized = [x for x in written if x.shape != near(x).shape]
+        if resized:
+            raise NotImplementedError(f"{op} resizes its output; give its functional form a kernel of its own")
         return written[0] if len(op._schema.returns) == 1 else tuple(written)
     return tuple(map(far, result)) if isinstance(result, (tuple, list)) else far(result)
 
@@ -79,6 +90,11 @@ def _to_copy(x: Tensor, dtype: torch.dtype | None = None, device: Any = None, **
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     near(target).copy_(near(source))
     return target
+
+
+def _resize(x: Tensor, size: list[int], memory_format: Any = None) -> Tensor:
+    x.data = Far(near(x).clone().resize_(size))
+    return x
 
 
 class Net(nn.Module):
