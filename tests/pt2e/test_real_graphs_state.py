@@ -14,7 +14,7 @@ from pt2e_quant.errors import ConversionError
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.report import Report
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.nets import export
+from tests.nets import export, sqnr
 from tests.pt2e.kit import ACT, ByHand, annotate, calls, dequantizes, the_call
 
 aten = torch.ops.aten
@@ -77,7 +77,7 @@ class Add(Decoder):
 
 
 MOVING = (IndexPut, IndexCopy, Shift, SliceScatter, Slice)
-EVERY = pytest.mark.parametrize("kind", (*MOVING, Add), ids=lambda kind: kind.__name__)
+EVERY = pytest.mark.parametrize("kind", [*MOVING, Add], ids=lambda kind: kind.__name__)
 EVERY_MOVING = pytest.mark.parametrize("kind", MOVING, ids=lambda kind: kind.__name__)
 
 
@@ -89,10 +89,6 @@ def steps() -> list[tuple[Tensor, Tensor]]:
 def decode(model) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(*step) for step in steps()])
-
-
-def sqnr(signal: Tensor, other: Tensor) -> float:
-    return float(10 * torch.log10(signal.pow(2).mean() / (signal - other).pow(2).mean()))
 
 
 def prepared(model: nn.Module, **kwargs: object):
@@ -219,9 +215,7 @@ def test_an_integer_cache_has_a_quarter_of_the_size_and_is_written_to(kind):
 def test_an_integer_cache_of_a_half_precision_model_has_half_the_size():
     model = make(IndexPut).half()
     example = (steps()[0][0].half(), steps()[0][1])
-    gm = prepare_pt2e(
-        torch.export.export(model.eval(), example), XNNPACKQuantizer(get_symmetric_quantization_config())
-    )
+    gm = prepare_pt2e(torch.export.export(model.eval(), example), XNNPACKQuantizer(get_symmetric_quantization_config()))
     with torch.no_grad():
         gm(*example)
         integer, plain = convert_pt2e(gm, integer_buffers=["cache"]), convert_pt2e(gm)
