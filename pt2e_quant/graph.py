@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
+from .graph_pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 from .ops import bind, mutated_arguments, set_argument, training_argument
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "exported_name",
     "finish",
     "free_name",
     "insert_attribute",
@@ -89,8 +90,23 @@ class ExportedModule(GraphModule):
     def code(self) -> str:
         return self.graph.python_code("self").src if self._draft else super().code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As nodes, with what is known of each; code would lose that. See `graph_pickle`."""
+        return _restore, (dump_graph(self.graph), skeleton(self), dict(self.meta), self._draft)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModule:
+        with quiet_copies():
+            return super().__deepcopy__(memo)  # type: ignore[return-value]
+
     def __str__(self) -> str:
         return f"{nn.Module.__str__(self)}\n\n{self.code}"
+
+
+def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) -> ExportedModule:
+    module = ExportedModule(root, load_graph(data), draft=draft)
+    restore_attributes(module, root)
+    module.meta.update(meta)
+    return module
 
 
 def set_training(graph: Graph, mode: bool) -> int:
@@ -105,8 +121,7 @@ def set_training(graph: Graph, mode: bool) -> int:
 
 def clone(gm: GraphModule) -> ExportedModule:
     """A draft with a graph and a module tree of its own that shares parameters, buffers and observers with `gm`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)  # torch 2.13 about its own code
+    with quiet_copies():
         # deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
         graph = copy.deepcopy(gm.graph)
     module = ExportedModule(gm, graph, draft=True)  # copies only those attributes that the graph names
@@ -117,7 +132,10 @@ def clone(gm: GraphModule) -> ExportedModule:
 
 def tidy(gm: GraphModule) -> GraphModule:
     """Drop dead nodes and lint. Ends a pass that changed the graph."""
-    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        # What Graph.eliminate_dead_code does, which asks every node whether it is impure before whether it is used.
+        if not node.users and not node.is_impure():
+            gm.graph.erase_node(node)
     gm.graph.lint()
     return gm
 
@@ -281,6 +299,16 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     origin.from_node = source.meta.get("from_node", [])
     node.meta["from_node"] = [origin]
     return node
+
+
+def exported_name(node: Node) -> str:
+    """Name of the node of the exported program that this one is, or stems from; its own where that is not recorded."""
+    name, sources = node.name, node.meta.get("from_node")
+    while sources:
+        name, made_by, sources = sources[0].name, sources[0].pass_name, sources[0].from_node
+        if made_by == "ExportedProgram.module()":
+            break
+    return name
 
 
 def set_value(node: Node, value: Any) -> Node:

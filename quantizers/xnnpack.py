@@ -17,8 +17,8 @@ from torch.fx import Node
 
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import (
-    HistogramObserver,
     MinMaxObserver,
+    MSEObserver,
     PerChannelMinMaxObserver,
     PerTokenPlaceholderObserver,
     PlaceholderObserver,
@@ -79,7 +79,7 @@ def get_symmetric_quantization_config(
         quant_max=act_qmax,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=(PlaceholderObserver if is_dynamic else HistogramObserver).with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=(PlaceholderObserver if is_dynamic else MSEObserver).with_args(eps=_EPS),
     )
     weight = QuantizationSpec(
         dtype=torch.int8,

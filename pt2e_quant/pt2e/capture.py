@@ -31,13 +31,11 @@ ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Captured(NamedTuple):
     """A private copy of an exported graph, ready to annotate.
 
-    folded: one line for each batch norm that was folded away
     state_bytes: size of the parameters and buffers before that
     """
 
     gm: ExportedModule
     example_inputs: ExampleInputs | None
-    folded: list[str]
     state_bytes: int
 
 
@@ -53,9 +51,7 @@ def capture(model: object) -> Captured:
     draft = run_pass(follow_in_place, run_pass(inline_grad_mode, draft))
     own_written(draft)
     before = state_bytes(draft)
-    notes: list[str] = []
-    gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), draft, name="fold_batch_norm")
-    return Captured(gm, example_inputs, notes, before)
+    return Captured(run_pass(fold_batch_norm, draft), example_inputs, before)
 
 
 def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:

@@ -32,9 +32,10 @@ from .capture import run_pass
 from .integer_buffers import make_buffers_integer
 from .observers import has_data
 from .passes.fold_weights import fold_weights
-from .qdq import Emitter, QParams, read_qparams
+from .qdq import Emitter, QParams, read_qparams, with_qparams
 from .quantized_io import QuantizedIO, quantize_io
-from .record import RECORD_KEY, GroupRecord, Record, record_of
+from .record import RECORD_KEY, Record, record_of
+from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]
 
@@ -47,6 +48,7 @@ def convert_pt2e(
     quantized_io: QuantizedIO | None = None,
     integer_buffers: Iterable[str] = (),
     allow_uncalibrated: bool = False,
+    use_reference_representation: bool = False,
 ) -> ExportedModule:
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
@@ -59,6 +61,8 @@ def convert_pt2e(
         integer_buffers: names or globs of buffers that the model writes to (key-value caches), to be stored as
             integers with the qparams of what is written to them; `explain(converted).buffers` has those.
         allow_uncalibrated: leave tensors whose observer never saw data in floating point instead of raising.
+        use_reference_representation: write the quantized ops in integer arithmetic, rounding as XNNPACK does; see
+            `representation.reference_representation_rewrite`, which offers other roundings.
 
     Returns:
         A module with the calling convention of the exported model. Buffers that it writes to start from what they held
@@ -91,10 +95,10 @@ def convert_pt2e(
         record,
         stage="converted",
         state={},
-        groups=[_with_qparams(group, qparams.get(group.observer)) for group in record.groups],
+        groups=[with_qparams(group, qparams.get(group.observer)) for group in record.groups],
         bytes_after=state_bytes(gm),
     )
-    return gm
+    return reference_representation_rewrite(gm) if use_reference_representation else gm
 
 
 def _checked(model: object) -> Record:
@@ -212,12 +216,3 @@ def _name_overloads(gm: GraphModule) -> None:
             node.target = getattr(node.target, node.target.overloads()[0])
             if "from_node" not in node.meta:
                 copy_origin(node, node.all_input_nodes[0], "convert_pt2e")
-
-
-def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
-    if qparams is None or qparams.scale is None or qparams.zero_point is None:
-        return group
-    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
-    if qparams.axis is None:
-        return replace(group, scale=scales[0], zero_point=zero_points[0])
-    return replace(group, scale=scales, zero_point=zero_points)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from ..devices import device_of
 from ..errors import AnnotationError, CaptureError, locate
+from ..fake_quantize import is_fake_quantizer
 from ..graph import (
     ExportedModule,
     attribute,
@@ -24,12 +25,12 @@ from ..graph import (
     written_attributes,
 )
 from ..observer.derived import DerivedObserver
-from ..quantizer.base import Quantizer
+from ..quantizer.base import FOLDED_KEY, Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from .capture import capture, run_pass
 from .coverage import check_required
-from .observers import is_fake_quantizer, make_observers
+from .observers import make_observers
 from .plan import Plan, Point, make_plan
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind
@@ -85,9 +86,9 @@ def prepare_pt2e(
         quantizer=quantizer_name(quantizer),
         decisions=plan.decisions,
         points=points,
-        groups=_group_records(plan, names),
+        groups=_group_records(plan, observers, names),
         unused_rules=plan.unused_rules,
-        folded=captured.folded,
+        folded=list(captured.gm.meta.get(FOLDED_KEY, ())),
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
@@ -218,8 +219,15 @@ def _state_to_restore(gm: GraphModule, observers: list[nn.Module]) -> dict[str, 
     return {name: attribute(gm, name).detach().clone() for name in written_attributes(gm.graph)}
 
 
-def _group_records(plan: Plan, names: list[str]) -> list[GroupRecord]:
+def _group_records(plan: Plan, observers: list[nn.Module], names: list[str]) -> list[GroupRecord]:
     return [
-        GroupRecord(name, spec_kind(group.spec), describe_spec(group.spec), tuple(map(describe_site, group.members)))
-        for group, name in zip(plan.groups, names, strict=True)
+        GroupRecord(
+            observer=name,
+            kind=spec_kind(group.spec),
+            spec=describe_spec(group.spec),
+            members=tuple(map(describe_site, group.members)),
+            observer_class=type(observer).__name__,
+            dropped=tuple(f"{describe_site(site)}: {describe_spec(spec)}" for site, spec in group.dropped.items()),
+        )
+        for group, observer, name in zip(plan.groups, observers, names, strict=True)
     ]

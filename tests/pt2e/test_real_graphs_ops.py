@@ -199,4 +199,5 @@ def test_an_rnn_that_was_captured_whole_is_reported_with_the_way_out():
     report = explain(prepare_pt2e(export(Model(), torch.randn(4, 2, 10)), Toy(STATIC)))
     (rnn,) = (decision for decision in report.skipped if decision.op == "aten.gru.input")
     assert "get_decompositions([torch.ops.aten.gru.input])" in rnn.reason
+    assert rnn.code == "composite_op"
     assert not [decision for decision in report.skipped if decision.node.startswith("getitem")]
