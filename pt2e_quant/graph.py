@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
+from .graph_pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 from .nested import bodies, graphs, written
 from .ops import bind, mutated_arguments, set_argument, training_argument
 
@@ -30,18 +31,21 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "exported_name",
     "finish",
     "free_name",
     "insert_attribute",
     "is_float_tensor",
     "is_guard",
     "is_quantizable",
+    "own_written",
     "set_attribute",
     "set_training",
     "set_value",
     "state_bytes",
     "tidy",
     "with_value",
+    "written_attributes",
 ]
 
 
@@ -67,6 +71,15 @@ class ExportedModule(GraphModule):
             self.recompile()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedModule:
+        """What to(), cuda() and the like call; the devices that the graph names move along."""
+        before = recorded_device(self.graph) or device_of(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = device_of(self)
+        if after is not None and after != before:
+            move_graph(self, after)
+        return self
+
     def recompile(self) -> Any:
         return None if self._draft else super().recompile()
 
@@ -78,8 +91,23 @@ class ExportedModule(GraphModule):
     def code(self) -> str:
         return self.graph.python_code("self").src if self._draft else super().code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As nodes, with what is known of each; code would lose that. See `graph_pickle`."""
+        return _restore, (dump_graph(self.graph), skeleton(self), dict(self.meta), self._draft)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModule:
+        with quiet_copies():
+            return super().__deepcopy__(memo)  # type: ignore[return-value]
+
     def __str__(self) -> str:
         return f"{nn.Module.__str__(self)}\n\n{self.code}"
+
+
+def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) -> ExportedModule:
+    module = ExportedModule(root, load_graph(data), draft=draft)
+    restore_attributes(module, root)
+    module.meta.update(meta)
+    return module
 
 
 def set_training(graph: Graph, mode: bool) -> int:
@@ -94,8 +122,7 @@ def set_training(graph: Graph, mode: bool) -> int:
 
 def clone(gm: GraphModule) -> ExportedModule:
     """A draft with graphs and a module tree of its own that shares parameters, buffers and observers with `gm`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)  # torch 2.13 about its own code
+    with quiet_copies():
         # deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
         graph = copy.deepcopy(gm.graph)
     module = ExportedModule(gm, graph, draft=True)  # copies only those attributes that the graph names
@@ -108,7 +135,10 @@ def clone(gm: GraphModule) -> ExportedModule:
 
 def tidy(gm: GraphModule) -> GraphModule:
     """Drop dead nodes and lint. Ends a pass that changed the graph."""
-    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        # What Graph.eliminate_dead_code does, which asks every node whether it is impure before whether it is used.
+        if not node.users and not node.is_impure():
+            gm.graph.erase_node(node)
     gm.graph.lint()
     return gm
 
@@ -159,6 +189,22 @@ def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
         if path in originals:
             transient = originals[path]._non_persistent_buffers_set & set(child._buffers)
             child._non_persistent_buffers_set |= transient
+
+
+def own_written(gm: GraphModule, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Give a graph copies of its own of the tensors that it writes to, and no others; returns the copies by name.
+
+    Args:
+        values: what the copies hold instead of what the tensors hold today.
+    """
+    copies: dict[str, Tensor] = {}
+    for name in written_attributes(gm):
+        old = attribute(gm, name)
+        value = (values or {}).get(name, old).detach().to(old.device, copy=True)
+        copies[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        path, _, leaf = name.rpartition(".")
+        setattr(gm.get_submodule(path), leaf, copies[name])
+    return copies
 
 
 def state_bytes(gm: nn.Module) -> int:
@@ -262,6 +308,16 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     return node
 
 
+def exported_name(node: Node) -> str:
+    """Name of the node of the exported program that this one is, or stems from; its own where that is not recorded."""
+    name, sources = node.name, node.meta.get("from_node")
+    while sources:
+        name, made_by, sources = sources[0].name, sources[0].pass_name, sources[0].from_node
+        if made_by == "ExportedProgram.module()":
+            break
+    return name
+
+
 def set_value(node: Node, value: Any) -> Node:
     """Record val, and tensor_meta when it is one tensor, of a new node."""
     node.meta["val"] = value
@@ -296,7 +352,7 @@ class Constants:
         self._gm = gm
         self._values: dict[Node, Any] = {}
         self._nodes: set[Node] = set()
-        overwritten = {str(node.target) for node in written(gm) if node.op == "get_attr"}
+        overwritten = written_attributes(gm)
         for node in gm.graph.nodes:
             self.note(node, overwritten)
 
@@ -356,3 +412,9 @@ def _is_pure(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return getattr(node.target, "__name__", "") == "getitem"
     return torch.Tag.nondeterministic_seeded not in node.target.tags and not mutated_arguments(node.target)
+
+
+def written_attributes(gm: GraphModule) -> list[str]:
+    """Names of parameters and buffers that some op writes to, directly, through a view or in a nested graph."""
+    found = written(gm)
+    return list(dict.fromkeys(str(node.target) for node in gm.graph.find_nodes(op="get_attr") if node in found))

@@ -21,6 +21,8 @@ __all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require"
 ORIGIN = "pt2e_quant"
 """Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
 
+# torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
+_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 _PARTITION_LOGGER = "executorch.backends.xnnpack.partition"
 
 
@@ -56,11 +58,22 @@ def _load() -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the warnings that ExecuTorch and torch give about their own code; a user can do nothing about them."""
+    """Without what ExecuTorch, torchao and torch warn of in their own code; a user can do nothing about it."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, UserWarning):
             warnings.simplefilter("ignore", category)
-        yield
+        for logger in loggers:
+            logger.addFilter(_is_error)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_is_error)
+
+
+def _is_error(entry: logging.LogRecord) -> bool:
+    return entry.levelno >= logging.ERROR
 
 
 def runtime() -> Any:

@@ -21,12 +21,15 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
     That is the written tensor itself, when it lives on outside the graph (a parameter, a buffer, an input) or another
     name of its memory is read behind the write; and those other names.
     """
+    writes = {node: targets for node in graph.nodes if (targets := _written(node))}
+    if not writes:
+        return {}
     last_read = {source: index for index, node in enumerate(graph.nodes) for source in node.all_input_nodes}
     base: dict[Node, Node] = {}
     names: dict[Node, list[Node]] = defaultdict(list)  # of the memory of each base, those that may still be read
     found: dict[Node, Node] = {}
     for index, node in enumerate(graph.nodes):
-        for target in _written(node):
+        for target in writes.get(node, ()):
             memory = base[target]
             names[memory] = [name for name in names[memory] if last_read.get(name, -1) > index]
             if names[memory] or memory.op in ("get_attr", "placeholder"):
