@@ -95,7 +95,7 @@ def _portable(module: nn.Module) -> Any:
         return _StandIn(_restore_graph_module, dump_graph(module.graph), skeleton(module), dict(module.meta))
     if type(module).__name__ == "GuardsFn":
         return _StandIn(_restore_guards, sys.version_info[:2], marshal.dumps(_guard_code(module)))
-    return skeleton(module) if type(module) is nn.Module or isinstance(module, GraphModule) else module
+    return skeleton(module) if type(module) is nn.Module else module
 
 
 class _StandIn:

@@ -21,6 +21,7 @@ from .passes.fold_batch_norm import fold_batch_norm
 from .passes.follow_in_place import follow_in_place
 from .passes.inline_regions import inline_regions
 from .passes.nested_constants import move_constants_in
+from .passes.nested_modules import locate_nested_modules
 from .record import record_of
 
 __all__ = ["Captured", "capture", "run_everywhere", "run_pass"]
@@ -51,7 +52,8 @@ def capture(model: object) -> Captured:
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
     draft = run_pass(inline_regions, clone(exported))
     draft = run_everywhere(tidy, mark(draft))  # what nobody reads is not quantized either
-    draft = run_everywhere(follow_in_place, run_pass(move_constants_in, draft))
+    draft = run_pass(locate_nested_modules, run_pass(move_constants_in, draft))
+    draft = run_everywhere(follow_in_place, draft)
     own_written(draft)
     before = state_bytes(draft)
     return Captured(run_everywhere(fold_batch_norm, draft), example_inputs, before)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, in_graph
 from ..graph import attribute
 from ..pt2e.observers import has_data
 from ..pt2e.qdq import QParams, read_qparams, with_qparams
@@ -84,19 +84,19 @@ def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:
             name = f"{path}.{node.target}" if path else str(node.target)
             if node.op != "call_module" or name not in observers:
                 continue
-            watcher = watchers.setdefault((name, _watched(node, observers, path)), _Watcher())
+            watcher = watchers.setdefault((name, _watched(node)), _Watcher())
             node.target = f"_watcher_{len(watchers)}"
             gm.add_module(node.target, watcher)
         gm.recompile()
     return watchers
 
 
-def _watched(call: Node, observers: set[str], path: str) -> str:
+def _watched(call: Node) -> str:
     """Name of the tensor that an observer is called on; watchers in between pass it on unchanged."""
     value: Any = call.args[0]
     while value.op == "call_module" and str(value.target).startswith("_watcher_"):
         value = value.args[0]
-    return str(value.name)
+    return in_graph(call.graph.owning_module, value.name)
 
 
 def _with_ranges(group: GroupRecord, qparams: QParams, watchers: dict[Key, _Watcher]) -> GroupRecord:
