@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from pt2e_quant.graph import is_guard
-from pt2e_quant.pt2e.capture import capture
+from pt2e_quant.nested import graphs
+from pt2e_quant.pt2e.capture import capture, run_everywhere
 from pt2e_quant.pt2e.plan import make_plan
 from pt2e_quant.specs import integer_range, is_per_channel, is_symmetric
 from pt2e_quant.testing import Sketch
@@ -48,19 +49,24 @@ class Simulation:
     """
 
     def __init__(self, sketch: Sketch, quantizer: Any, batches: Sequence[tuple[Tensor, ...]]) -> None:
-        gm = quantizer.annotate(quantizer.transform_for_annotation(capture(sketch.exported).gm))
-        self._gm = gm
-        self.plan = make_plan(gm, "simulation")
-        ranges = _Ranges(gm, self.plan.group_of, self.plan.groups)
+        gm = run_everywhere(quantizer.transform_for_annotation, capture(sketch.exported).gm)
+        self._gm = gm = run_everywhere(quantizer.annotate, gm)
+        groups: list[Any] = []
+        self._group_of: dict[Any, int] = {}
+        for _, part in graphs(gm, opaque=False):
+            plan = make_plan(part, "simulation")
+            self._group_of |= {site: len(groups) + number for site, number in plan.group_of.items()}
+            groups += plan.groups
+        ranges = _Ranges(gm, self._group_of, groups)
         for batch in batches:
             with state_kept(gm):
                 ranges.run(*(value.clone() for value in batch))
         self.rms = ranges.rms
-        self.qparams = [_by_hand(group.spec, *ranges.ends[number]) for number, group in enumerate(self.plan.groups)]
+        self.qparams = [_by_hand(group.spec, *ranges.ends[number]) for number, group in enumerate(groups)]
 
     def run(self, inputs: tuple[Tensor, ...], only: int | None = None) -> list[Any]:
         """All outputs; `only` rounds one group and leaves the others in float."""
-        rounding = _Rounding(self._gm, self.plan.group_of, self.qparams, only)
+        rounding = _Rounding(self._gm, self._group_of, self.qparams, only)
         with state_kept(self._gm):
             return tree_leaves(rounding.run(*(value.clone() for value in inputs)))
 
@@ -79,21 +85,40 @@ def _by_hand(spec: Any, low: Tensor, high: Tensor) -> QParams:
     return QParams(scale, zero_point, q_low, q_high)
 
 
-class _Ranges(Interpreter):
+class _Interpreter(Interpreter):
+    """Follows branches into their graphs."""
+
+    def run_node(self, n: Node) -> Any:
+        return None if is_guard(n) else super().run_node(n)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is not torch.ops.higher_order.cond:
+            return super().call_function(target, args, kwargs)
+        condition, true, false, operands = args
+        return self.inside(true if condition else false).run(*operands)
+
+    def inside(self, gm: GraphModule) -> Interpreter:
+        raise NotImplementedError
+
+
+class _Ranges(_Interpreter):
     """Runs the float model and keeps the range of every group: over its members, and over batches."""
 
     def __init__(self, gm: GraphModule, group_of: dict[Any, int], groups: list[Any]) -> None:
         super().__init__(gm)
         self.ends: dict[int, tuple[Tensor, Tensor]] = {}
         self.rms: dict[int, float] = {}
-        self._groups = groups
+        self._group_of, self._groups = group_of, groups
         self._groups_of_value: dict[Node, set[int]] = {}
         for site, number in group_of.items():
             self._groups_of_value.setdefault(site if isinstance(site, Node) else site[0], set()).add(number)
 
+    def inside(self, gm: GraphModule) -> Interpreter:
+        inner = _Ranges(gm, self._group_of, self._groups)
+        inner.ends, inner.rms = self.ends, self.rms
+        return inner
+
     def run_node(self, n: Node) -> Any:
-        if is_guard(n):
-            return None
         value = super().run_node(n)
         for number in self._groups_of_value.get(n, ()):
             spec = self._groups[number].spec
@@ -112,15 +137,15 @@ class _Ranges(Interpreter):
         return value
 
 
-class _Rounding(Interpreter):
+class _Rounding(_Interpreter):
     """Runs the float model on rounded values: each output that is claimed, and behind it each use that is claimed."""
 
     def __init__(self, gm: GraphModule, group_of: dict[Any, int], qparams: list[QParams], only: int | None) -> None:
         super().__init__(gm)
         self._group_of, self._qparams, self._only = group_of, qparams, only
 
-    def run_node(self, n: Node) -> Any:
-        return None if is_guard(n) else super().run_node(n)
+    def inside(self, gm: GraphModule) -> Interpreter:
+        return _Rounding(gm, self._group_of, self._qparams, self._only)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[Any, Any]:
         def seen(source: Node) -> Any:

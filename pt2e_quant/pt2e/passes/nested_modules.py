@@ -1,7 +1,7 @@
 """Tell the nodes of nested graphs which modules of the model they come from, for selectors, reports and messages.
 
 Non-strict export traces the bodies of cond, while_loop, scan and map apart from the modules that call them, and records
-nothing. What is certain is added: the modules around the call, and the module that owns the parameter which an op reads.
+nothing. What is certain is added: the modules around the call, and the module that owns a parameter which an op reads.
 The class of that module is not known; strict export (`torch.export.export(..., strict=True)`) records it.
 """
 
