@@ -97,6 +97,9 @@ def xnnpack_partitioner() -> Any:
     To judge a convolution or matrix product, the partitioner marks the dequantize in front of it as part of the integer
     kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
     the portable kernel, with wrong results. Here a refusal leaves no mark behind.
+
+    It looks for parameters by the names of nodes, also in nested graphs, whose inputs happen to have the same names.
+    There it keeps operators whole that it never takes, and lowering fails. Here all in nested graphs are refused.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -119,7 +122,7 @@ def _without_marks_on_refusal(check: Callable[[Node, Any], bool]) -> Callable[[N
     def check_constraints(node: Node, program: Any) -> bool:
         near = _neighbours(node)
         marked = {other for other in near if MARK in other.meta}
-        fits = check(node, program)
+        fits = node.graph is program.graph and check(node, program)
         if not fits:
             for other in near - marked:
                 other.meta.pop(MARK, None)

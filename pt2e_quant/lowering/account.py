@@ -129,6 +129,8 @@ class _Reasons:
     def __call__(self, node: Node) -> str:
         if self._backend_ops is None:
             return "no backend was asked for"
+        if "." in origin(node):
+            return "inside a nested graph, where XNNPACK takes no operators"
         return (
             "; ".join(self._findings.get(origin(node), []))
             or "; ".join(dict.fromkeys(self._translate(said, node) for said in self._rejections.of(node)))

@@ -118,7 +118,8 @@ def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
     """ExecuTorch's quantize and dequantize end the process when they meet bfloat16, so no such program is made."""
-    found = [node for node in gm.graph.nodes if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
+    nodes = (node for _, part in graphs(gm) for node in part.graph.nodes)
+    found = [node for node in nodes if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
     if found:
         raise LoweringError(
             f"{len(found)} quantize and dequantize ops of this graph compute in bfloat16, for which ExecuTorch has no "

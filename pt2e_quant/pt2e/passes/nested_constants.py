@@ -109,6 +109,7 @@ def _take(body: GraphModule, passed: dict[int, Node]) -> None:
             else body.graph.inserting_after(last)
         ):
             last = body.graph.placeholder(outer.name)
+        last.target = last.name  # the name of the argument; it must not be that of another node, which would hide it
         last.meta.update({key: outer.meta[key] for key in ("val", "tensor_meta") if key in outer.meta})
         for node in held.get(key, ()):
             node.replace_all_uses_with(last)
