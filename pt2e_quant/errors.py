@@ -177,8 +177,8 @@ def _user_frame(trace: str) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _clean_path(path: str) -> str:
-    """'conv' from "L['self'].conv" (strict export) and from 'conv' (non-strict export)."""
-    path = re.sub(r"^L\['self'\]\.?|^L__self___?", "", path)
+    """'conv' from "L['self'].conv" (strict export), '_export_root.conv' (in a nested graph), 'conv' (non-strict)."""
+    path = re.sub(r"^L\['self'\]\.?|^L__self___?|^_export_root\.?", "", path)
     return re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path).replace("_modules.", "").lstrip(".")
 
 
