@@ -100,7 +100,7 @@ def calibration(model: BenchmarkModel, repeat: int) -> None:
     )
 
 
-def growth(repeat: int, lengths: tuple[int, ...] = (100, 1000, 10_000)) -> None:
+def growth(repeat: int, lengths: tuple[int, ...] = (200, 2000, 20_000)) -> None:
     """Time per node of prepare and convert as the graph grows."""
     print(f"\ngrowth on chains of value-preserving ops; medians of {repeat}")
     per_node: dict[str, list[float]] = {"prepare": [], "convert": []}

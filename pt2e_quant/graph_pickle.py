@@ -94,7 +94,7 @@ def _portable(module: nn.Module) -> Any:
     if isinstance(module, GraphModule) and type(module).__reduce__ is GraphModule.__reduce__:
         return _StandIn(_restore_graph_module, dump_graph(module.graph), skeleton(module), dict(module.meta))
     if type(module).__name__ == "GuardsFn":
-        return _StandIn(_restore_guards, sys.version_info[:2], [marshal.dumps(code) for code in _guard_code(module)])
+        return _StandIn(_restore_guards, sys.version_info[:2], marshal.dumps(_guard_code(module)))
     return skeleton(module) if type(module) is nn.Module or isinstance(module, GraphModule) else module
 
 
@@ -118,16 +118,22 @@ def _restore_graph_module(data: bytes, root: nn.Module, meta: dict[str, Any]) ->
 # --- the guards of input shapes: a module whose forward is a function made at run time --------------------------------
 
 
-def _guard_code(guards: nn.Module) -> Iterator[types.CodeType]:
+def _guard_code(guards: nn.Module) -> types.CodeType:
     """The code of the function that torch.export generated, behind the wrappers that keep it traceable."""
     function: Any = guards.forward
     while function.__name__ != "_":
         inside = inspect.getclosurevars(function).nonlocals.values()
-        function = next(value for value in inside if isinstance(value, types.FunctionType))
-    yield function.__code__
+        function = next((value for value in inside if isinstance(value, types.FunctionType)), None)
+        if function is None:
+            raise CaptureError(
+                f"torch {torch.__version__} writes guards of input shapes in a way that cannot be pickled here; "
+                "export with check_guards=False: exported.module(check_guards=False)"
+            )
+    code: types.CodeType = function.__code__
+    return code
 
 
-def _restore_guards(version: tuple[int, int], code: list[bytes]) -> nn.Module:
+def _restore_guards(version: tuple[int, int], code: bytes) -> nn.Module:
     if version != sys.version_info[:2]:
         raise CaptureError(
             f"this model was pickled by Python {version[0]}.{version[1]} and cannot be read by another version; "
@@ -137,7 +143,7 @@ def _restore_guards(version: tuple[int, int], code: list[bytes]) -> nn.Module:
 
     namespace = {**SYMPY_INTERP, "math": math, "inf": math.inf, "torch": torch}
     guards = GuardsFn()
-    function = types.FunctionType(marshal.loads(code[0]), namespace)
+    function = types.FunctionType(marshal.loads(code), namespace)
     guards.forward = torch._dynamo.dont_skip_tracing(function)  # type: ignore[method-assign]
     guards._is_impure = True  # type: ignore[assignment]  # or it would be removed as dead code
     return guards

@@ -216,6 +216,7 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
         source=source_line(node),
         code=code,
         origin=exported_name(node),
+        overlaps=tuple(found.by for found in refusals(node) if quantized and found.code == "already_annotated"),
     )
 
 
@@ -240,6 +241,8 @@ def _nested_decisions(gm: GraphModule, path: str = "") -> list[Decision]:
 def _reason(node: Node, quantizer: str) -> tuple[str, str]:
     """All reasons that were recorded for leaving a node alone, and the code of the first."""
     found = refusals(node)
+    if not found and getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False):
+        return f"{quantizer} marked it as annotated, without a spec", "config_none"
     if not found:
         return f"{quantizer} did not annotate it", "not_annotated"
     return "; ".join(dict.fromkeys(refusal.reason for refusal in found)), found[0].code

@@ -28,6 +28,7 @@ class Decision:
     inputs, output: specs in words, by the node that computes the tensor
     code: kind of the reason, a key of pt2e_quant.quantizer.base.WAYS_OUT
     origin: the node of the exported program that this one is, or stems from
+    overlaps: quantizers that wanted the op as well, after the one that has it
     """
 
     node: str
@@ -41,6 +42,7 @@ class Decision:
     source: str | None
     code: str | None = None
     origin: str = ""
+    overlaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

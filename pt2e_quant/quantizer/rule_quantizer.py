@@ -193,7 +193,7 @@ class _Annotator:
     def _explain_the_rest(self) -> None:
         roots = {target for rule in self._quantizer._rules for target in rule.pattern.root.op.targets}
         for node, choice in self._choices.items():
-            if node in self._foreign:
+            if node in self._foreign and choice.config is not None and node.target in roots:
                 refuse(node, self._quantizer.name, "already annotated by another quantizer", "already_annotated")
             elif not _is_annotated(node) and (is_float_tensor(node) or "val" not in node.meta):
                 if not choice.is_set:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import CaptureError
+from ..graph import collector_paused
 from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, SiteRange, record_of
 from ..quantizer.base import Folded
 from .model_explorer import Column, node_data
@@ -20,7 +21,12 @@ from .ranges import measure_ranges
 from .text import as_table, as_text
 from .why import why
 
+if TYPE_CHECKING:
+    from ..lowering.program import ExecutorchProgram
+
 __all__ = ["Report", "explain"]
+
+_NOT_PLAIN = ("example_inputs", "inputs", "outputs")
 
 
 def explain(model: object, data: Iterable[Any] | None = None) -> Report:
@@ -125,17 +131,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        record = {
-            field.name: getattr(self.record, field.name)
-            for field in dataclasses.fields(self.record)
-            if field.name != "example_inputs"
-        }
-        for name in ("decisions", "points", "groups", "folded"):
-            record[name] = [dataclasses.asdict(item) for item in record[name]]
+        record = {name: _plain(value) for name, value in vars(self.record).items() if name not in _NOT_PLAIN}
         for name in ("inputs", "outputs"):
-            record[name] = {index: _border(qparams) for index, qparams in record[name].items()}
+            record[name] = {index: _border(qparams) for index, qparams in getattr(self.record, name).items()}
         return record
 
+    @collector_paused()
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
 
@@ -148,7 +149,7 @@ class Report:
         """
         try:
             fields = json.loads(text)
-            fields["decisions"] = [Decision(**item) for item in fields["decisions"]]
+            fields["decisions"] = [Decision(**{**d, "overlaps": tuple(d["overlaps"])}) for d in fields["decisions"]]
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
             fields["groups"] = [_group(group) for group in fields["groups"]]
             fields["folded"] = [Folded(**item) for item in fields["folded"]]
@@ -170,8 +171,17 @@ class Report:
         except OSError as error:
             raise CaptureError(f"cannot read {path}: {error}") from error
 
+    def lowered(self, program: ExecutorchProgram) -> dict[str, str]:
+        """What each op of the report became in the program that its converted model was lowered to, by node.
+
+        'int8, delegate 0' (or 'dynamic', 'float'), 'not delegated: ...' with the reason, or 'removed while lowering'.
+        """
+        fates = {left.node: f"not delegated: {left.reason}" for left in program.undelegated}
+        fates |= {kernel.node: f"{kernel.precision}, delegate {kernel.delegate}" for kernel in program.kernels}
+        return {d.node: fates.get(d.node, "removed while lowering") for d in self.record.decisions}
+
     def to_model_explorer(self, column: Column = "decision") -> dict[str, Any]:
-        """Node data for Google's Model Explorer, as plain values: to show on the float model that torch.export.save wrote.
+        """Node data for Google's Model Explorer, as plain values, to show on the float model that was exported.
 
         Args:
             column: 'decision', what each op became, in words and colours; or 'bits_lost', what sharing costs its
@@ -190,6 +200,13 @@ class Report:
             Path(f"{path}{suffix}").write_text(content + "\n", encoding="utf-8")
         text, data, explorer = (Path(f"{path}{suffix}") for suffix in contents)
         return text, data, explorer
+
+
+def _plain(value: Any) -> Any:
+    """dataclasses.asdict without its deep copies, which take longer than the rest of a report."""
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(field) for name, field in vars(value).items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _group(fields: dict[str, Any]) -> GroupRecord:

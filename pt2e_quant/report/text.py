@@ -52,6 +52,9 @@ def as_text(record: Record) -> str:
         if border:
             words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
             sections.append(f"{title}\n" + _lines(words))
+    overlaps = [f"{d.node}: {other}" for d in record.quantized for other in d.overlaps]
+    if overlaps:
+        sections.append("Wanted by another quantizer as well, which came later\n" + _lines(overlaps))
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:

@@ -21,10 +21,11 @@ def why(record: Record, name: str) -> str:
     Raises:
         TargetingError: there is no such node or module.
     """
-    found = [_decision(d, record) for d in record.decisions if d.node == name]
+    groups = {member: group for group in record.groups for member in group.members}
+    found = [_decision(d, groups) for d in record.decisions if d.node == name]
     found = found or [_folded(fold) for fold in record.folded if fold.node == name]
     found = found or [
-        *(_decision(d, record) for d in record.decisions if d.module is not None and _inside(d.module, name)),
+        *(_decision(d, groups) for d in record.decisions if d.module is not None and _inside(d.module, name)),
         *(_folded(fold) for fold in record.folded if fold.module is not None and _inside(fold.module, name)),
     ]
     if found:
@@ -50,18 +51,18 @@ def _folded(fold: Folded) -> str:
     return f"{head}\n  folded into {into}: its scale and shift are part of that layer's weight and bias; ask for that"
 
 
-def _decision(decision: Decision, record: Record) -> str:
+def _decision(decision: Decision, groups: dict[str, GroupRecord]) -> str:
     head = _head(f"{decision.node} = {decision.op}", decision.module, decision.source)
     if not decision.quantized:
         code = decision.code or ""
         way_out = f"\n  {code}: {WAYS_OUT[code]}" if code in WAYS_OUT else ""
         return f"{head}\n  float: {decision.reason}{way_out}"
-    groups = {member: group for group in record.groups for member in group.members}
     path, _, name = decision.node.rpartition(".")
     sites = [(source, spec, f"{source} -> {name}") for source, spec in decision.inputs.items()]
     if decision.output is not None:
         sites.append(("output", decision.output, name))
     lines = [head, f"  quantized by {decision.rule}"]
+    lines += [f"  {other} wanted it as well, and came later" for other in decision.overlaps]
     shown: set[str] = set()
     for what, spec, site in sites:
         lines.append(f"  {what}: {spec}")

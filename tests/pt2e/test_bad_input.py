@@ -152,6 +152,8 @@ def annotated_by(function: Callable[[GraphModule], None], model: nn.Module | Non
 
 
 def test_a_stale_annotation_names_node_key_and_line():
+    """Users' item 39: an error carries node, source line and a way out."""
+
     def function(gm: GraphModule) -> None:
         first, second = calls(gm, aten.linear.default)
         annotate(second, {first: ACT})

@@ -184,7 +184,7 @@ def test_node_metadata_that_later_steps_read_is_kept():
 
 def test_the_pickle_of_another_python_says_what_to_do():
     with pytest.raises(CaptureError, match=r"by Python 3\.8 .*torch\.export\.save"):
-        _restore_guards((3, 8), [])
+        _restore_guards((3, 8), b"")
 
 
 LOAD: str = textwrap.dedent("""

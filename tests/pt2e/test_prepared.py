@@ -305,6 +305,7 @@ def test_an_observer_with_its_own_convert_writes_its_own_ops(x):
 
 
 def test_every_site_without_data_is_named(x):
+    """Users' item 3: convert raises and lists every observer that never ran, with node, module and line."""
     with pytest.raises(CalibrationError) as caught:
         convert_pt2e(prepared_mlp(x))
     message = str(caught.value)
@@ -316,6 +317,7 @@ def test_every_site_without_data_is_named(x):
 
 
 def test_uncalibrated_tensors_stay_in_float_where_the_caller_allows_it(x):
+    """Users' item 3: unless allow_uncalibrated=True."""
     model = MLP()
     converted = convert_pt2e(prepare_pt2e(export(model, x), Toy(STATIC)), allow_uncalibrated=True)
     assert quantizes(converted) == []
