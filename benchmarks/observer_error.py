@@ -56,8 +56,8 @@ the asymmetric range that each observer chooses. `best` is an exhaustive search 
   bounds are, and takes its first clip unseen.
 - **MovingAverageMinMaxObserver** is meant for training, where ranges move.
 
-All of these watch per tensor; weights take PerChannelMinMaxObserver or, for blocks, AffineQuantizedMinMaxObserver with a
-granularity (PerAxis, PerRow, PerGroup, PerBlock, PerToken).
+All of these watch per tensor; weights take PerChannelMinMaxObserver or, for blocks, AffineQuantizedMinMaxObserver with
+a granularity (PerAxis, PerRow, PerGroup, PerBlock, PerToken).
 
 ## What observers make of odd data
 
@@ -69,9 +69,9 @@ granularity (PerAxis, PerRow, PerGroup, PerBlock, PerToken).
 ## Merging, and calibration as a file
 
 `observer.merge(other)` takes in what another observer of the same class and arguments saw. For ranges and for the
-counts of MSEObserver, LpNormObserver, PercentileObserver and EntropyObserver, the parts of any partition of the data, in
-any order, give the state of one pass, bit for bit. A moving average depends on the order of batches, so merged averages
-are the range that holds them all; HistogramObserver keeps all counts, but in bins that follow the range.
+counts of MSEObserver, LpNormObserver, PercentileObserver and EntropyObserver, the parts of any partition of the data,
+in any order, give the state of one pass, bit for bit. A moving average depends on the order of batches, so merged
+averages are the range that holds them all; HistogramObserver keeps all counts, but in bins that follow the range.
 
 ```python
 from pt2e_quant.calibration import calibration_report, load_calibration, save_calibration
