@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
     """
 
     schemes = PER_TENSOR
-    facts = ("counts", "min_val", "max_val")
+    facts: ClassVar[tuple[str, ...]] = ("counts", "min_val", "max_val")
 
     counts: Tensor
     min_val: Tensor
