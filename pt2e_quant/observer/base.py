@@ -63,7 +63,7 @@ class ObserverBase(ABC, nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Watch x and return it, the same object."""
+        """Watch x and return it, the same object. A tensor on the meta device has no values to watch."""
 
     @abstractmethod
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -277,17 +277,10 @@ class UniformQuantizationObserverBase(RangeObserverBase):
         if self.qscheme not in self.schemes:
             allowed = ", ".join(map(str, self.schemes))
             raise SpecError(f"{name}: qscheme {self.qscheme!r} does not describe what it keeps; pass one of {allowed}")
-        if not self.reduce_range:
-            return
-        if is_symmetric(self.qscheme) and self.dtype is torch.quint8:
+        if self.reduce_range and is_symmetric(self.qscheme) and self.dtype is torch.quint8:
             raise SpecError(
                 f"{name}: the range of torch.quint8 cannot be reduced in a symmetric scheme; use torch.qint8"
             )
-        warnings.warn(
-            "reduce_range is deprecated; pass quant_min and quant_max instead (0 and 127, or -64 and 63)",
-            FutureWarning,
-            stacklevel=4,
-        )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any

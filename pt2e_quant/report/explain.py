@@ -14,7 +14,16 @@ import torch
 
 from ..errors import CaptureError
 from ..graph import collector_paused
-from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, SiteRange, record_of
+from ..pt2e.record import (
+    BorderQParams,
+    Decision,
+    GroupRecord,
+    PointRecord,
+    Record,
+    Representation,
+    SiteRange,
+    record_of,
+)
 from ..quantizer.base import Folded
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "explain"]
 
-_NOT_PLAIN = ("example_inputs", "inputs", "outputs")
+_NOT_PLAIN = ("example_inputs", "inputs", "outputs", "buffers", "state")
 
 
 def explain(model: object, data: Iterable[Any] | None = None) -> Report:
@@ -93,6 +102,11 @@ class Report:
         return self.record.outputs
 
     @property
+    def buffers(self) -> dict[str, BorderQParams]:
+        """The same for integer buffers (convert_pt2e(..., integer_buffers=...)), by name."""
+        return self.record.buffers
+
+    @property
     def unused_rules(self) -> list[str]:
         return self.record.unused_rules
 
@@ -107,6 +121,7 @@ class Report:
         """
         return why(self.record, name)
 
+    @collector_paused()
     def text(self) -> str:
         """Plain text, one line per op and per shared group."""
         return as_text(self.record)
@@ -132,7 +147,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         record = {name: _plain(value) for name, value in vars(self.record).items() if name not in _NOT_PLAIN}
-        for name in ("inputs", "outputs"):
+        for name in ("inputs", "outputs", "buffers"):
             record[name] = {index: _border(qparams) for index, qparams in getattr(self.record, name).items()}
         return record
 
@@ -153,8 +168,11 @@ class Report:
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
             fields["groups"] = [_group(group) for group in fields["groups"]]
             fields["folded"] = [Folded(**item) for item in fields["folded"]]
+            if fields.get("representation") is not None:
+                fields["representation"] = Representation(**fields["representation"])
             for name in ("inputs", "outputs"):
                 fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
+            fields["buffers"] = {name: _unborder(qparams) for name, qparams in fields["buffers"].items()}
             return cls(Record(**fields))
         except (ValueError, KeyError, TypeError) as error:
             raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ..pt2e.record import Decision, GroupRecord, Record, SiteRange
+from ..pt2e.record import BorderQParams, Decision, GroupRecord, Record, Representation, SiteRange
 
 __all__ = ["as_table", "as_text", "bits_lost", "ends_text", "qparams_text", "sharing_cost", "summary"]
 
@@ -48,18 +48,31 @@ def as_text(record: Record) -> str:
         sections.append(f"Left in float, by reason\n{reasons}")
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
     sections += _observers(record, letters)
-    for title, border in (("Integer inputs", record.inputs), ("Integer outputs", record.outputs)):
+    borders: dict[str, dict[Any, BorderQParams]]
+    borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
+    for title, border in borders.items():
         if border:
             words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
             sections.append(f"{title}\n" + _lines(words))
     overlaps = [f"{d.node}: {other}" for d in record.quantized for other in d.overlaps]
     if overlaps:
         sections.append("Wanted by another quantizer as well, which came later\n" + _lines(overlaps))
+    if record.representation is not None:
+        sections += _representation(record.representation)
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:
         sections.append(f"Rules that fitted nothing: {', '.join(record.unused_rules)}")
     return "\n\n".join(sections)
+
+
+def _representation(representation: Representation) -> list[str]:
+    done = f"Integer arithmetic, rounding: {representation.rounding}"
+    sections = [f"{done}\n" + _lines(f"{node}: {kind}" for node, kind in representation.forms.items())]
+    if representation.left:
+        rows = _lines(f"{node}: {reason}" for node, reason in representation.left.items())
+        sections.append(f"Quantized, without an integer form\n{rows}")
+    return sections
 
 
 def _observers(record: Record, letters: dict[str, str]) -> Iterator[str]:
