@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
 from .graph_pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 from .ops import bind, mutated_arguments, set_argument, training_argument
@@ -36,12 +37,14 @@ __all__ = [
     "is_float_tensor",
     "is_guard",
     "is_quantizable",
+    "own_written",
     "set_attribute",
     "set_training",
     "set_value",
     "state_bytes",
     "tidy",
     "with_value",
+    "written_attributes",
 ]
 
 
@@ -65,6 +68,15 @@ class ExportedModule(GraphModule):
         super().train(mode)
         if set_training(self.graph, mode):
             self.recompile()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedModule:
+        """What to(), cuda() and the like call; the devices that the graph names move along."""
+        before = recorded_device(self.graph) or device_of(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = device_of(self)
+        if after is not None and after != before:
+            move_graph(self, after)
         return self
 
     def recompile(self) -> Any:
@@ -170,6 +182,22 @@ def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
         if path in originals:
             transient = originals[path]._non_persistent_buffers_set & set(child._buffers)
             child._non_persistent_buffers_set |= transient
+
+
+def own_written(gm: GraphModule, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Give a graph copies of its own of the tensors that it writes to, and no others; returns the copies by name.
+
+    Args:
+        values: what the copies hold instead of what the tensors hold today.
+    """
+    copies: dict[str, Tensor] = {}
+    for name in written_attributes(gm.graph):
+        old = attribute(gm, name)
+        value = (values or {}).get(name, old).detach().to(old.device, copy=True)
+        copies[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        path, _, leaf = name.rpartition(".")
+        setattr(gm.get_submodule(path), leaf, copies[name])
+    return copies
 
 
 def state_bytes(gm: nn.Module) -> int:
@@ -317,7 +345,7 @@ class Constants:
         self._gm = gm
         self._values: dict[Node, Any] = {}
         self._nodes: set[Node] = set()
-        written = _written_attributes(gm.graph)
+        written = written_attributes(gm.graph)
         for node in gm.graph.nodes:
             self.note(node, written)
 
@@ -379,9 +407,9 @@ def _is_pure(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in node.target.tags and not mutated_arguments(node.target)
 
 
-def _written_attributes(graph: Graph) -> set[str]:
-    """Names of parameters and buffers that some op writes to, directly or through a view."""
-    written: set[str] = set()
+def written_attributes(graph: Graph) -> list[str]:
+    """Names of parameters and buffers that some op writes to, directly or through a view, in graph order."""
+    written: dict[str, None] = {}
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -390,5 +418,5 @@ def _written_attributes(graph: Graph) -> set[str]:
             while isinstance(target, Node) and target.op == "call_function" and target.all_input_nodes:
                 target = target.all_input_nodes[0]  # a view of the buffer
             if isinstance(target, Node) and target.op == "get_attr":
-                written.add(str(target.target))
-    return written
+                written[str(target.target)] = None
+    return list(written)

@@ -53,7 +53,10 @@ __all__ = [
     "QUANTIZE",
     "RELU",
     "RELU6",
+    "RNN",
+    "SPLIT",
     "SUB",
+    "UNBIND",
     "UPSAMPLE_NEAREST",
     "argument_index",
     "bind",
@@ -238,6 +241,7 @@ CONV_TRANSPOSE = _row("conv_transpose1d.default conv_transpose2d.input conv_tran
 CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
 LINEAR = _row("linear.default")
 MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
+RNN = _row("lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data")
 EMBEDDING = _row("embedding.default embedding_bag.default embedding_bag.padding_idx")
 BATCH_NORM = _row(
     "batch_norm.default native_batch_norm.default cudnn_batch_norm.default miopen_batch_norm.default "
@@ -292,12 +296,16 @@ _row(
     "_unsafe_index.Tensor take.default take_along_dim.default masked_select.default unfold.default "
     "as_strided.default diagonal.default linalg_diagonal.default expand.default expand_as.default "
     "broadcast_to.default broadcast_tensors.default repeat.default tile.default repeat_interleave.self_int "
-    "repeat_interleave.self_Tensor meshgrid.default meshgrid.indexing split.Tensor split.sizes "
-    "split_with_sizes.default chunk.default unbind.int tensor_split.sections tensor_split.indices "
-    "tensor_split.tensor_indices_or_sections hsplit.int hsplit.array vsplit.int vsplit.array dsplit.int "
-    "dsplit.array",
+    "repeat_interleave.self_Tensor meshgrid.default meshgrid.indexing hsplit.int hsplit.array "
+    "vsplit.int vsplit.array dsplit.int dsplit.array",
     preserves=_always,
 )
+SPLIT = _row(
+    "split.Tensor split.sizes split_with_sizes.default chunk.default tensor_split.sections tensor_split.indices "
+    "tensor_split.tensor_indices_or_sections",
+    preserves=_always,
+)
+UNBIND = _row("unbind.int", preserves=_always)
 _row("diag.default diag_embed.default tril.default triu.default im2col.default", preserves=_always, fills=_always)
 _row(
     "unsafe_split.Tensor unsafe_split_with_sizes.default unsafe_chunk.default",

@@ -144,7 +144,7 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take in the range of each block of x."""
-        if x.numel() and (ranges := self._block_ranges(x.detach())) is not None:
+        if x.numel() and not x.is_meta and (ranges := self._block_ranges(x.detach())) is not None:
             low, high = ranges
             if not self.has_data:
                 self.min_val, self.max_val = (end.to(self.min_val, copy=True) for end in (low, high))

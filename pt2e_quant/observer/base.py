@@ -62,7 +62,7 @@ class ObserverBase(ABC, nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Watch x and return it, the same object."""
+        """Watch x and return it, the same object. A tensor on the meta device has no values to watch."""
 
     @abstractmethod
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Count the values of x."""
-        if x.numel() and (seen := self._usable(x)) is not None:
+        if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             values, lowest, highest = seen
             self.counts += count_values(values.to(torch.float32)).to(self.counts.device)
             if lowest < self.min_val.item():

@@ -76,7 +76,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the values of x to the histogram."""
-        if x.numel() and (found := self._usable(x)) is not None:
+        if x.numel() and not x.is_meta and (found := self._usable(x)) is not None:
             values, lowest, highest = found
             low, high = min(self.min_val.item(), lowest), max(self.max_val.item(), highest)
             self._add(low, high, _counts(values.to(torch.float32), self.bins, low, high))

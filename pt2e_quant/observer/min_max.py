@@ -60,7 +60,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range to hold x."""
-        if x.numel() and (seen := self._usable(x)) is not None:
+        if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             # Compared as Python numbers: cheaper than two kernels that would, nearly always, change nothing.
             buffers: dict[str, Any] = self._buffers  # nn.Module.__getattr__ takes as long as a small aminmax
             _, low, high = seen
@@ -129,7 +129,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range towards that of x."""
-        if x.numel() and (seen := self._usable(x)) is not None:
+        if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             low, high = (torch.tensor(end, dtype=torch.float32) for end in seen[1:])
             if self.min_val.item() > self.max_val.item():
                 self.min_val.copy_(low)
@@ -180,7 +180,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range of each channel to hold x."""
-        if x.numel() and (ranges := self._channel_ranges(x)) is not None:
+        if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
@@ -283,7 +283,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range of each channel towards that of x."""
-        if x.numel() and (ranges := self._channel_ranges(x)) is not None:
+        if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)

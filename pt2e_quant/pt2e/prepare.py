@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ..devices import device_of
 from ..errors import AnnotationError, CaptureError, locate
 from ..fake_quantize import is_fake_quantizer
 from ..graph import (
@@ -21,6 +22,7 @@ from ..graph import (
     free_name,
     is_guard,
     set_value,
+    written_attributes,
 )
 from ..observer.derived import DerivedObserver
 from ..quantizer.base import FOLDED_KEY, Quantizer
@@ -89,6 +91,7 @@ def prepare_pt2e(
         folded=list(captured.gm.meta.get(FOLDED_KEY, ())),
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
+        state=_state_to_restore(gm, observers),
     )
     return finish(gm)
 
@@ -137,13 +140,16 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
 
 
 def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:
-    """Add the observers as submodules; one that serves several groups is added once."""
+    """Add the observers as submodules, on the model's device; one that serves several groups is added once."""
     names: dict[int, str] = {}
+    device = device_of(gm)
     free = free_name(gm, "activation_post_process_")
     for observer in observers:
         if id(observer) not in names:
             names[id(observer)] = next(free)
             gm.add_module(names[id(observer)], observer)
+            if device is not None and device.type not in ("cpu", "meta"):
+                observer.to(device)
     return [names[id(observer)] for observer in observers]
 
 
@@ -204,6 +210,13 @@ def _spoken_for(point: Point) -> Node:
     if point.producer.op == "get_attr" and point.consumers:
         return point.consumers[0]
     return point.producer
+
+
+def _state_to_restore(gm: GraphModule, observers: list[nn.Module]) -> dict[str, Tensor]:
+    """Buffers that calibration writes to, as they are now. What training writes to them is to stay, so then none."""
+    if any(map(is_fake_quantizer, observers)):
+        return {}
+    return {name: attribute(gm, name).detach().clone() for name in written_attributes(gm.graph)}
 
 
 def _group_records(plan: Plan, observers: list[nn.Module], names: list[str]) -> list[GroupRecord]:

@@ -103,7 +103,7 @@ class GroupRecord:
 
 @dataclass(frozen=True)
 class BorderQParams:
-    """How an integer input or output of the model stands for real numbers: x = (q - zero_point) * scale."""
+    """How an integer input, output or buffer of the model stands for real numbers: x = (q - zero_point) * scale."""
 
     scale: float
     zero_point: int
@@ -113,14 +113,15 @@ class BorderQParams:
 
     def quantize(self, x: Tensor) -> Tensor:
         """Real numbers -> the integers that the model takes, exactly as its own quantize did it."""
-        return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *self._arguments)  # type: ignore[no-any-return]
+        return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *self.arguments)  # type: ignore[no-any-return]
 
     def dequantize(self, q: Tensor) -> Tensor:
         """The integers that the model returns -> float32, exactly as its own dequantize did it."""
-        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *self._arguments)  # type: ignore[no-any-return]
+        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *self.arguments)  # type: ignore[no-any-return]
 
     @property
-    def _arguments(self) -> tuple[float, int, int, int, torch.dtype]:
+    def arguments(self) -> tuple[float, int, int, int, torch.dtype]:
+        """What the q/dq ops take behind the tensor."""
         return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype
 
 
@@ -142,7 +143,12 @@ class Representation:
 
 @dataclass
 class Record:
-    """The whole account of one graph. `inputs` and `outputs`: those that convert made integers, by position."""
+    """The whole account of one graph.
+
+    inputs, outputs: those that convert made integers, by position
+    buffers:         those that convert made integers, by name
+    state:           what the buffers that the model writes to held before calibration, by name
+    """
 
     stage: Literal["prepared", "converted"]
     quantizer: str
@@ -156,6 +162,8 @@ class Record:
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     inputs: dict[int, BorderQParams] = field(default_factory=dict)
     outputs: dict[int, BorderQParams] = field(default_factory=dict)
+    buffers: dict[str, BorderQParams] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
     representation: Representation | None = None
 
     @property

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "explain"]
 
-_NOT_PLAIN = ("example_inputs", "inputs", "outputs")
+_NOT_PLAIN = ("example_inputs", "inputs", "outputs", "buffers", "state")
 
 
 def explain(model: object, data: Iterable[Any] | None = None) -> Report:
@@ -102,6 +102,11 @@ class Report:
         return self.record.outputs
 
     @property
+    def buffers(self) -> dict[str, BorderQParams]:
+        """The same for integer buffers (convert_pt2e(..., integer_buffers=...)), by name."""
+        return self.record.buffers
+
+    @property
     def unused_rules(self) -> list[str]:
         return self.record.unused_rules
 
@@ -142,7 +147,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         record = {name: _plain(value) for name, value in vars(self.record).items() if name not in _NOT_PLAIN}
-        for name in ("inputs", "outputs"):
+        for name in ("inputs", "outputs", "buffers"):
             record[name] = {index: _border(qparams) for index, qparams in getattr(self.record, name).items()}
         return record
 
@@ -167,6 +172,7 @@ class Report:
                 fields["representation"] = Representation(**fields["representation"])
             for name in ("inputs", "outputs"):
                 fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
+            fields["buffers"] = {name: _unborder(qparams) for name, qparams in fields["buffers"].items()}
             return cls(Record(**fields))
         except (ValueError, KeyError, TypeError) as error:
             raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error
