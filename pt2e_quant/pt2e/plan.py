@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, SharingError, locate, locate_all, module_path, node_id, source_line
-from ..graph import Constants, exported_name, is_float_tensor, is_guard, is_quantizable
+from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
 from ..nested import carried, graphs
 from ..ops import RNN
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
