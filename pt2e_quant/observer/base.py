@@ -32,6 +32,7 @@ PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 
 FLOAT32_MAX: float = torch.finfo(torch.float32).max
+_SMALLEST = torch.finfo(torch.float32).smallest_normal  # of smaller numbers the reciprocal is infinite
 
 _NO_ARGUMENTS = ("training", "site")
 
@@ -236,8 +237,10 @@ class UniformQuantizationObserverBase(RangeObserverBase):
         self._check_scheme()
         low, high = self._integer_bounds(quant_min, quant_max)
         self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
-        if not 0.0 < eps < math.inf:
-            raise SpecError(f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0, got {eps}")
+        if not _SMALLEST <= eps < math.inf:
+            raise SpecError(
+                f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0 in float32, got {eps}"
+            )
         self.register_buffer("eps", torch.tensor([eps], **nn.factory_kwargs(factory_kwargs)))
 
     def reset_min_max_vals(self) -> None:

@@ -80,7 +80,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         """Count the values of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             values, lowest, highest = seen
-            self.counts += count_values(values.to(torch.float32)).to(self.counts.device)
+            count_values(values.to(torch.float32), self.counts)
             if lowest < self.min_val.item():
                 self.min_val.fill_(lowest)
             if highest > self.max_val.item():
