@@ -76,11 +76,11 @@ averages are the range that holds them all; HistogramObserver keeps all counts, 
 ```python
 from pt2e_quant.calibration import calibration_report, load_calibration, save_calibration
 
-save_calibration(prepared, "part1.safetensors")               # the same state gives the same bytes
-load_calibration(prepared, "part1.safetensors")               # go on where it stopped
-load_calibration(prepared, "part1.safetensors", "part2.safetensors")        # parts of one calibration
-load_calibration(prepared_for_int4, "part1.safetensors")      # another configuration of the same exported model
-print(calibration_report(prepared, held_back).text())         # sites never reached, values that saturate
+save_calibration(prepared, "part1.safetensors")  # the same state gives the same bytes
+load_calibration(prepared, "part1.safetensors")  # go on where it stopped
+load_calibration(prepared, "part1.safetensors", "part2.safetensors")  # parts of one calibration
+load_calibration(prepared_for_int4, "part1.safetensors")  # another configuration of the same exported model
+print(calibration_report(prepared, held_back).text())  # sites never reached, values that saturate
 ```
 
 Counts serve every configuration: calibrate once with MSEObserver, then load into models prepared with other bounds,

@@ -7,7 +7,7 @@ else. Before this: `base` checks arguments and turns the range into qparams.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     """Keep the range of every tensor seen. Arguments as in UniformQuantizationObserverBase, per-tensor schemes only."""
 
     schemes = PER_TENSOR
-    facts = ("min_val", "max_val")
+    facts: ClassVar[tuple[str, ...]] = ("min_val", "max_val")
 
     min_val: Tensor
     max_val: Tensor
