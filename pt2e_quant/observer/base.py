@@ -307,9 +307,18 @@ def widen(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> N
     torch.maximum(high, other_high.to(high), out=high)
 
 
-def move_towards(end: Tensor, seen: Tensor, constant: float) -> None:
-    """end += constant * (seen - end), rounded like the reference in each step; torch.lerp rounds differently."""
-    end.add_((seen.to(end.device) - end).mul_(constant))
+def move_range(low: Tensor, high: Tensor, seen_low: Tensor, seen_high: Tensor, constant: float) -> None:
+    """end += constant * (seen - end) for both ends, rounded like the reference in each step; torch.lerp is not.
+
+    Coming from 1e38, these steps round a small new end to 0, so that a range of one sign can end up inside out, which
+    the reference keeps. The range seen stands there instead.
+    """
+    for end, seen in ((low, seen_low), (high, seen_high)):
+        end.add_((seen.to(end.device) - end).mul_(constant))
+    inside_out = low > high
+    if bool(inside_out.any()):
+        low.copy_(torch.where(inside_out, seen_low.to(low), low))
+        high.copy_(torch.where(inside_out, seen_high.to(high), high))
 
 
 def checked_constant(averaging_constant: float) -> float:
