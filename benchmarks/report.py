@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from benchmarks.engine import our_quantizer
 from benchmarks.models import MODELS, chain
@@ -28,13 +29,11 @@ def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def measure(name: str, exported: Any, inputs: tuple[Any, ...], dynamic: bool, repeat: int) -> None:
+def measure(name: str, module: GraphModule, inputs: tuple[Any, ...], dynamic: bool, repeat: int) -> None:
     """One line for each rendering: its time, and that as a share of prepare's."""
     runs: dict[str, list[float]] = {}
-    nodes = len(exported.graph.nodes)
     for _ in range(repeat + 1):
-        module = exported.module()
-        elapsed, prepared = cpu_seconds(lambda m=module: prepare_pt2e(m, our_quantizer(dynamic)))
+        elapsed, prepared = cpu_seconds(lambda: prepare_pt2e(module, our_quantizer(dynamic)))
         report = explain(prepared)
         renderings: dict[str, Callable[[], Any]] = {
             "explain": lambda p=prepared: explain(p),
@@ -51,7 +50,7 @@ def measure(name: str, exported: Any, inputs: tuple[Any, ...], dynamic: bool, re
             data = [inputs]
             runs.setdefault("explain with data", []).append(cpu_seconds(lambda p=prepared, d=data: explain(p, d))[0])
     medians = {what: statistics.median(values[1:]) for what, values in runs.items()}  # the first is a warm-up
-    print(f"\n{name}: {nodes} nodes; medians of {repeat}, CPU ms and share of prepare")
+    print(f"\n{name}: {len(module.graph.nodes)} nodes; medians of {repeat}, CPU ms and share of prepare")
     for what, value in medians.items():
         print(f"  {what:18}{value * 1e3:10.2f}{value / medians['prepare']:8.2f}")
     together = sum(medians[what] for what in ("explain", "text", "json", "node data", "why, one op"))
@@ -67,9 +66,9 @@ def main() -> None:
     arguments = parser.parse_known_args()[0]  # python -m benchmarks hands the same arguments to all
     for name in filter(None, arguments.models.split(",")):
         model = MODELS[name]()
-        measure(name, model.export(), model.inputs, model.dynamic, arguments.repeat)
-    exported, inputs = chain(arguments.length)
-    measure("chain", exported, inputs, False, arguments.repeat)
+        measure(name, model.export().module(), model.inputs, model.dynamic, arguments.repeat)
+    module, inputs = chain(arguments.length)
+    measure("chain", module, inputs, False, arguments.repeat)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ class Report:
         """
         return why(self.record, name)
 
+    @collector_paused()
     def text(self) -> str:
         """Plain text, one line per op and per shared group."""
         return as_text(self.record)
