@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, SharingError, locate, locate_all, module_path, node_id, source_line
-from ..graph import Constants, exported_name, is_float_tensor, is_guard, is_quantizable
+from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
 from ..nested import carried, graphs
 from ..ops import RNN
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
@@ -132,11 +132,11 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, 
         return False
     value = tensor.meta.get("val")
     if value is None and tensor.op == "get_attr":
-        return True  # parameters are tensors even where export recorded nothing
+        value = attribute(tensor.graph.owning_module, str(tensor.target))  # type: ignore[arg-type]
+        if isinstance(value, Tensor):
+            return True  # parameters are tensors even where export recorded nothing; bodies of branches are none
     if not isinstance(value, Tensor):
-        what = (
-            "has no recorded value (meta['val'])" if value is None else f"is a {type(value).__name__}, not one tensor"
-        )
+        what = "has no recorded value (meta['val'])" if value is None else f"is a {_kind(value)}, not one tensor"
         raise AnnotationError(
             f"{tensor.name} {what}, so it cannot be quantized:\n{locate(annotated)}\n"
             "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value "
@@ -149,6 +149,10 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, 
         spec_kind(spec)
         return False
     return True
+
+
+def _kind(value: object) -> str:
+    return "nested graph" if isinstance(value, GraphModule) else type(value).__name__
 
 
 def _check_stored_once(gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> None:
