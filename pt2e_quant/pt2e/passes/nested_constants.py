@@ -63,10 +63,6 @@ def _returned(placeholder: Node) -> bool:
 
 def _own(body: GraphModule, placeholder: Node, target: str, value: Tensor) -> None:
     if placeholder.users:
-        module = target.rpartition(".")[0]
-        for user in placeholder.users:
-            if not user.meta.get("nn_module_stack"):  # torch.export records none in nested graphs, unless it is strict
-                user.meta["nn_module_stack"] = {module: (module, "?")}
         target = _register(body, target, value)
         with body.graph.inserting_after(body.graph.find_nodes(op="placeholder")[-1]):  # later ones come before it
             node = body.graph.get_attr(target)
