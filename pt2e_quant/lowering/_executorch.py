@@ -16,10 +16,23 @@ from torch.fx import Node
 
 from ..errors import LoweringError
 
-__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "runtime", "xnnpack_partitioner"]
+__all__ = [
+    "ORIGIN",
+    "PORTABLE",
+    "Rejections",
+    "is_implicit",
+    "origin",
+    "quietly",
+    "require",
+    "runtime",
+    "xnnpack_partitioner",
+]
 
 ORIGIN = "pt2e_quant"
 """Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
+
+PORTABLE = "pt2e_quant_portable"
+"""Key in node.meta["custom"] of a node that no delegate may take: the reason."""
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
 _NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
@@ -122,13 +135,17 @@ def _without_marks_on_refusal(check: Callable[[Node, Any], bool]) -> Callable[[N
     def check_constraints(node: Node, program: Any) -> bool:
         near = _neighbours(node)
         marked = {other for other in near if MARK in other.meta}
-        fits = node.graph is program.graph and check(node, program)
+        fits = not _is_portable(node, program) and check(node, program)
         if not fits:
             for other in near - marked:
                 other.meta.pop(MARK, None)
         return fits
 
     return check_constraints
+
+
+def _is_portable(node: Node, program: Any) -> bool:
+    return node.graph is not program.graph or PORTABLE in (node.meta.get("custom") or {})
 
 
 def _neighbours(node: Node) -> set[Node]:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import module_path, node_id, source_line
 from ..nested import graphs
-from ._executorch import Rejections, is_implicit, origin
+from ._executorch import PORTABLE, Rejections, is_implicit, origin
 from .program import Kernel, Remark, Undelegated
 from .xnnpack_contract import Violation
 
@@ -131,6 +131,8 @@ class _Reasons:
             return "no backend was asked for"
         if "." in origin(node):
             return "inside a nested graph, where XNNPACK takes no operators"
+        if PORTABLE in (node.meta.get("custom") or {}):
+            return str(node.meta["custom"][PORTABLE])
         return (
             "; ".join(self._findings.get(origin(node), []))
             or "; ".join(dict.fromkeys(self._translate(said, node) for said in self._rejections.of(node)))

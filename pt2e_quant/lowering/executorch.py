@@ -23,6 +23,7 @@ from ..pt2e.record import record_of
 from . import _executorch
 from .account import take_account
 from .cleanup import PASSES, XNNPACK_PASSES
+from .control_flow import check_control_flow, copy_results_of_branches
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
 from .program import ExecutorchProgram, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
@@ -63,6 +64,7 @@ def lower_to_executorch(
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     gm, (args, kwargs) = _take(model, example_inputs, example_kwargs)
     _executorch.require()
+    check_control_flow(gm)
     for step in PASSES:
         step(gm)
     findings: tuple[Violation, ...] = ()
@@ -72,6 +74,7 @@ def lower_to_executorch(
             raise_fatal(findings)
         for step in XNNPACK_PASSES:
             step(gm)
+    copy_results_of_branches(gm)
     finish(gm)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)

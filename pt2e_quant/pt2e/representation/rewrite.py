@@ -66,7 +66,9 @@ def reference_representation_rewrite(
     tidy(gm)
     alive = {node.name for node in gm.graph.nodes}
     record = record_of(model) or Record("converted", "another project", [], [], [], [])
-    gm.meta[RECORD_KEY] = replace(record, representation=walk.account(alive))
+    account = walk.account(alive)
+    nested = {d.node: "inside a nested graph, whose ops stay in float" for d in record.quantized if "." in d.node}
+    gm.meta[RECORD_KEY] = replace(record, representation=replace(account, left=account.left | nested))
     return finish(gm)
 
 
