@@ -29,6 +29,7 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "emit",
     "finish",
     "free_name",
     "insert_attribute",
@@ -252,6 +253,21 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     origin.from_node = source.meta.get("from_node", [])
     node.meta["from_node"] = [origin]
     return node
+
+
+def emit(like: Node, by: str, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """Add a call at the insertion point, with the origin of `like` and, where its inputs have one, its value."""
+    node = like.graph.call_function(target, args, kwargs)
+    copy_origin(node, like, by)
+    sources = node.all_input_nodes
+    if not sources or any("val" not in source.meta for source in sources):
+        return node
+
+    def value_of(source: Node) -> Any:
+        return source.meta["val"]
+
+    values = torch.fx.node.map_arg((args, kwargs), value_of)
+    return with_value(node, sources[0], lambda: target(*values[0], **values[1]))
 
 
 def set_value(node: Node, value: Any) -> Node:

@@ -445,3 +445,4 @@ class XNNPACKQuantizer(RuleQuantizer):
     rules = RULES
     reasons = REASONS
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars)
+    decompose = frozenset({"sdpa"})

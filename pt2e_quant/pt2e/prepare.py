@@ -28,6 +28,7 @@ from ..specs import EdgeOrNode
 from .capture import capture, run_pass
 from .coverage import check_required
 from .observers import is_fake_quantizer, make_observers
+from .passes.decompose import decompositions
 from .plan import Plan, Point, make_plan
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind
@@ -42,6 +43,7 @@ def prepare_pt2e(
     *,
     require: Iterable[str] = (),
     allow_empty: bool = False,
+    decompose: Iterable[str] | None = None,
 ) -> ExportedModule:
     """Insert the observers that a quantizer asks for; run calibration data through the result, then `convert_pt2e` it.
 
@@ -51,6 +53,8 @@ def prepare_pt2e(
         require: what must be quantized: families of ops ("linear", "conv", "matmul", "embedding"), or names and globs
             of graph nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
+        decompose: fused ops to write as simple ones first: {"sdpa"} is scaled_dot_product_attention as matmul, mask,
+            softmax, matmul. None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
 
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
@@ -69,7 +73,10 @@ def prepare_pt2e(
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
     captured = capture(model)
-    gm = run_pass(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
+    gm = captured.gm
+    for step in decompositions(decompose, quantizer):
+        gm = run_pass(step, gm)
+    gm = run_pass(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
     gm = run_pass(quantizer.annotate, gm)
     quantizer.validate(gm)
     plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)

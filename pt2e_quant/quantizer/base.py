@@ -24,7 +24,11 @@ class Quantizer(ABC):
 
     `prepare_pt2e` works on a copy of the model and calls, in this order: transform_for_annotation, annotate, validate
     and, once observers exist, prepare_obs_or_fq_callback.
+
+    decompose: fused ops that the backend wants written as simple ones first, by the names that prepare_pt2e takes.
     """
+
+    decompose: frozenset[str] = frozenset()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrite the graph so that it can be annotated, for example decompose a fused op. Default: as it is."""
