@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ __all__ = [
     "is_float_tensor",
     "is_guard",
     "is_quantizable",
+    "refresh_values",
     "set_attribute",
     "set_training",
     "set_value",
@@ -276,6 +278,21 @@ def set_value(node: Node, value: Any) -> Node:
     if isinstance(value, Tensor):
         node.meta["tensor_meta"] = _extract_tensor_metadata(value)
     return node
+
+
+def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:
+    """Record anew the values behind nodes whose memory layout (strides) a pass has changed."""
+    stale = set(changed)
+    for node in gm.graph.nodes:
+        old = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(old, Tensor) or stale.isdisjoint(node.all_input_nodes):
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload) or any("val" not in n.meta for n in node.all_input_nodes):
+            continue
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        with_value(node, node, functools.partial(node.target, *args, **kwargs))
+        if str(node.meta["val"].stride()) != str(old.stride()):
+            stale.add(node)
 
 
 def with_value(node: Node, source: Node, compute: Callable[[], Any]) -> Node:

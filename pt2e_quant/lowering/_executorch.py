@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from ..errors import LoweringError
+from .partition import by_level
 
 __all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "runtime", "xnnpack_partitioner"]
 
@@ -96,14 +97,24 @@ def xnnpack_partitioner() -> Any:
 
     To judge a convolution or matrix product, the partitioner marks the dequantize in front of it as part of the integer
     kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
-    the portable kernel, with wrong results. Here a refusal leaves no mark behind.
+    the portable kernel, with wrong results. Here a refusal leaves no mark behind. And partitions are merged by level,
+    see `partition`.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     partitioner = XnnpackPartitioner()
     for config in partitioner.target_partitioner_configs.values():
         config.check_constraints = _without_marks_on_refusal(config.check_constraints)
+    stock = partitioner.generate_partitions
+    partitioner.generate_partitions = lambda program: _partitions(partitioner, program) or stock(program)
     return partitioner
+
+
+def _partitions(partitioner: Any, program: Any) -> list[Any] | None:
+    from torch.fx.passes.infra.partitioner import Partition
+
+    parts = by_level(program.graph, partitioner.get_matched_nodes_from_configs(program))
+    return None if parts is None else [Partition(id=number, nodes=part) for number, part in enumerate(parts)]
 
 
 def is_implicit(node: Node) -> bool:

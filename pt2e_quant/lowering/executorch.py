@@ -21,6 +21,7 @@ from ..pt2e.record import record_of
 from . import _executorch
 from .account import take_account
 from .cleanup import PASSES, XNNPACK_PASSES
+from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
 from .program import ExecutorchProgram, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
@@ -68,7 +69,7 @@ def lower_to_executorch(
         findings = check_xnnpack_contract(gm)
         if preflight:
             raise_fatal(findings)
-        for step in XNNPACK_PASSES:
+        for step in (*DELEGABLE_PASSES, *XNNPACK_PASSES):
             step(gm)
     finish(gm)
     if dynamic_shapes is None:

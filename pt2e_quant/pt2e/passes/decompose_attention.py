@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ...graph import emit, tidy
+from ...graph import emit, refresh_values, tidy
 from ...ops import bind
 
 __all__ = ["decompose_attention"]
@@ -30,14 +30,27 @@ def decompose_attention(gm: GraphModule) -> GraphModule:
     """
     calls = gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
     masks = _Masks()
+    written = []
     for node in calls:
         if not bind(node)["dropout_p"]:
             with gm.graph.inserting_before(node):
-                attention = _attention(node, masks)
-            attention.meta |= {key: node.meta[key] for key in ("val", "tensor_meta") if key in node.meta}
-            node.replace_all_uses_with(attention)
+                written.append(_attention(node, masks))
+            _turn_views_into_reshapes(node)
+            node.replace_all_uses_with(written[-1])
             gm.graph.erase_node(node)
+    refresh_values(gm, written)
     return tidy(gm) if calls else gm
+
+
+def _turn_views_into_reshapes(node: Node) -> None:
+    """torch's kernel returns heads and positions exchanged in memory, so that a view fits where now a copy is needed."""
+    front = [node]
+    while front:
+        for user in front.pop().users:
+            if user.target in (aten.transpose.int, aten.permute.default):
+                front.append(user)
+            elif user.target is aten.view.default:
+                user.target = aten.reshape.default
 
 
 def _attention(node: Node, masks: _Masks) -> Node:
@@ -107,8 +120,7 @@ class _Masks:
         lowest = torch.finfo(dtype).min
         if mask.meta["val"].dtype is not torch.bool:
             return emit(node, _BY, aten.clamp.default, mask, lowest), None
-        barred = emit(node, _BY, aten.to.dtype, emit(node, _BY, aten.logical_not.default, mask), dtype)
-        added = emit(node, _BY, aten.mul.Tensor, barred, lowest)
+        added = emit(node, _BY, aten.to.dtype, emit(node, _BY, aten.where.Scalar, mask, 0.0, lowest), dtype)
         if mask in self._causal.values():
             return added, None  # every query sees the first key
         return added, emit(node, _BY, aten.to.dtype, emit(node, _BY, aten.any.dim, mask, -1, True), dtype)
