@@ -17,7 +17,7 @@ from torch.fx import Node
 from ..errors import LoweringError
 from .partition import by_level
 
-__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "runtime", "xnnpack_partitioner"]
+__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "require_embeddings", "runtime", "xnnpack_partitioner"]
 
 ORIGIN = "pt2e_quant"
 """Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
@@ -49,6 +49,12 @@ def require() -> None:
             "this installation of ExecuTorch lacks its library of quantized ops (quantized_ops_aot_lib). "
             'Install a build for this platform: pip install --force-reinstall "pt2e_quant[executorch]"'
         )
+
+
+def require_embeddings() -> None:
+    """Register quantized_decomposed.embedding_byte and its kin, which ExecuTorch defines beside its passes."""
+    with quietly():
+        import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
 
 
 def _load() -> None:

@@ -23,6 +23,7 @@ from .account import take_account
 from .cleanup import PASSES, XNNPACK_PASSES
 from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
+from .embeddings import embeddings_to_kernels
 from .program import ExecutorchProgram, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
 
@@ -62,7 +63,7 @@ def lower_to_executorch(
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     gm, (args, kwargs) = _take(model, example_inputs, example_kwargs)
     _executorch.require()
-    for step in PASSES:
+    for step in (*PASSES, embeddings_to_kernels):
         step(gm)
     findings: tuple[Violation, ...] = ()
     if backend == "xnnpack":

@@ -2,6 +2,7 @@
 
 MinMaxObserver, PerChannelMinMaxObserver                              the range of everything seen
 MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver    an average of the range over batches
+PerGroupMinMaxObserver                                                the range of each group in a row
 HistogramObserver                                                     the range without outliers
 FixedQParamsObserver                                                  qparams that are known beforehand
 PlaceholderObserver                                                   a configuration, for run-time qparams
@@ -19,6 +20,7 @@ from .min_max import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
+from .per_group import PerGroupMinMaxObserver
 from .placeholder import PerTokenPlaceholderObserver, PlaceholderObserver
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "ObserverBase",
     "PartialWrapper",
     "PerChannelMinMaxObserver",
+    "PerGroupMinMaxObserver",
     "PerTokenPlaceholderObserver",
     "PlaceholderObserver",
     "UniformQuantizationObserverBase",

@@ -34,6 +34,7 @@ class QParams:
 
     scale, zero_point: tensors of one element, or of one per channel; None for run-time (dynamic) qparams and for casts
     axis: dimension with one scale per index; None for one scale in all
+    group_size: neighbours in a row that share a scale; scale has the shape (rows, groups in a row)
     per_token: run-time qparams for each index of all dimensions but the last
     """
 
@@ -43,6 +44,7 @@ class QParams:
     scale: Tensor | None = None
     zero_point: Tensor | None = None
     axis: int | None = None
+    group_size: int | None = None
     symmetric: bool = False
     per_token: bool = False
     eps: float = _DEFAULT_EPS
@@ -68,7 +70,8 @@ def read_qparams(observer: nn.Module) -> QParams:
         return QParams(**common, per_token=per_token, eps=float(eps))
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
     axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
-    return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis)
+    size = int(observer.group_size) if getattr(observer, "granularity", "") == "group" else None  # type: ignore[arg-type]
+    return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis, group_size=size)
 
 
 class Emitter:
@@ -138,6 +141,11 @@ class Emitter:
             insert_attribute(self._gm, name, tensor, like, "convert_pt2e")
             for name, tensor in zip(self._buffers[id(qparams)], tensors, strict=True)
         )
+        if qparams.group_size is not None:
+            arguments = (scale, zero_point, *limits, qparams.group_size)
+            quantized = self._call(_OPS.quantize_per_channel_group.default, (value, *arguments), like, qparams.dtype)
+            out = getattr(value.meta.get("val"), "dtype", torch.float32)
+            return quantized, _OPS.dequantize_per_channel_group.default, (*arguments, out)
         arguments = (scale, zero_point, qparams.axis, *limits)
         quantized = self._call(_OPS.quantize_per_channel.default, (value, *arguments), like, qparams.dtype)
         return quantized, _OPS.dequantize_per_channel.default, arguments
@@ -186,6 +194,7 @@ class Emitter:
         if dtype is torch.float32 or dequantize in (
             _OPS.convert_element_type.no_fuse,
             _OPS.dequantize_per_token.default,
+            _OPS.dequantize_per_channel_group.default,
         ):
             return {}
         return {"out_dtype": dtype}

@@ -55,8 +55,9 @@ def spec_key(spec: Any) -> Hashable:
 
 
 def _says_more_than_a_range(spec: Any, constructor: Any) -> bool:
-    """True where dtype, bounds, scheme and axis do not say all: qparams at run time, and observers that write q/dq."""
-    return bool(getattr(spec, "is_dynamic", False)) or hasattr(_class_of(constructor), "convert")
+    """True where dtype, bounds, scheme and axis do not say all: run-time qparams, groups, observers that write q/dq."""
+    made = _class_of(constructor)
+    return bool(getattr(spec, "is_dynamic", False)) or hasattr(made, "convert") or hasattr(made, "granularity")
 
 
 def _constructor_key(constructor: Any) -> Hashable:

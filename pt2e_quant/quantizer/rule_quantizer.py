@@ -23,6 +23,7 @@ from ..graph import Constants, is_float_tensor
 from ..specs import ANNOTATION_KEY
 from .base import UNUSED_RULES_KEY, Quantizer, refusals, refuse
 from .config import QuantizationConfig
+from .masks import MASK_REASON, masked
 from .overwritten import overwritten, overwritten_reason
 from .pattern import Match
 from .rule import Rule
@@ -125,6 +126,7 @@ class _Annotator:
         self._choices = choices
         self._constants = Constants(model)
         self._overwritten = overwritten(model.graph)
+        self._masked = masked(model.graph)
         self._foreign = {node for node in choices if _is_annotated(node)}
         self._used: set[str] = set()
 
@@ -164,7 +166,9 @@ class _Annotator:
         if config is None:
             return
         match = replace(match, config=config)
-        reason = self._written_to(match) or self._without_input(match) or rule.refusal(match)
+        reason = (
+            self._written_to(match) or self._without_input(match) or self._with_mask(match, rule) or rule.refusal(match)
+        )
         if reason is None:
             rule.apply(match, config)
             self._used.add(rule.name)
@@ -182,6 +186,10 @@ class _Annotator:
             if node in self._overwritten:
                 return overwritten_reason(node, self._overwritten[node])
         return None
+
+    def _with_mask(self, match: Match, rule: Rule) -> str | None:
+        tensors = [match.root, *(node for name, node in match.pairs() if rule.specs.get(name) is not None)]
+        return None if self._masked.isdisjoint(tensors) else MASK_REASON
 
     def _config(self, match: Match) -> QuantizationConfig | None:
         """The anchor's config; None when another node of the match was explicitly given a different one."""
