@@ -17,7 +17,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.algorithms import smooth_quant, worst_linears
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -98,9 +99,10 @@ def static_recipe(exported: ExportedProgram, batches: list[Batch], target: float
     """Static linears behind SmoothQuant, with the worst of them dynamic; everything else float in the delegate."""
     smoothed, _ = smooth_quant(exported, batches)
     dynamic, _ = worst_linears(smoothed, batches[:2], target=target)
-    quantizer = XNNPACKQuantizer().set_operator_type(
-        torch.ops.aten.linear.default, get_symmetric_quantization_config(is_per_channel=True)
-    )
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    whole = replace(config.output_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12))
+    config = replace(config, input_activation=whole, output_activation=whole)  # outliers matter here: do not clip them
+    quantizer = XNNPACKQuantizer().set_operator_type(torch.ops.aten.linear.default, config)
     for site in dynamic:
         quantizer.set_node_name(site.node, get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
     prepared = prepare_pt2e(smoothed, ComposableQuantizer([EmbeddingQuantizer(), quantizer]))
@@ -153,12 +155,12 @@ def main() -> None:
     rows.append(measure("static", static_recipe(exported, calibration), batches))
     first = rows[0]
     for row in rows:
-        program, size = row.program, len(row.program.buffer)
-        cosine = torch.cosine_similarity(exact, row.outputs)
+        size, ratio = len(row.program.buffer) / 1e6, len(row.program.buffer) / len(first.program.buffer)
+        cosine, signal = torch.cosine_similarity(exact, row.outputs), sqnr(exact, row.outputs)
         print(
-            f"{row.name:8} {size / 1e6:6.1f} MB ({size / len(first.program.buffer):.2f}x)  "
-            f"{row.seconds * 1e3:6.1f} ms CPU ({first.seconds / row.seconds:.2f}x)  SQNR {sqnr(exact, row.outputs):5.1f} dB"
-            f"  cosine {cosine.mean():.4f} (min {cosine.min():.4f})  {program.delegates} delegates"
+            f"{row.name:8} {size:6.1f} MB ({ratio:.2f}x)  {row.seconds * 1e3:6.1f} ms CPU "
+            f"({first.seconds / row.seconds:.2f}x)  SQNR {signal:5.1f} dB  cosine {cosine.mean():.4f} "
+            f"(min {cosine.min():.4f})  {row.program.delegates} delegates"
         )
     for (op, reason), number in Counter((left.op, left.reason) for left in rows[1].program.undelegated).items():
         print(f"  outside: {number} x {op}: {reason}")

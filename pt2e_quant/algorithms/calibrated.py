@@ -14,10 +14,12 @@ from ..errors import CalibrationError
 from ..graph import Constants
 from ..ops import LINEAR, bind
 
-__all__ = ["Batches", "constant_linears", "inputs_of", "rounded_weight", "run"]
+__all__ = ["NO_BATCH", "Batches", "constant_linears", "inputs_of", "rounded_weight", "run"]
 
 Batches = Iterable[tuple[Any, ...]]
 """Positional arguments of the model, one tuple for each batch."""
+
+NO_BATCH = "there is no calibration batch; pass a list of tuples of the model's arguments"
 
 _ROWS = 512
 
@@ -78,7 +80,7 @@ def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dic
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
             rows.setdefault(name, []).append(flat)
     if not count:
-        raise CalibrationError("there is no calibration batch; pass a list of tuples of the model's arguments")
+        raise CalibrationError(NO_BATCH)
     return peaks, {name: _sample(torch.cat(parts)) for name, parts in rows.items()}
 
 

@@ -1,7 +1,7 @@
 """Which linears cost a static recipe most of its accuracy, so that they can be quantized dynamically or not at all.
 
 Each linear is quantized alone: its input and its output per tensor with the range of the data, its weight per channel.
-Then the outputs of the whole model are compared. Errors of different places are nearly independent, so their powers add up.
+Then the outputs of the whole model are compared. Errors of different places are nearly independent: their powers add.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from ..errors import CalibrationError
 from ..graph import Constants, clone, finish
 from ..ops import bind
 from ..qparams import affine_qparams, fake_quantize
-from .calibrated import Batches, constant_linears, rounded_weight, run
+from .calibrated import NO_BATCH, Batches, constant_linears, rounded_weight, run
 
 __all__ = ["Sensitivity", "worst_linears"]
 
@@ -39,7 +40,7 @@ class Sensitivity:
 def worst_linears(
     model: ExportedProgram | GraphModule, batches: Batches, *, target: float
 ) -> tuple[list[Sensitivity], list[Sensitivity]]:
-    """Split the linears into those to keep away from static int8, so that the rest together reach a target, and the rest.
+    """Find the linears to keep away from static int8, so that the rest together reach a target.
 
     Args:
         model: an exported float model.
@@ -48,10 +49,15 @@ def worst_linears(
 
     Returns:
         (fall back, keep), worst first. Give the first ones another configuration with set_node_name.
+
+    Raises:
+        CalibrationError: there is no batch.
     """
     gm = finish(clone(model.module() if isinstance(model, ExportedProgram) else model))
     linears = constant_linears(gm, Constants(gm))
     held = list(batches)
+    if not held:
+        raise CalibrationError(NO_BATCH)
     exact = [run(gm, batch) for batch in held]
     found = []
     for linear in linears:

@@ -72,6 +72,7 @@ def smooth_quant(
         CalibrationError: there is no batch.
     """
     gm = clone(model.module() if isinstance(model, ExportedProgram) else model)
+    tidy(gm)
     constants = Constants(gm)
     groups: dict[Node, list[Node]] = defaultdict(list)
     for linear in constant_linears(gm, constants):
@@ -164,7 +165,7 @@ def _keeps_channels(node: Node, source: Node) -> bool:
     That is the case for view (..., h * d) -> (..., h, d), the exchange of h with the dimension before it, and back.
     """
     if node.target in (aten.transpose.int, aten.swapaxes.default):
-        dims = sorted(int(dim) % node.meta["val"].dim() for dim in node.args[1:])  # type: ignore[arg-type, call-overload]
+        dims = sorted(int(dim) % node.meta["val"].dim() for dim in node.args[1:])  # type: ignore[arg-type]
         return dims == [1, 2] and node.meta["val"].dim() == 4
     if node.target in (aten.view.default, aten.reshape.default):
         old, new = source.meta["val"].shape, node.meta["val"].shape

@@ -17,7 +17,17 @@ from torch.fx import Node
 from ..errors import LoweringError
 from .partition import by_level
 
-__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "require_embeddings", "runtime", "xnnpack_partitioner"]
+__all__ = [
+    "ORIGIN",
+    "Rejections",
+    "is_implicit",
+    "origin",
+    "quietly",
+    "require",
+    "require_embeddings",
+    "runtime",
+    "xnnpack_partitioner",
+]
 
 ORIGIN = "pt2e_quant"
 """Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""

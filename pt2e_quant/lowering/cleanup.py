@@ -121,7 +121,7 @@ def spell_out_shapes(gm: GraphModule) -> GraphModule:
 
 
 def _reshaped(node: Node, sizes: list[int]) -> list[Step]:
-    """A view, behind a copy where it needs one: of a reshape, export writes the sizes that it computes instead of -1."""
+    """A view, behind a copy where it needs one: for a reshape, export writes computed sizes instead of -1."""
     if op_name(node) in ("squeeze", "unsqueeze", "view"):
         return [(aten.view.default, (sizes,))]
     if -1 in sizes:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..graph import attribute, emit, free_name, insert_attribute, tidy
-from ..ops import ADD, LINEAR, MUL, bind, is_value_preserving
+from ..ops import ADD, CAT, LINEAR, MUL, bind, is_value_preserving
 from ..pt2e.passes.decompose_attention import decompose_attention
 from .xnnpack_patterns import Q, constant, is_call, is_dequantize, op_name
 
 __all__ = [
     "DELEGABLE_PASSES",
     "attention_on_merged_heads",
+    "copies_to_concatenate",
     "expands_to_products",
     "fold_factors_into_linears",
     "means_to_linears",
@@ -130,7 +131,7 @@ def _narrow(factor: Node) -> Node:
 
 
 def expands_to_products(gm: GraphModule) -> GraphModule:
-    """Write expand to fixed sizes, as of the key and value heads that several query heads share, as a product by ones."""
+    """Write expand to fixed sizes as a product by ones: key and value heads that several query heads share."""
     names = free_name(gm, "_ones_")
     for node in gm.graph.find_nodes(op="call_function", target=aten.expand.default):
         x = node.all_input_nodes[0]
@@ -150,6 +151,18 @@ def expands_to_products(gm: GraphModule) -> GraphModule:
 def _comes_from_integers(node: Node) -> bool:
     """Made outside of any delegate, from integers or booleans: expanding it there costs nothing more."""
     return not any(_is_float(source) for source in node.all_input_nodes)
+
+
+def copies_to_concatenate(gm: GraphModule) -> GraphModule:
+    """Give a cat that reads one tensor only, as rotary embeddings do, a second: XNNPACK counts different tensors."""
+    for node in gm.graph.nodes:
+        parts = node.args[0] if node.target in CAT else ()
+        if len(parts) < 2 or len(set(parts)) > 1 or not _is_float32(node) or is_dequantize(parts[0]):
+            continue
+        with gm.graph.inserting_before(node):
+            copy = emit(node, _BY, aten.mul.Tensor, parts[0], 1.0)
+        node.args = ([copy, *parts[1:]], *node.args[1:])
+    return tidy(gm)
 
 
 def fold_factors_into_linears(gm: GraphModule) -> GraphModule:
@@ -318,6 +331,6 @@ def _is_float32(node: Node) -> bool:
 
 DELEGABLE_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
-    fold_factors_into_linears, attention_on_merged_heads,
+    copies_to_concatenate, fold_factors_into_linears, attention_on_merged_heads,
 )  # fmt: skip
 """In this order, before `cleanup.XNNPACK_PASSES`."""

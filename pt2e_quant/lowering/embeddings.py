@@ -18,50 +18,52 @@ from .xnnpack_patterns import Q, constant
 __all__ = ["embeddings_to_kernels"]
 
 aten = torch.ops.aten
-_BY = "lowering"
 _ROWS = (Q.dequantize_per_channel.default, Q.dequantize_per_channel_group.default)
 
 
 def embeddings_to_kernels(gm: GraphModule) -> GraphModule:
     """Replace dequantize and embedding by embedding_byte, or by embedding_4bit with two values in a byte."""
     names = free_name(gm, "_embedding_")
-    tables: dict[Node, tuple[Node, ...]] = {}
+    tables: dict[Node, tuple[Node | None, ...]] = {}
     for node in gm.graph.find_nodes(op="call_function", target=aten.embedding.default):
         table = node.args[0]
-        if not _can(table):
+        stored = _stored(table)
+        if stored is None:
             continue
         _executorch.require_embeddings()
-        four = tuple(bind(table)[name] for name in ("quant_min", "quant_max")) == (-8, 7)
-        codes, scales, zeros = (constant(one) for one in table.args[:3])
-        stored = _packed(codes) if four else codes
         with gm.graph.inserting_before(node):
             if table not in tables:
-                given = (stored, scales.to(torch.float32), zeros.to(torch.float32) if bool(zeros.any()) else None)
                 tables[table] = tuple(
-                    None if one is None else insert_attribute(gm, next(names), one, like=table, by=_BY)  # type: ignore[misc]
-                    for one in given
+                    None if one is None else insert_attribute(gm, next(names), one, like=table, by="lowering")
+                    for one in stored
                 )
-            kernel = Q.embedding_4bit.default if four else Q.embedding_byte.default
+            four = stored[0].dtype is torch.uint8
+            kernel = (Q.embedding_4bit if four else Q.embedding_byte).default
             limits = (-8, 7) if four else (-128, 127)
             new = gm.graph.call_function(kernel, (*tables[table], *limits, node.args[1]))
-        copy_origin(new, node, _BY)
+        copy_origin(new, node, "lowering")
         new.meta |= {key: node.meta[key] for key in ("val", "tensor_meta") if key in node.meta}
         node.replace_all_uses_with(new)
         gm.graph.erase_node(node)
     return tidy(gm)
 
 
-def _can(table: object) -> bool:
-    """Stored as int8 or 4 bits, with scales along the rows; and the kernel returns float32."""
+def _stored(table: object) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """(integers, scales, zero points unless all are 0), as the kernels read them; None for what they do not take.
+
+    They take integers stored as int8, with scales for rows or groups in rows, and return float32.
+    """
     if not isinstance(table, Node) or table.target not in _ROWS:
-        return False
+        return None
     codes, scales, zeros = (constant(one) for one in table.args[:3])
     if codes is None or scales is None or zeros is None or codes.dim() != 2 or codes.dtype is not torch.int8:
-        return False
-    if table.target is Q.dequantize_per_channel.default and bind(table)["axis"] != 0:
-        return False
-    value = table.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype is torch.float32
+        return None
+    bound, value = bind(table), table.meta.get("val")
+    if bound.get("axis", 0) != 0 or not isinstance(value, Tensor) or value.dtype is not torch.float32:
+        return None
+    four = (bound["quant_min"], bound["quant_max"]) == (-8, 7) and codes.shape[1] % 2 == 0
+    offsets = zeros.to(torch.float32) if bool(zeros.any()) else None
+    return (_packed(codes) if four else codes), scales.to(torch.float32), offsets
 
 
 def _packed(codes: Tensor) -> Tensor:

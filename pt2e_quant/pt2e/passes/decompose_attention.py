@@ -43,7 +43,7 @@ def decompose_attention(gm: GraphModule) -> GraphModule:
 
 
 def _turn_views_into_reshapes(node: Node) -> None:
-    """torch's kernel returns heads and positions exchanged in memory, so that a view fits where now a copy is needed."""
+    """torch's kernel returns heads and positions exchanged in memory: a view fits where now a copy is needed."""
     front = [node]
     while front:
         for user in front.pop().users:
