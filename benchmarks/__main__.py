@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import engine
+from benchmarks import engine, observers, report
 
 engine.main()
+observers.main()
+report.main()

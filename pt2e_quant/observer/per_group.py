@@ -1,6 +1,6 @@
 """One scale for each group of neighbours in a row: for weights of few bits.
 
-Before this: `base`. After it: the engine reads `group_size` beside the qparams and emits q/dq per channel group.
+Before this: `base`. After it: the engine reads `granularity` beside the qparams and emits q/dq per channel group.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import SpecError
 from ..qparams import FLOAT32_EPS
 from .base import PER_CHANNEL
+from .granularity import PerGroup
 from .min_max import PerChannelMinMaxObserver
 
 __all__ = ["PerGroupMinMaxObserver"]
@@ -29,7 +30,7 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
     qparams have one element for each group, in the shape (rows, groups in a row).
     """
 
-    granularity = "group"
+    group_size = 32
     schemes = PER_CHANNEL
 
     def __init__(
@@ -48,6 +49,8 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
             raise SpecError(f"groups are 2 values or more of one row (ch_axis=0), got {group_size=}, {ch_axis=}")
         super().__init__(0, dtype, qscheme, False, quant_min, quant_max, None, eps, is_dynamic)
         self.group_size = group_size
+        self.granularity = PerGroup(group_size)
+        self.block_size: tuple[int, int] | None = None
         self.scale_dtype = scale_dtype
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -62,5 +65,6 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
                 f"{self._where}: a tensor of shape {tuple(x.shape)} is no matrix whose rows split into groups of "
                 f"{self.group_size}; choose a divisor of the width, or one scale for each row"
             )
+        self.block_size = (1, size)
         low, high = super()._channel_ranges(x.reshape(-1, size))
         return low.reshape(x.shape[0], -1), high.reshape(x.shape[0], -1)
