@@ -156,7 +156,7 @@ def _comes_from_integers(node: Node) -> bool:
 def copies_to_concatenate(gm: GraphModule) -> GraphModule:
     """Give a cat that reads one tensor only, as rotary embeddings do, a second: XNNPACK counts different tensors."""
     for node in gm.graph.nodes:
-        parts = node.args[0] if node.target in CAT else ()
+        parts: Any = node.args[0] if node.target in CAT else ()
         if len(parts) < 2 or len(set(parts)) > 1 or not _is_float32(node) or is_dequantize(parts[0]):
             continue
         with gm.graph.inserting_before(node):

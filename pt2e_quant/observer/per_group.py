@@ -58,7 +58,7 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
         scale, zero_point = super().calculate_qparams()
         return scale.to(self.scale_dtype).to(scale.dtype), zero_point
 
-    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         size = min(self.group_size, x.shape[-1])
         if x.dim() != 2 or x.shape[-1] % size:
             raise SpecError(
@@ -66,5 +66,5 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
                 f"{self.group_size}; choose a divisor of the width, or one scale for each row"
             )
         self.block_size = (1, size)
-        low, high = super()._channel_ranges(x.reshape(-1, size))
-        return low.reshape(x.shape[0], -1), high.reshape(x.shape[0], -1)
+        ranges = super()._channel_ranges(x.reshape(-1, size))
+        return None if ranges is None else (ranges[0].reshape(len(x), -1), ranges[1].reshape(len(x), -1))

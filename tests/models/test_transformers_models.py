@@ -52,7 +52,7 @@ BERT_OUTSIDE = frozenset(
      "aten.add.Tensor", "aten.gather.default", "aten.view_copy.default", "aten.ge.Scalar", "aten.where.self",
      "aten.embedding.default", "aten.expand_copy.default")
 )  # fmt: skip
-"""The mask and the positions (integers), embeddings, and what the mask of scores in front of the first layer is made from."""
+"""The mask and the positions (integers), embeddings, and what the mask of the scores is made from."""
 
 QUICK = {
     "resnet": Expectation(SMALL["resnet"], sqnr=30.7, ratio=0.35),
