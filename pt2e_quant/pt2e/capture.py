@@ -7,7 +7,7 @@ writes to are copied, what is only read is shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -39,8 +39,12 @@ class Captured(NamedTuple):
     state_bytes: int
 
 
-def capture(model: object) -> Captured:
+def capture(model: object, steps: Iterable[Callable[[GraphModule], GraphModule]] = ()) -> Captured:
     """Copy an exported graph and bring it into the form that quantizers expect.
+
+    Args:
+        model: an ExportedProgram or its module.
+        steps: rewrites to run last, such as the decompositions that a backend asks for.
 
     Raises:
         CaptureError: the model is not an exported one, or was prepared or converted before.
@@ -51,7 +55,10 @@ def capture(model: object) -> Captured:
     draft = run_pass(follow_in_place, run_pass(inline_grad_mode, draft))
     own_written(draft)
     before = state_bytes(draft)
-    return Captured(run_pass(fold_batch_norm, draft), example_inputs, before)
+    gm = run_pass(fold_batch_norm, draft)
+    for step in steps:
+        gm = run_pass(step, gm)
+    return Captured(gm, example_inputs, before)
 
 
 def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:

@@ -75,11 +75,8 @@ def prepare_pt2e(
             f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
-    captured = capture(model)
-    gm = captured.gm
-    for step in decompositions(decompose, quantizer):
-        gm = run_pass(step, gm)
-    gm = run_pass(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
+    captured = capture(model, decompositions(decompose, quantizer))
+    gm = run_pass(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
     gm = run_pass(quantizer.annotate, gm)
     quantizer.validate(gm)
     plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)

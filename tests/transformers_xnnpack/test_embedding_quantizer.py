@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import SpecError
+from pt2e_quant.errors import SharingError, SpecError
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.observer import PerGroupMinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer
@@ -90,13 +90,10 @@ def test_a_tied_table_of_the_same_integers_is_stored_once():
     assert not [value for value in graph.parameters() if value.dim() == 2]
 
 
-def test_a_tied_table_of_other_integers_is_stored_for_each():
+def test_a_tied_table_of_other_integers_is_refused_by_name():
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    graph = converted(
-        Table(tied=True), EmbeddingQuantizer(get_embedding_config(4)), XNNPACKQuantizer().set_global(config)
-    )
-    stored = [value for _, value in graph.named_buffers() if value.dtype is torch.int8]
-    assert sorted(int(value.max()) for value in stored) == [7, 127]
+    with pytest.raises(SharingError, match="'head.weight' would be stored 2 times, each time as other integers"):
+        converted(Table(tied=True), EmbeddingQuantizer(get_embedding_config(4)), XNNPACKQuantizer().set_global(config))
 
 
 def test_groups_have_scales_of_their_rows_rounded_to_what_is_stored():
