@@ -92,7 +92,7 @@ def test_a_tied_table_of_the_same_integers_is_stored_once():
 
 def test_a_tied_table_of_other_integers_is_refused_by_name():
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    with pytest.raises(SharingError, match="'head.weight' would be stored 2 times, each time as other integers"):
+    with pytest.raises(SharingError, match=r"'head\.weight' would be stored 2 times, each time as other integers"):
         converted(Table(tied=True), EmbeddingQuantizer(get_embedding_config(4)), XNNPACKQuantizer().set_global(config))
 
 
