@@ -24,7 +24,9 @@ from . import _executorch
 from .account import take_account
 from .cleanup import PASSES, XNNPACK_PASSES
 from .control_flow import check_control_flow, copy_results_of_branches
+from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
+from .embeddings import embeddings_to_kernels
 from .program import ExecutorchProgram, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
 
@@ -65,14 +67,14 @@ def lower_to_executorch(
     gm, (args, kwargs) = _take(model, example_inputs, example_kwargs)
     _executorch.require()
     check_control_flow(gm)
-    for step in PASSES:
+    for step in (*PASSES, embeddings_to_kernels):
         step(gm)
     findings: tuple[Violation, ...] = ()
     if backend == "xnnpack":
         findings = check_xnnpack_contract(gm)
         if preflight:
             raise_fatal(findings)
-        for step in XNNPACK_PASSES:
+        for step in (*DELEGABLE_PASSES, *XNNPACK_PASSES):
             step(gm)
     copy_results_of_branches(gm)
     finish(gm)
