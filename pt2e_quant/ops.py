@@ -441,8 +441,6 @@ def has_hidden_alias(node: Node) -> bool:
 
 def memory_of(node: Node) -> Node | None:
     """The argument in whose memory the result of a view or an in-place op lies; None for results of their own."""
-    if node.op != "call_function":
-        return None
     if node.target is operator.getitem or has_hidden_alias(node):  # getitem: one of the views that split returns
         return node.args[0]  # type: ignore[return-value]
     if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):

@@ -72,20 +72,11 @@ def prepare_pt2e(
         TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
         CoverageError: nothing would be quantized, or less than `require` demands; lists the misses with reasons.
     """
-    if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
-        kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
-        raise CaptureError(
-            f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
-            "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
-        )
+    _check_quantizer(quantizer)
     captured = capture(model, decompositions(decompose, quantizer))
     name = quantizer_name(quantizer)
-    gm = run_everywhere(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
-    mark(gm)
-    gm = run_everywhere(quantizer.annotate, gm)
+    gm = _annotated(quantizer, captured.gm)
     parts = [part for _, part in graphs(gm, opaque=False)]
-    for part in parts:
-        quantizer.validate(part)
     plans = [make_plan(part, name) for part in parts]
     if not allow_empty and not any(plan.groups for plan in plans):
         raise CoverageError(nothing_quantized(parts, name))
@@ -95,12 +86,7 @@ def prepare_pt2e(
     groups: list[GroupRecord] = []
     observers: list[nn.Module] = []
     for part, plan in zip(parts, plans, strict=True):
-        made = make_observers(plan)
-        _call_back(quantizer, part, plan, made)
-        names = _register(part, made)
-        points += _insert(part, plan, made, names)
-        groups += _group_records(part, plan, made, names)
-        observers += made
+        observers += _observe(part, plan, quantizer, points, groups)
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -114,6 +100,25 @@ def prepare_pt2e(
         state=_state_to_restore(gm, observers),
     )
     return finish(run_pass(to_plain_functions, gm))
+
+
+def _check_quantizer(quantizer: Any) -> None:
+    if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
+        kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
+        raise CaptureError(
+            f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
+            "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
+        )
+
+
+def _annotated(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
+    """The graph, and those nested in it, as the quantizer rewrote and annotated them."""
+    gm = run_everywhere(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
+    mark(gm)
+    gm = run_everywhere(quantizer.annotate, gm)
+    for _, part in graphs(gm, opaque=False):
+        quantizer.validate(part)
+    return gm
 
 
 def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
@@ -134,6 +139,18 @@ def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
         if name not in named:
             guard.name = name  # the graph remembers the name as taken
     return transformed
+
+
+def _observe(
+    gm: GraphModule, plan: Plan, quantizer: Quantizer, points: list[PointRecord], groups: list[GroupRecord]
+) -> list[nn.Module]:
+    """Carry out the plan of one graph; its observers. What was done is added to `points` and `groups`."""
+    observers = make_observers(plan)
+    _call_back(quantizer, gm, plan, observers)
+    names = _register(gm, observers)
+    points += _insert(gm, plan, observers, names)
+    groups += _group_records(gm, plan, observers, names)
+    return observers
 
 
 def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> None:
