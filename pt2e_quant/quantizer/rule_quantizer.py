@@ -40,6 +40,8 @@ class RuleQuantizer(Quantizer):
         rules: the first that fits a node takes it.
         reasons: what to say of ops that no rule starts from, by overload.
         transforms: rewrites before annotation, graph in, graph out.
+        trims_outputs: quantize an output only where an integer op reads it. An op whose output has the qparams of its
+            input, or none but those, is then left in float altogether. For backends whose kernels can end in float.
 
     Args:
         config: the global configuration; `set_global` sets it later.
@@ -49,6 +51,7 @@ class RuleQuantizer(Quantizer):
     rules: ClassVar[tuple[Rule, ...]] = ()
     reasons: ClassVar[Mapping[Any, str]] = {}
     transforms: ClassVar[tuple[Callable[[GraphModule], GraphModule], ...]] = ()
+    trims_outputs: ClassVar[bool] = False
 
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
         self._rules = type(self).rules if rules is None else tuple(rules)
@@ -59,6 +62,11 @@ class RuleQuantizer(Quantizer):
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def global_config(self) -> QuantizationConfig | None:
+        """What `set_global` was given last; None before."""
+        return self._targets.everything if isinstance(self._targets.everything, QuantizationConfig) else None
 
     @property
     def selects_by_module(self) -> bool:
@@ -126,7 +134,7 @@ class _Annotator:
         self._constants = Constants(model)
         self._overwritten = overwritten(model.graph)
         self._foreign = {node for node in choices if _is_annotated(node)}
-        self._used: set[str] = set()
+        self._applied: dict[Node, tuple[Rule, Match]] = {}
 
     def run(self) -> None:
         by_target: dict[Any, list[Node]] = defaultdict(list)
@@ -145,8 +153,11 @@ class _Annotator:
         for node in self._choices:  # in graph order: producers are settled before their consumers
             for rule in inheriting.get(node.target, ()):
                 self._try(rule, node)
+        if self._quantizer.trims_outputs:
+            self._trim_outputs()
         self._explain_the_rest()
-        unused = [rule.name for rule in rules if rule.name not in self._used]
+        used = {rule.name for rule, _ in self._applied.values()}
+        unused = [rule.name for rule in rules if rule.name not in used]
         self._model.meta.setdefault(UNUSED_RULES_KEY, []).extend(unused)
 
     @staticmethod
@@ -163,15 +174,29 @@ class _Annotator:
         config = self._config(match)
         if config is None:
             return
-        match = replace(match, config=config)
+        match = replace(match, config=config, explicit=self._choices[match.anchor].is_explicit)
         reason = self._written_to(match) or self._without_input(match) or rule.refusal(match)
         if reason is None:
             rule.apply(match, config)
-            self._used.add(rule.name)
+            self._applied[match.root] = rule, match
         else:
             refuse(match.anchor, rule.name, reason)
             if match.root is not match.anchor:
                 refuse(match.root, rule.name, reason)
+
+    def _trim_outputs(self) -> None:
+        """From the last node to the first: what a trimmed op no longer reads need not be quantized for it either."""
+        for node in reversed(self._choices):
+            if node not in self._applied or any(_reads_integers(user, node) for user in node.users):
+                continue
+            rule, match = self._applied[node]
+            if not rule.passes_on:
+                node.meta[ANNOTATION_KEY].output_qspec = None
+                continue
+            for matched in match.nodes:
+                del matched.meta[ANNOTATION_KEY]
+            del self._applied[node]
+            refuse(node, rule.name, "nothing that runs in integers reads its output")
 
     def _without_input(self, match: Match) -> str | None:
         alone = match.root in self._constants
@@ -215,3 +240,8 @@ class _Annotator:
 
 def _is_annotated(node: Node) -> bool:
     return bool(getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False))
+
+
+def _reads_integers(user: Node, node: Node) -> bool:
+    inputs = getattr(user.meta.get(ANNOTATION_KEY), "input_qspec_map", None) or {}
+    return inputs.get(node) is not None
