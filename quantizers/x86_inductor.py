@@ -440,7 +440,7 @@ def _operator(function: Any) -> Any:
     name = _DISPATCHED.get(function) or getattr(function, "__name__", "")
     if not name or not hasattr(aten, name):
         raise TargetingError(
-            f"no operator belongs to {function!r}; pass a function of torch or torch.nn.functional, or an operator such "
-            "as torch.ops.aten.linear.default"
+            f"no operator belongs to {function!r}; pass a function of torch or torch.nn.functional, or an operator "
+            "such as torch.ops.aten.linear.default"
         )
     return getattr(aten, name)

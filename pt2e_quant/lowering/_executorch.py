@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +14,9 @@ import torch
 from torch.fx import Node
 
 from ..errors import LoweringError
+from .entry import origin, quietly
 
-__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "runtime", "xnnpack_partitioner"]
-
-ORIGIN = "pt2e_quant"
-"""Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
+__all__ = ["Rejections", "is_implicit", "require", "runtime", "xnnpack_partitioner"]
 
 _PARTITION_LOGGER = "executorch.backends.xnnpack.partition"
 
@@ -54,15 +51,6 @@ def _load() -> None:
     import executorch.kernels.quantized  # noqa: F401  loads the library, or leaves it without a word
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without the warnings that ExecuTorch and torch give about their own code; a user can do nothing about them."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning, UserWarning):
-            warnings.simplefilter("ignore", category)
-        yield
-
-
 def runtime() -> Any:
     """ExecuTorch's runtime in this process, with the quantized kernels loaded."""
     require()
@@ -70,12 +58,6 @@ def runtime() -> Any:
         from executorch.runtime import Runtime
 
         return Runtime.get()
-
-
-def origin(node: Node) -> str:
-    """Name of the node of the converted graph that a node of the exported or lowered graph comes from."""
-    custom = node.meta.get("custom") or {}
-    return str(custom.get(ORIGIN, node.name))
 
 
 def xnnpack_partitioner() -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import module_path, source_line
-from ._executorch import Rejections, is_implicit, origin
+from ._executorch import Rejections, is_implicit
+from .entry import origin
 from .program import Kernel, Remark, Undelegated
 from .xnnpack_contract import Violation
 

@@ -137,14 +137,8 @@ class _Annotator:
         self._applied: dict[Node, tuple[Rule, Match]] = {}
 
     def run(self) -> None:
-        by_target: dict[Any, list[Node]] = defaultdict(list)
-        for node in self._choices:
-            by_target[node.target].append(node)
         rules = self._quantizer._rules
-        for rule in rules:
-            if not rule.inherits:
-                for node in self._candidates(rule, by_target):
-                    self._try(rule, node)
+        self._run_independent(rules)
         inheriting: dict[Any, list[Rule]] = defaultdict(list)
         for rule in rules:
             if rule.inherits:
@@ -159,6 +153,15 @@ class _Annotator:
         used = {rule.name for rule, _ in self._applied.values()}
         unused = [rule.name for rule in rules if rule.name not in used]
         self._model.meta.setdefault(UNUSED_RULES_KEY, []).extend(unused)
+
+    def _run_independent(self, rules: tuple[Rule, ...]) -> None:
+        by_target: dict[Any, list[Node]] = defaultdict(list)
+        for node in self._choices:
+            by_target[node.target].append(node)
+        for rule in rules:
+            if not rule.inherits:
+                for node in self._candidates(rule, by_target):
+                    self._try(rule, node)
 
     @staticmethod
     def _candidates(rule: Rule, by_target: dict[Any, list[Node]]) -> Iterator[Node]:

@@ -1,0 +1,115 @@
+"""Passes on a converted graph before Inductor compiles it: integers where it would compute, float where it would not.
+
+They edit a private copy, after the clean-up that every lowering does. Only `drop_unread_rounding` changes values, and
+it says so. Inductor's own passes then find the patterns of its integer kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ..graph import copy_origin, tidy
+from ..ops import ADD, CAT, LINEAR, MAX_POOL, PAD, bind, set_argument
+from .xnnpack_patterns import Q, as_gemm, grid, is_call, is_dequantize, is_quantize, op_name
+
+__all__ = ["INDUCTOR_PASSES", "drop_unread_rounding", "move_integers", "pack_weights_only"]
+
+aten = torch.ops.aten
+
+_SHAPES = "view reshape _unsafe_view flatten unflatten ravel unsqueeze squeeze"
+_ORDERS = "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT"
+_PARTS = "slice narrow select channel_shuffle pixel_shuffle pixel_unshuffle"
+_MOVES = frozenset(f"{_SHAPES} {_ORDERS} {_PARTS}".split())
+
+
+def move_integers(gm: GraphModule) -> GraphModule:
+    """Let ops that only move values move the integers: quantize(move(dequantize(q, p)), p) is move(q).
+
+    Inductor would compute the real numbers and round them again, for every element. Padded zeros become zero points.
+    """
+    for quantize in gm.graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.default):
+        move = quantize.args[0]
+        if not is_call(move) or len(move.users) != 1:
+            continue
+        sources = move.all_input_nodes if _moves(move) else []
+        per_tensor = [s for s in sources if s.target is Q.dequantize_per_tensor.default and grid(s) == grid(quantize)]
+        if not sources or len(per_tensor) != len(sources):
+            continue
+        for source in sources:
+            move.replace_input_with(source, source.args[0])
+        if move.target in PAD:
+            set_argument(move, "value", grid(quantize)[1])
+        move.meta["val"] = quantize.meta.get("val")
+        quantize.replace_all_uses_with(move)
+        gm.graph.erase_node(quantize)
+    return tidy(gm)
+
+
+def _moves(node: Node) -> bool:
+    if node.target in PAD:
+        bound = bind(node)
+        return bound.get("mode", "constant") == "constant" and not bound["value"]
+    return node.target in CAT or op_name(node) in _MOVES
+
+
+def pack_weights_only(gm: GraphModule) -> GraphModule:
+    """Compute a linear with an int8 weight and a float input by the kernel that Inductor has for it."""
+    for node in list(gm.graph.nodes):
+        gemm = as_gemm(node)
+        if gemm is None or node.target not in LINEAR or is_dequantize(gemm.activation):
+            continue
+        if gemm.weight.target is not Q.dequantize_per_channel.default:
+            continue
+        weight = bind(gemm.weight)
+        with gm.graph.inserting_before(node):
+            rows = _call(node, aten.flatten.using_ints, gemm.activation, 0, -2)
+            value = _call(node, aten._weight_int8pack_mm.default, rows, weight["input"], weight["scales"])
+            if gemm.bias is not None:
+                value = _call(node, aten.add.Tensor, value, gemm.bias)
+            shape = gemm.activation.meta["val"].shape
+            if len(shape) != 2:
+                sizes = [_call(node, aten.sym_size.int, gemm.activation, index) for index in range(len(shape) - 1)]
+                value = _call(node, aten.reshape.default, value, [*sizes, -1])
+        node.replace_all_uses_with(value)
+        gm.graph.erase_node(node)
+    return tidy(gm)
+
+
+def drop_unread_rounding(gm: GraphModule) -> GraphModule:
+    """Drop quantize-dequantize pairs of activations that no integer kernel reads: they cost time and precision."""
+    for quantize in gm.graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.default):
+        readers = list(quantize.users)
+        if not readers or not all(r.target is Q.dequantize_per_tensor.default for r in readers):
+            continue
+        if any(_reads_integers(user, reader) for reader in readers for user in reader.users):
+            continue
+        for reader in readers:
+            reader.replace_all_uses_with(quantize.args[0])
+    return tidy(gm)
+
+
+def _reads_integers(user: Node, value: Node) -> bool:
+    """An integer kernel begins at the user, or what the user makes of the integers is one again: a shorter way."""
+    gemm = as_gemm(user)
+    if gemm is not None:
+        return gemm.activation is value
+    if user.target in ADD:
+        return any(_is_integer_product(other) for other in user.all_input_nodes if other is not value)
+    return user.target in MAX_POOL or any(is_quantize(after) for after in user.users)
+
+
+def _is_integer_product(node: Node) -> bool:
+    gemm = as_gemm(node)
+    return gemm is not None and is_dequantize(gemm.activation)
+
+
+def _call(like: Node, target: object, *args: object) -> Node:
+    return copy_origin(like.graph.call_function(target, args), like, "lowering")  # type: ignore[arg-type]
+
+
+INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
+    move_integers, drop_unread_rounding, pack_weights_only,
+)  # fmt: skip
