@@ -47,6 +47,8 @@ __all__ = [
 
 aten = torch.ops.aten
 
+_FEW = 8
+
 
 def get_default_x86_inductor_quantization_config(
     is_qat: bool = False, is_dynamic: bool = False, reduce_range: bool = False
@@ -154,10 +156,12 @@ def no_integer_kernel(match: Match) -> str | None:
 
 def not_linear_scheme(match: Match) -> str | None:
     """Beyond `no_integer_kernel`: float16 weights, and int8 weights alone, both with float activations."""
-    config = _config(match)
+    config, w = _config(match), match.value("w")
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
         return "float16 weights go with float activations; set input_activation=None" if mixed else None
+    if config.is_weight_only and w is not None and w.shape[0] <= _FEW:
+        return f"it has {w.shape[0]} outputs, Inductor's kernel for int8 weights alone takes more than {_FEW}"
     return no_integer_kernel(match)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
@@ -25,7 +25,7 @@ from .dynamic_shapes import derive_dynamic_shapes
 from .entry import explaining, take
 from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
-from .inductor_passes import INDUCTOR_PASSES
+from .inductor_passes import INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
 from .program import Remark
 
@@ -61,6 +61,7 @@ def lower_to_inductor(
     if mode not in ("compile", "aoti"):
         raise LoweringError(f"mode must be 'compile' or 'aoti', got {mode!r}")
     gm, (args, kwargs) = take(model, example_inputs, example_kwargs, "lower_to_inductor")
+    ops = {node.name: str(node.target) for node in gm.graph.nodes}
     check_inductor_contract(gm)
     remarks = tuple(Remark(node.name, text) for node, text in remarks_on_this_machine(gm))
     for step in (*PASSES, *INDUCTOR_PASSES):
@@ -77,7 +78,7 @@ def lower_to_inductor(
         with explaining("Inductor cannot compile this graph"):
             package = _package(exported, options) if mode == "aoti" else b""
             compiled = _compile(exported, options) if mode == "compile" else None
-    kernels, fallbacks = take_account(gm, recorder)
+    kernels, fallbacks = take_account(gm, ops, recorder)
     if fallbacks and not allow_float:
         raise _fell_back(fallbacks)
     return InductorProgram(
@@ -94,8 +95,13 @@ def lower_to_inductor(
 
 def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
     """Configuration of one compilation. A pass that is a plain function also keeps it out of the cache of graphs."""
+
+    def last_pass(graph: Graph) -> None:
+        keep_inputs(graph)
+        recorder(graph)
+
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
-    return {"freezing": True, "post_grad_custom_post_pass": recorder, **tuning}
+    return {"freezing": True, "post_grad_custom_post_pass": last_pass, **tuning}
 
 
 def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ is joined with the first kernel that bears its name or that of one of the operat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -88,8 +88,16 @@ def _matched(node: Node, name: str) -> _Found:
     return _Found(origin(node), _LOWERED[name], precision, tuple(fused))
 
 
-def take_account(converted: GraphModule, recorder: Recorder) -> tuple[tuple[InductorKernel, ...], tuple[Fallback, ...]]:
-    """(kernels, fallbacks) of the quantized operators of a converted graph, in its order."""
+def take_account(
+    converted: GraphModule, ops: Mapping[str, str], recorder: Recorder
+) -> tuple[tuple[InductorKernel, ...], tuple[Fallback, ...]]:
+    """(kernels, fallbacks) of the quantized operators, in the order of the graph.
+
+    Args:
+        converted: the graph that was exported again for Inductor, behind the passes of the lowering.
+        ops: the operator of each node of the converted graph as the user has it, by the node's name.
+        recorder: what Inductor's own graph showed.
+    """
     kernels, fallbacks = [], []
     integer, floating = list(recorder.integer), list(recorder.floating)
     taken: dict[Node, _Found | None] = {}
@@ -101,17 +109,19 @@ def take_account(converted: GraphModule, recorder: Recorder) -> tuple[tuple[Indu
                 taken[node] = _pop(integer, names[reach])
     for node in operators:
         found = taken.get(node)
+        name = origin(node)
+        op = ops.get(name, str(node.target))
         if found is not None:
-            kernels.append(InductorKernel(node.name, str(node.target), found.kernel, found.precision, found.fused))
+            kernels.append(InductorKernel(name, op, found.kernel, found.precision, found.fused))
             continue
-        in_float = next((f for name in _names(node) if (f := _pop(floating, name)) is not None), None)
+        in_float = next((f for near in _names(node) if (f := _pop(floating, near)) is not None), None)
         kind = _kind(node)
         if in_float is not None:
             fallbacks.append(_fallback(node, in_float.kernel))
         elif kind == "moved":
-            kernels.append(InductorKernel(node.name, str(node.target), "generated", "int8", ()))
+            kernels.append(InductorKernel(name, op, "generated", "int8", ()))
         elif kind == "table":
-            kernels.append(InductorKernel(node.name, str(node.target), "generated", "weight only", ()))
+            kernels.append(InductorKernel(name, op, "generated", "weight only", ()))
         elif kind == "pool":
             fallbacks.append(_fallback(node, "a generated loop"))
     return tuple(kernels), tuple(fallbacks)
@@ -162,7 +172,7 @@ def _pop(found: list[_Found], name: str) -> _Found | None:
 
 def _fallback(node: Node, kernel: str) -> Fallback:
     return Fallback(
-        node.name, str(node.target), module_path(node), source_line(node), f"{_why(node)}; it became {kernel}"
+        origin(node), str(node.target), module_path(node), source_line(node), f"{_why(node)}; it became {kernel}"
     )
 
 

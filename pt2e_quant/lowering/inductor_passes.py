@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from ..graph import copy_origin, tidy
 from ..ops import ADD, CAT, LINEAR, MAX_POOL, PAD, bind, set_argument
 from .xnnpack_patterns import Q, as_gemm, grid, is_call, is_dequantize, is_quantize, op_name
 
-__all__ = ["INDUCTOR_PASSES", "drop_unread_rounding", "move_integers", "pack_weights_only"]
+__all__ = ["INDUCTOR_PASSES", "contiguous_rows", "drop_unread_rounding", "keep_inputs", "move_integers", "pack_weights_only"]
 
 aten = torch.ops.aten
+
+FEW = 8
+"""Up to so many constants, Inductor writes them into the code, and then its weight-only kernel fails to compile."""
 
 _SHAPES = "view reshape _unsafe_view flatten unflatten ravel unsqueeze squeeze"
 _ORDERS = "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT"
@@ -61,7 +64,7 @@ def pack_weights_only(gm: GraphModule) -> GraphModule:
         gemm = as_gemm(node)
         if gemm is None or node.target not in LINEAR or is_dequantize(gemm.activation):
             continue
-        if gemm.weight.target is not Q.dequantize_per_channel.default:
+        if gemm.weight.target is not Q.dequantize_per_channel.default or gemm.weight.meta["val"].shape[0] <= FEW:
             continue
         weight = bind(gemm.weight)
         with gm.graph.inserting_before(node):
@@ -76,6 +79,26 @@ def pack_weights_only(gm: GraphModule) -> GraphModule:
         node.replace_all_uses_with(value)
         gm.graph.erase_node(node)
     return tidy(gm)
+
+
+def contiguous_rows(gm: GraphModule) -> GraphModule:
+    """Copy the integers that a linear reads out of order, when its input has more than two dimensions.
+
+    Such a linear becomes a bmm of expanded tensors, whose pattern Inductor finds for static sizes only.
+    """
+    for node in gm.graph.nodes:
+        gemm = as_gemm(node)
+        if gemm is None or node.target not in LINEAR or not is_dequantize(gemm.activation):
+            continue
+        value = gemm.activation.meta.get("val")
+        if value is None or value.dim() <= 2 or value.is_contiguous():
+            continue
+        codes = gemm.activation.args[0]
+        with gm.graph.inserting_before(gemm.activation):
+            copied = gm.graph.call_function(aten.clone.default, (codes,), {"memory_format": torch.contiguous_format})
+        copy_origin(copied, node, "lowering")
+        gemm.activation.replace_input_with(codes, copied)  # type: ignore[arg-type]
+    return gm
 
 
 def drop_unread_rounding(gm: GraphModule) -> GraphModule:
@@ -106,10 +129,36 @@ def _is_integer_product(node: Node) -> bool:
     return gemm is not None and is_dequantize(gemm.activation)
 
 
+def keep_inputs(graph: Graph) -> None:
+    """Stop Inductor from writing a sum into an input or a parameter of the program. For its own graph, before code.
+
+    Its fused kernels add in the memory of the other operand. Inductor 2.13 asks whether that has other readers, and not
+    whose it is: `relu(x + linear(x))` leaves the sum in the caller's x.
+    """
+    for node in list(graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        operand = node.kwargs.get({"qlinear_binary": "x_2", "qconv_binary": "accum"}.get(name, ""))
+        if not isinstance(operand, Node) or not _belongs_to_the_caller(operand):
+            continue
+        if name == "qlinear_binary":
+            node.update_kwarg("binary_op_name", "add")  # into memory of its own
+        else:
+            with graph.inserting_before(node):
+                own = graph.call_function(aten.clone.default, (operand,))
+            own.meta.update(operand.meta)
+            node.update_kwarg("accum", own)
+
+
+def _belongs_to_the_caller(node: Node) -> bool:
+    while node.op == "call_function" and op_name(node) in _MOVES and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.op in ("placeholder", "get_attr")
+
+
 def _call(like: Node, target: object, *args: object) -> Node:
     return copy_origin(like.graph.call_function(target, args), like, "lowering")  # type: ignore[arg-type]
 
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    move_integers, drop_unread_rounding, pack_weights_only,
+    move_integers, drop_unread_rounding, contiguous_rows, pack_weights_only,
 )  # fmt: skip
