@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import engine
+from benchmarks import engine, x86
 
 engine.main()
+x86.main()

@@ -378,7 +378,6 @@ REASONS = MappingProxyType(
         (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), _TRANSPOSED
     )
     | dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), "Inductor has integer convolutions in 1-d and 2-d only")
-    | dict.fromkeys((aten.embedding_bag.default, aten.embedding_bag.padding_idx), "no kernel sums rows of integers")
     | dict.fromkeys(
         (
             aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.relu.default, aten.sigmoid.default,

@@ -29,7 +29,7 @@ from .inductor_passes import INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
 from .program import Remark
 
-__all__ = ["lower_to_inductor"]
+__all__ = ["InductorProgram", "lower_to_inductor"]
 
 
 def lower_to_inductor(
@@ -141,7 +141,8 @@ def _span(size: Any) -> tuple[int, int]:
         return size, size
     bounds = size.node.shape_env.bound_sympy(size.node.expr)
     largest = 2**62
-    return max(int(bounds.lower), 0), int(bounds.upper) if bool(bounds.upper < largest) else largest
+    smallest = int(bounds.lower) if bool(bounds.lower > 2) else 1  # export traces sizes of 1 as 2
+    return smallest, int(bounds.upper) if bool(bounds.upper < largest) else largest
 
 
 def _fell_back(fallbacks: tuple[Fallback, ...]) -> LoweringError:

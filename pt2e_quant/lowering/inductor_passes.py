@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..graph import copy_origin, tidy
 from ..ops import ADD, CAT, LINEAR, MAX_POOL, PAD, bind, set_argument
 from .xnnpack_patterns import Q, as_gemm, grid, is_call, is_dequantize, is_quantize, op_name
 
-__all__ = ["INDUCTOR_PASSES", "contiguous_rows", "drop_unread_rounding", "keep_inputs", "move_integers", "pack_weights_only"]
+__all__ = [
+    "INDUCTOR_PASSES",
+    "contiguous_rows",
+    "drop_unread_rounding",
+    "keep_inputs",
+    "move_integers",
+    "pack_weights_only",
+]
 
 aten = torch.ops.aten
 
@@ -37,7 +45,7 @@ def move_integers(gm: GraphModule) -> GraphModule:
         move = quantize.args[0]
         if not is_call(move) or len(move.users) != 1:
             continue
-        sources = move.all_input_nodes if _moves(move) else []
+        sources = [node for node in move.all_input_nodes if _is_tensor(node)] if _moves(move) else []
         per_tensor = [s for s in sources if s.target is Q.dequantize_per_tensor.default and grid(s) == grid(quantize)]
         if not sources or len(per_tensor) != len(sources):
             continue
@@ -49,6 +57,11 @@ def move_integers(gm: GraphModule) -> GraphModule:
         quantize.replace_all_uses_with(move)
         gm.graph.erase_node(quantize)
     return tidy(gm)
+
+
+def _is_tensor(node: Node) -> bool:
+    """False for the sizes that a reshape of dynamic shapes reads."""
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _moves(node: Node) -> bool:

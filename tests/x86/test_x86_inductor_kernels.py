@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.x86.x86_rows import Net, Outcome, Row, outcomes
+from pt2e_quant.lowering.inductor import lower_to_inductor
+from tests.x86.x86_rows import Net, Outcome, Row, converted, outcomes
 
 CONV, SUM, LINEAR, ADDED, POOL = (
     "onednn.qconv_pointwise",
@@ -74,10 +75,13 @@ QUICK = {
     "residual add": Row(
         residual, IMAGE, (CONV + " + relu" + Q, CONV + " + relu" + Q, SUM + " + sum + relu" + Q, CONV)
     ),
-    "linear gelu and the caller's own residual": Row(
-        lambda: Net(lambda n, x: x + n.b(F.gelu(n.a(x))), a=nn.Linear(10, 16), b=nn.Linear(16, 10)),
+    "linear gelu, residual": Row(
+        lambda: Net(
+            lambda n, x: F.relu(n.c(n.d(x) + n.b(F.gelu(n.a(x))))), a=nn.Linear(10, 16), b=nn.Linear(16, 16),
+            c=nn.Linear(16, 9), d=nn.Linear(10, 16),
+        ),
         (2, 3, 10),
-        (LINEAR + " + gelu" + Q, ADDED + " + add"),
+        (ADDED + " + add" + Q, LINEAR + " + gelu" + Q, LINEAR, LINEAR + " + relu"),
     ),
 }  # fmt: skip
 SLOW = {
@@ -95,7 +99,9 @@ SLOW = {
         (CONV + " + relu" + Q, CONV),
     ),
     "add of two convolutions": Row(
-        lambda: Net(lambda n, x: n.c(n.a(x) + n.b(x)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(4, 2, 1)),
+        lambda: Net(
+            lambda n, x: n.c(n.a(x) + n.b(x)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(4, 2, 1)
+        ),
         IMAGE,
         (SUM + " + sum" + Q, CONV + Q, CONV),
     ),
@@ -180,6 +186,17 @@ def test_a_claim_becomes_the_integer_kernel_with_a_dynamic_batch(name):
     judge(compiled("quick", "compile")[name], QUICK[name])
 
 
+def test_a_sum_is_not_written_into_the_input_of_the_caller():
+    """Inductor 2.13 alone leaves relu(x + linear(x)) in x: its in-place sum asks for other readers only."""
+    x = torch.randn(3, 10)
+    graph = converted(Net(lambda n, x: F.relu(x + n.a(x)), a=nn.Linear(10, 10)), (x,))
+    program = lower_to_inductor(graph)
+    kept = x.clone()
+    torch.testing.assert_close(program(x), graph(x))
+    assert torch.equal(x, kept)
+    assert [(kernel.kernel, kernel.fused) for kernel in program.kernels] == [(ADDED, ("add", "relu"))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["compile", "aoti"])
 @pytest.mark.parametrize("name", SLOW)
@@ -199,9 +216,7 @@ def test_linears_with_run_time_qparams_become_integer_kernels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("recipe", "kernel"), [("fp16", "onednn.linear"), ("weight only", "aten._weight_int8pack_mm")]
-)
+@pytest.mark.parametrize(("recipe", "kernel"), [("fp16", "onednn.linear"), ("weight only", "aten._weight_int8pack_mm")])
 def test_linears_with_small_weights_alone_have_kernels(recipe, kernel):
     for outcome in outcomes(FLOAT_RUN, recipe).values():
         assert outcome.kernels
