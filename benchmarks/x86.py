@@ -67,7 +67,7 @@ def task(model: BenchmarkModel, batch: int) -> Task:
     return Task(model, draw(0), [draw(seed) for seed in range(1, CALIBRATION_BATCHES + 1)])
 
 
-# Columns: each makes something to call ---------------------------------------------------------------------------------
+# Columns: each makes something to call --------------------------------------------------------------------------------
 
 
 def eager(job: Task) -> Runnable:
@@ -225,10 +225,10 @@ def compare(job: Task, columns: list[str], rounds: int) -> None:
     for name, values in walls.items():
         wall, cpu = (statistics.median(column) * 1e3 for column in (values, busy[name]))
         relative = f"{statistics.median(walls['float']) * 1e3 / wall:6.2f}x" if "float" in walls else " " * 7
-        remark = str(made[name]) if isinstance(made[name], InductorProgram) and name != "float" else ""
-        print(
-            f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {sqnr(answers[name], wanted):7.1f} dB  {remark}"
-        )
+        program = made[name]
+        remark = str(program) if isinstance(program, InductorProgram) and name != "float" else ""
+        noise = sqnr(answers[name], wanted)
+        print(f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {noise:7.1f} dB  {remark}")
 
 
 def main() -> None:

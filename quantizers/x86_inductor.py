@@ -168,7 +168,11 @@ def not_linear_scheme(match: Match) -> str | None:
 def not_weight_only(match: Match) -> str | None:
     if not match.explicit and not _config(match).is_weight_only:
         return "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
-    return "Inductor looks up int8 rows" if getattr(_config(match).weight, "dtype", None) is not torch.int8 else None
+    return (
+        "its table is no int8, which is what Inductor looks up"
+        if getattr(_config(match).weight, "dtype", None) is not torch.int8
+        else None
+    )
 
 
 def not_asked_for(match: Match) -> str | None:
@@ -380,7 +384,8 @@ REASONS = MappingProxyType(
     | dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), "Inductor has integer convolutions in 1-d and 2-d only")
     | dict.fromkeys(
         (
-            aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.relu.default, aten.sigmoid.default,
+            aten.add.Tensor, aten.clamp.default, aten.sub.Tensor,
+            aten.mul.Tensor, aten.div.Tensor, aten.relu.default, aten.sigmoid.default,
             aten.tanh.default, aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default, aten.gelu.default,
             aten.elu.default, aten.leaky_relu.default, aten.softmax.int, aten.layer_norm.default,
             aten.group_norm.default, aten.batch_norm.default, aten.upsample_nearest2d.vec,

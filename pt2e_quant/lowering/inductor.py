@@ -73,6 +73,7 @@ def lower_to_inductor(
     with torch.no_grad():
         with explaining("torch.export cannot export the converted graph again with these example inputs"):
             exported = torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
+        inputs = _inputs(exported)  # before Inductor narrows ranges: it asks for s < 16, to lay out convolutions
         recorder = Recorder()
         options = _options(recorder, autotune)
         with explaining("Inductor cannot compile this graph"):
@@ -86,7 +87,7 @@ def lower_to_inductor(
         kernels=kernels,
         fallbacks=fallbacks,
         remarks=remarks,
-        inputs=_inputs(exported),
+        inputs=inputs,
         input_tree=exported.call_spec.in_spec,
         package=package,
         compiled=compiled,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ..graph import copy_origin, tidy
-from ..ops import ADD, CAT, LINEAR, MAX_POOL, PAD, bind, set_argument
-from .xnnpack_patterns import Q, as_gemm, grid, is_call, is_dequantize, is_quantize, op_name
+from ..graph import copy_origin, free_name, insert_attribute, tidy
+from ..ops import ADD, CAT, CONV, LINEAR, MAX_POOL, PAD, bind, set_argument
+from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name
 
 __all__ = [
     "INDUCTOR_PASSES",
@@ -23,6 +23,7 @@ __all__ = [
     "keep_inputs",
     "move_integers",
     "pack_weights_only",
+    "second_channel",
 ]
 
 aten = torch.ops.aten
@@ -114,6 +115,39 @@ def contiguous_rows(gm: GraphModule) -> GraphModule:
     return gm
 
 
+def second_channel(gm: GraphModule) -> GraphModule:
+    """Give a convolution of one channel a second one of zeros, where sizes are dynamic.
+
+    The layout of one channel can be read both ways. With dynamic sizes Inductor 2.13 takes the output for contiguous,
+    while the kernel writes channels last: an assertion when compiled, wrong numbers in a package.
+    """
+    names = free_name(gm, "_two_channels_")
+    for node in list(gm.graph.nodes):
+        gemm = as_gemm(node)
+        if gemm is None or node.target not in CONV or not _is_one_dynamic_channel(gemm.activation):
+            continue
+        weight, codes = gemm.weight.args[0], gemm.activation.args[0]
+        values = constant(weight)
+        if values is None or gemm.activation.target is not Q.dequantize_per_tensor.default:
+            continue
+        spatial = [0, 0] * (values.dim() - 2)
+        with gm.graph.inserting_before(gemm.weight):
+            two = torch.nn.functional.pad(values, (*spatial, 0, 1))
+            wide = insert_attribute(gm, next(names), two, like=gemm.weight, by="lowering")
+        with gm.graph.inserting_before(gemm.activation):
+            padded = _call(node, aten.constant_pad_nd.default, codes, [*spatial, 0, 1], grid(gemm.activation)[1])
+        gemm.weight.replace_input_with(weight, wide)  # type: ignore[arg-type]
+        gemm.activation.replace_input_with(codes, padded)  # type: ignore[arg-type]
+    return tidy(gm)
+
+
+def _is_one_dynamic_channel(activation: Node) -> bool:
+    value = activation.meta.get("val")
+    if not is_dequantize(activation) or not isinstance(value, Tensor) or value.dim() not in (3, 4):
+        return False
+    return value.shape[1] == 1 and not all(isinstance(size, int) for size in value.shape)
+
+
 def drop_unread_rounding(gm: GraphModule) -> GraphModule:
     """Drop quantize-dequantize pairs of activations that no integer kernel reads: they cost time and precision."""
     for quantize in gm.graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.default):
@@ -173,5 +207,5 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    move_integers, drop_unread_rounding, contiguous_rows, pack_weights_only,
+    move_integers, drop_unread_rounding, contiguous_rows, second_channel, pack_weights_only,
 )  # fmt: skip

@@ -38,7 +38,7 @@ class RuleQuantizer(Quantizer):
 
     Class attributes, for a backend to set:
         rules: the first that fits a node takes it.
-        reasons: what to say of ops that no rule starts from, by overload.
+        reasons: what to say of ops that no rule starts from, or fits, by overload.
         transforms: rewrites before annotation, graph in, graph out.
         trims_outputs: quantize an output only where an integer op reads it. An op whose output has the qparams of its
             input, or none but those, is then left in float altogether. For backends whose kernels can end in float.
@@ -233,7 +233,8 @@ class _Annotator:
                 elif node.target not in roots:
                     refuse(node, self._quantizer.name, self._without_rule(node))
                 elif not refusals(node):
-                    refuse(node, self._quantizer.name, f"no rule for {node.target} fits these arguments")
+                    misfit = f"no rule for {node.target} fits these arguments"
+                    refuse(node, self._quantizer.name, type(self._quantizer).reasons.get(node.target, misfit))
 
     def _without_rule(self, node: Node) -> str:
         if node.target is operator.getitem:

@@ -15,6 +15,7 @@ from pt2e_quant.lowering.inductor_passes import (
     drop_unread_rounding,
     move_integers,
     pack_weights_only,
+    second_channel,
 )
 from tests.lowering.handmade import Grid, Weight
 from tests.pt2e.kit import calls
@@ -117,6 +118,19 @@ def test_a_weight_only_linear_becomes_the_kernel_for_it(shape, bias):
 def test_eight_outputs_are_too_few_for_the_weight_only_kernel():
     gm = passed(pack_weights_only, lambda n, x: nn.functional.linear(x, n.w()), torch.randn(2, 6), w=Weight((8, 6)))
     assert len(calls(gm, aten.linear.default)) == 1
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((2, 1, 6, 6), (3, 1, 2, 2)), ((2, 1, 7), (3, 1, 2))], ids=str)
+def test_one_channel_gets_a_second_one_of_zeros_where_sizes_are_dynamic(shape, kernel):
+    convolve = nn.functional.conv2d if len(shape) == 4 else nn.functional.conv1d
+    body, x = Body(lambda n, x: convolve(GRID(x), n.w()), w=Weight(kernel)), torch.randn(shape)
+    batch = torch.export.Dim("batch", min=1, max=9)
+    before = torch.export.export(body, (x,), dynamic_shapes={"x": {0: batch}}).module()
+    after = finish(second_channel(clone(before)))
+    assert len(calls(after, aten.constant_pad_nd.default)) == 1
+    torch.testing.assert_close(after(x), before(x), atol=1e-6, rtol=1e-6)
+    fixed = torch.export.export(body, (x,)).module()
+    assert calls(finish(second_channel(clone(fixed))), aten.constant_pad_nd.default) == []
 
 
 def test_rows_out_of_order_are_copied_as_integers():

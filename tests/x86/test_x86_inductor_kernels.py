@@ -93,6 +93,14 @@ SLOW = {
         IMAGE,
         (CONV + " + hardswish" + Q, CONV + " + swish" + Q, CONV + " + hardtanh" + Q, CONV + " + hardswish"),
     ),
+    "one channel": Row(
+        lambda: chain(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3), nn.Conv2d(1, 2, 3, bias=False)),
+        (2, 1, 8, 8),
+        (CONV + " + relu" + Q, CONV + Q, CONV),
+    ),
+    "one channel in one dimension": Row(
+        lambda: chain(nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten()), (2, 1, 8), (CONV + " + relu",)
+    ),
     "conv1d relu": Row(
         lambda: chain(nn.Conv1d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 4, 3, dilation=2)),
         (2, 3, 12),
@@ -114,6 +122,14 @@ SLOW = {
         lambda: Net(lambda n, x: n.b(x + n.a(x)), a=nn.Conv2d(3, 3, 3, padding=1), b=nn.Conv2d(3, 3, 1)),
         IMAGE,
         (CONV, CONV),
+    ),
+    "a transposed convolution and one in three dimensions, in float": Row(
+        lambda: chain(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3, groups=2), nn.Unflatten(1, (2, 2)),
+            nn.Conv3d(2, 3, 2), nn.Flatten(2), nn.Linear(49, 5),
+        ),
+        IMAGE,
+        (CONV + " + relu", LINEAR),
     ),
     "cat": Row(
         lambda: Net(
