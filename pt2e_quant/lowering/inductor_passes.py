@@ -7,18 +7,20 @@ it says so. Inductor's own passes then find the patterns of its integer kernels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..graph import copy_origin, free_name, insert_attribute, tidy
-from ..ops import ADD, CAT, CONV, LINEAR, MAX_POOL, PAD, bind, set_argument
+from ..ops import ADD, CAT, CONV, HARDTANH, LINEAR, MAX_POOL, PAD, RELU, RELU6, bind, set_argument
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name
 
 __all__ = [
     "INDUCTOR_PASSES",
     "contiguous_rows",
+    "conv1d_as_conv2d",
     "drop_unread_rounding",
     "keep_inputs",
     "move_integers",
@@ -35,6 +37,13 @@ _SHAPES = "view reshape _unsafe_view flatten unflatten ravel unsqueeze squeeze"
 _ORDERS = "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT"
 _PARTS = "slice narrow select channel_shuffle pixel_shuffle pixel_unshuffle"
 _MOVES = frozenset(f"{_SHAPES} {_ORDERS} {_PARTS}".split())
+
+
+_IN_TWO_DIMENSIONS: dict[Any, Any] = {
+    aten.conv1d.default: aten.conv2d.default,
+    aten.conv1d.padding: aten.conv2d.padding,
+}
+_ELEMENTWISE = frozenset((*RELU, *RELU6, *HARDTANH, aten.hardswish.default, aten.silu.default))
 
 
 def move_integers(gm: GraphModule) -> GraphModule:
@@ -113,6 +122,49 @@ def contiguous_rows(gm: GraphModule) -> GraphModule:
         copy_origin(copied, node, "lowering")
         gemm.activation.replace_input_with(codes, copied)  # type: ignore[arg-type]
     return gm
+
+
+def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
+    """Compute a convolution in one dimension as one of height 1: Inductor 2.13 infers a wrong length for the former."""
+    names = free_name(gm, "_height_one_")
+    for node in list(gm.graph.nodes):
+        gemm = as_gemm(node)
+        if gemm is None or node.target not in _IN_TWO_DIMENSIONS or not is_dequantize(gemm.activation):
+            continue
+        weight, codes = gemm.weight.args[0], gemm.activation.args[0]
+        values, bound = constant(weight), bind(node)
+        if values is None:
+            continue
+        with gm.graph.inserting_before(gemm.weight):
+            wide = insert_attribute(gm, next(names), values.unsqueeze(2), like=gemm.weight, by="lowering")
+        with gm.graph.inserting_before(gemm.activation):
+            high = _call(node, aten.unsqueeze.default, codes, 2)
+        gemm.weight.replace_input_with(weight, wide)  # type: ignore[arg-type]
+        gemm.activation.replace_input_with(codes, high)  # type: ignore[arg-type]
+        padding = bound["padding"] if isinstance(bound["padding"], str) else [0, *bound["padding"]]
+        steps = [1, *bound["stride"]], padding, [1, *bound["dilation"]], bound["groups"]
+        node.target = _IN_TWO_DIMENSIONS[node.target]
+        node.args, node.kwargs = (gemm.activation, gemm.weight, bound["bias"], *steps), {}
+        _squeeze_behind(_end_of_kernel(node))
+    return tidy(gm)
+
+
+def _end_of_kernel(node: Node) -> Node:
+    """The last of the elementwise ops, up to and with a quantize, that one kernel computes from here."""
+    while len(node.users) == 1 and not is_quantize(node):
+        (user,) = node.users
+        if not (is_quantize(user) or user.target in _ELEMENTWISE):
+            break
+        node = user
+    return node
+
+
+def _squeeze_behind(node: Node) -> None:
+    users = list(node.users)
+    with node.graph.inserting_after(node):
+        low = _call(node, aten.squeeze.dim, node, 2)
+    for user in users:
+        user.replace_input_with(node, low)
 
 
 def second_channel(gm: GraphModule) -> GraphModule:
@@ -207,5 +259,5 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    move_integers, drop_unread_rounding, contiguous_rows, second_channel, pack_weights_only,
+    move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel, pack_weights_only,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from pt2e_quant.graph import clone, finish
 from pt2e_quant.lowering.inductor_contract import check_inductor_contract
 from pt2e_quant.lowering.inductor_passes import (
     contiguous_rows,
+    conv1d_as_conv2d,
     drop_unread_rounding,
     move_integers,
     pack_weights_only,
@@ -131,6 +132,19 @@ def test_one_channel_gets_a_second_one_of_zeros_where_sizes_are_dynamic(shape, k
     torch.testing.assert_close(after(x), before(x), atol=1e-6, rtol=1e-6)
     fixed = torch.export.export(body, (x,)).module()
     assert calls(finish(second_channel(clone(fixed))), aten.constant_pad_nd.default) == []
+
+
+CONV1D = {
+    "relu, quantize": lambda n, x: GRID(torch.relu(nn.functional.conv1d(GRID(x), n.w(), padding=2, dilation=2))),
+    "same, float": lambda n, x: torch.sigmoid(nn.functional.conv1d(GRID(x), n.w(), n.b.bias, padding="same")),
+    "stride, flatten": lambda n, x: nn.functional.conv1d(GRID(x), n.w(), None, 3).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", CONV1D)
+def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
+    gm = passed(conv1d_as_conv2d, CONV1D[name], torch.randn(2, 4, 9), w=Weight((3, 4, 3)), b=nn.Linear(1, 3))
+    assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
 
 
 def test_rows_out_of_order_are_copied_as_integers():
