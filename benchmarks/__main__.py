@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import engine, x86
+from benchmarks import engine, observers, report, x86
 
 engine.main()
+observers.main()
+report.main()
 x86.main()

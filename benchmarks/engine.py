@@ -100,15 +100,14 @@ def calibration(model: BenchmarkModel, repeat: int) -> None:
     )
 
 
-def growth(repeat: int, lengths: tuple[int, ...] = (100, 1000, 10_000)) -> None:
+def growth(repeat: int, lengths: tuple[int, ...] = (200, 2000, 20_000)) -> None:
     """Time per node of prepare and convert as the graph grows."""
     print(f"\ngrowth on chains of value-preserving ops; medians of {repeat}")
     per_node: dict[str, list[float]] = {"prepare": [], "convert": []}
     for length in lengths:
-        exported, inputs = chain(length)
+        module, inputs = chain(length)
         runs: dict[str, list[float]] = {"prepare": [], "convert": []}
         for _ in range(repeat):
-            module = exported.module()
             elapsed, prepared = seconds(lambda m=module: prepare_pt2e(m, our_quantizer(dynamic=False)))
             runs["prepare"].append(elapsed)
             prepared(*inputs)

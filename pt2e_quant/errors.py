@@ -15,6 +15,7 @@ from torch.fx import Node
 __all__ = [
     "AnnotationError",
     "CalibrationError",
+    "CalibrationWarning",
     "CaptureError",
     "ConversionError",
     "CoverageError",
@@ -67,7 +68,11 @@ class TargetingError(QuantizationError):
 
 
 class CalibrationError(QuantizationError):
-    """An observer saw no data, or data that has no range (NaN, infinity)."""
+    """An observer saw no data, or data that has no range (NaN); or what observers saw does not fit together."""
+
+
+class CalibrationWarning(UserWarning):
+    """An observer left values out of a range: infinity, or the largest number of their type, as in attention masks."""
 
 
 class ConversionError(QuantizationError):
@@ -115,8 +120,8 @@ def module_stack(node: Node) -> list[tuple[str, object]]:
 
 def module_path(node: Node) -> str | None:
     """Dotted path of the innermost nn.Module that the node was captured in ('' is the root); None when not recorded."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else None
+    stack = node.meta.get("nn_module_stack")
+    return _clean_path(next(reversed(stack.values()))[0]) if stack else None
 
 
 def module_type(node: Node) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
+from .graph_pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 from .ops import bind, mutated_arguments, set_argument, training_argument
 
 __all__ = [
@@ -29,18 +30,21 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "exported_name",
     "finish",
     "free_name",
     "insert_attribute",
     "is_float_tensor",
     "is_guard",
     "is_quantizable",
+    "own_written",
     "set_attribute",
     "set_training",
     "set_value",
     "state_bytes",
     "tidy",
     "with_value",
+    "written_attributes",
 ]
 
 
@@ -66,6 +70,15 @@ class ExportedModule(GraphModule):
             self.recompile()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedModule:
+        """What to(), cuda() and the like call; the devices that the graph names move along."""
+        before = recorded_device(self.graph) or device_of(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = device_of(self)
+        if after is not None and after != before:
+            move_graph(self, after)
+        return self
+
     def recompile(self) -> Any:
         return None if self._draft else super().recompile()
 
@@ -77,8 +90,23 @@ class ExportedModule(GraphModule):
     def code(self) -> str:
         return self.graph.python_code("self").src if self._draft else super().code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As nodes, with what is known of each; code would lose that. See `graph_pickle`."""
+        return _restore, (dump_graph(self.graph), skeleton(self), dict(self.meta), self._draft)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModule:
+        with quiet_copies():
+            return super().__deepcopy__(memo)  # type: ignore[return-value]
+
     def __str__(self) -> str:
         return f"{nn.Module.__str__(self)}\n\n{self.code}"
+
+
+def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) -> ExportedModule:
+    module = ExportedModule(root, load_graph(data), draft=draft)
+    restore_attributes(module, root)
+    module.meta.update(meta)
+    return module
 
 
 def set_training(graph: Graph, mode: bool) -> int:
@@ -93,8 +121,7 @@ def set_training(graph: Graph, mode: bool) -> int:
 
 def clone(gm: GraphModule) -> ExportedModule:
     """A draft with a graph and a module tree of its own that shares parameters, buffers and observers with `gm`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)  # torch 2.13 about its own code
+    with quiet_copies():
         # deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
         graph = copy.deepcopy(gm.graph)
     module = ExportedModule(gm, graph, draft=True)  # copies only those attributes that the graph names
@@ -105,7 +132,10 @@ def clone(gm: GraphModule) -> ExportedModule:
 
 def tidy(gm: GraphModule) -> GraphModule:
     """Drop dead nodes and lint. Ends a pass that changed the graph."""
-    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        # What Graph.eliminate_dead_code does, which asks every node whether it is impure before whether it is used.
+        if not node.users and not node.is_impure():
+            gm.graph.erase_node(node)
     gm.graph.lint()
     return gm
 
@@ -152,6 +182,22 @@ def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
         if path in originals:
             transient = originals[path]._non_persistent_buffers_set & set(child._buffers)
             child._non_persistent_buffers_set |= transient
+
+
+def own_written(gm: GraphModule, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Give a graph copies of its own of the tensors that it writes to, and no others; returns the copies by name.
+
+    Args:
+        values: what the copies hold instead of what the tensors hold today.
+    """
+    copies: dict[str, Tensor] = {}
+    for name in written_attributes(gm.graph):
+        old = attribute(gm, name)
+        value = (values or {}).get(name, old).detach().to(old.device, copy=True)
+        copies[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        path, _, leaf = name.rpartition(".")
+        setattr(gm.get_submodule(path), leaf, copies[name])
+    return copies
 
 
 def state_bytes(gm: nn.Module) -> int:
@@ -255,6 +301,16 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     return node
 
 
+def exported_name(node: Node) -> str:
+    """Name of the node of the exported program that this one is, or stems from; its own where that is not recorded."""
+    name, sources = node.name, node.meta.get("from_node")
+    while sources:
+        name, made_by, sources = sources[0].name, sources[0].pass_name, sources[0].from_node
+        if made_by == "ExportedProgram.module()":
+            break
+    return name
+
+
 def set_value(node: Node, value: Any) -> Node:
     """Record val, and tensor_meta when it is one tensor, of a new node."""
     node.meta["val"] = value
@@ -289,7 +345,7 @@ class Constants:
         self._gm = gm
         self._values: dict[Node, Any] = {}
         self._nodes: set[Node] = set()
-        written = _written_attributes(gm.graph)
+        written = written_attributes(gm.graph)
         for node in gm.graph.nodes:
             self.note(node, written)
 
@@ -351,9 +407,9 @@ def _is_pure(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in node.target.tags and not mutated_arguments(node.target)
 
 
-def _written_attributes(graph: Graph) -> set[str]:
-    """Names of parameters and buffers that some op writes to, directly or through a view."""
-    written: set[str] = set()
+def written_attributes(graph: Graph) -> list[str]:
+    """Names of parameters and buffers that some op writes to, directly or through a view, in graph order."""
+    written: dict[str, None] = {}
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -362,5 +418,5 @@ def _written_attributes(graph: Graph) -> set[str]:
             while isinstance(target, Node) and target.op == "call_function" and target.all_input_nodes:
                 target = target.all_input_nodes[0]  # a view of the buffer
             if isinstance(target, Node) and target.op == "get_attr":
-                written.add(str(target.target))
-    return written
+                written[str(target.target)] = None
+    return list(written)

@@ -31,6 +31,7 @@ __all__ = [
     "ADD",
     "AVG_POOL",
     "BATCH_NORM",
+    "CAST",
     "CAT",
     "CHOOSE_QPARAMS",
     "CLAMP",
@@ -52,10 +53,14 @@ __all__ = [
     "QUANTIZE",
     "RELU",
     "RELU6",
+    "RNN",
+    "SPLIT",
     "SUB",
+    "UNBIND",
     "UPSAMPLE_NEAREST",
     "argument_index",
     "bind",
+    "fills_zeros",
     "functional",
     "has_hidden_alias",
     "is_clamp",
@@ -185,6 +190,7 @@ class _Traits:
 
     preserves: each value of the output is a value of a float input, picked by place or by order, or a zero that fills.
                Integers can be picked likewise: op(quantize(x)) is quantize(op(x)), input and output share one scale
+    fills:     of those that preserve values: zeros may stand in the output that are no values of the input
     clamps:    the same equation holds, but the output ends at bounds that are no values of the input, and its range is
                narrower and deserves a scale of its own
     commutes:  the first two operands may change places
@@ -192,6 +198,7 @@ class _Traits:
     """
 
     preserves: Condition | None = None
+    fills: Condition | None = None
     clamps: Condition | None = None
     commutes: Condition | None = None
     aliases: Condition | None = None
@@ -234,6 +241,7 @@ CONV_TRANSPOSE = _row("conv_transpose1d.default conv_transpose2d.input conv_tran
 CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
 LINEAR = _row("linear.default")
 MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
+RNN = _row("lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data")
 EMBEDDING = _row("embedding.default embedding_bag.default embedding_bag.padding_idx")
 BATCH_NORM = _row(
     "batch_norm.default native_batch_norm.default cudnn_batch_norm.default miopen_batch_norm.default "
@@ -286,14 +294,19 @@ _row(
 _row(
     "slice.Tensor select.int narrow.default narrow.Tensor index_select.default gather.default index.Tensor "
     "_unsafe_index.Tensor take.default take_along_dim.default masked_select.default unfold.default "
-    "as_strided.default diagonal.default linalg_diagonal.default diag.default diag_embed.default tril.default "
-    "triu.default im2col.default expand.default expand_as.default broadcast_to.default broadcast_tensors.default "
-    "repeat.default tile.default repeat_interleave.self_int repeat_interleave.self_Tensor meshgrid.default "
-    "meshgrid.indexing split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int "
-    "tensor_split.sections tensor_split.indices tensor_split.tensor_indices_or_sections hsplit.int hsplit.array "
+    "as_strided.default diagonal.default linalg_diagonal.default expand.default expand_as.default "
+    "broadcast_to.default broadcast_tensors.default repeat.default tile.default repeat_interleave.self_int "
+    "repeat_interleave.self_Tensor meshgrid.default meshgrid.indexing hsplit.int hsplit.array "
     "vsplit.int vsplit.array dsplit.int dsplit.array",
     preserves=_always,
 )
+SPLIT = _row(
+    "split.Tensor split.sizes split_with_sizes.default chunk.default tensor_split.sections tensor_split.indices "
+    "tensor_split.tensor_indices_or_sections",
+    preserves=_always,
+)
+UNBIND = _row("unbind.int", preserves=_always)
+_row("diag.default diag_embed.default tril.default triu.default im2col.default", preserves=_always, fills=_always)
 _row(
     "unsafe_split.Tensor unsafe_split_with_sizes.default unsafe_chunk.default",
     preserves=_always,
@@ -316,10 +329,12 @@ _row(
 CAT = _row("cat.default concat.default concatenate.default", preserves=_always)
 _row(
     "stack.default hstack.default vstack.default row_stack.default dstack.default column_stack.default "
-    "block_diag.default where.self slice_scatter.default select_scatter.default diagonal_scatter.default "
+    "where.self slice_scatter.default select_scatter.default diagonal_scatter.default "
     "as_strided_scatter.default index_copy.default scatter.src masked_scatter.default",
     preserves=_always,
 )
+
+_row("block_diag.default", preserves=_always, fills=_always)
 
 # The largest or smallest values: rounding to a grid does not change their order
 _row(
@@ -343,16 +358,16 @@ _row(
 )
 
 # Value-preserving for some arguments
-PAD = _row("pad.default constant_pad_nd.default", preserves=_zero("value"))  # modes that repeat take no value
-_row("masked_fill.Scalar index_fill.int_Scalar", preserves=_zero("value"))
-_row("where.ScalarOther", preserves=_zero("other"))
-_row("where.ScalarSelf", preserves=_zero("self"))
+PAD = _row(
+    "pad.default constant_pad_nd.default", preserves=_zero("value"), fills=_always
+)  # modes that repeat take no value
+_row("masked_fill.Scalar index_fill.int_Scalar", preserves=_zero("value"), fills=_always)
+_row("where.ScalarOther", preserves=_zero("other"), fills=_always)
+_row("where.ScalarSelf", preserves=_zero("self"), fills=_always)
 _row("index_put.default _unsafe_index_put.default", preserves=_overwrites)
-_row(
-    "to.device to.dtype to.other to.dtype_layout _to_copy.default copy.default",
-    preserves=_keeps_dtype,
-)
-_row("type_as.default", preserves=_keeps_dtype, aliases=_keeps_dtype)
+CAST = _row("to.device to.dtype to.other to.dtype_layout _to_copy.default", preserves=_keeps_dtype)
+CAST += _row("type_as.default", preserves=_keeps_dtype, aliases=_keeps_dtype)
+_row("copy.default", preserves=_keeps_dtype)
 DROPOUT = _row(
     "dropout.default feature_dropout.default alpha_dropout.default feature_alpha_dropout.default "
     "native_dropout.default",
@@ -397,6 +412,11 @@ def is_value_preserving(op: object) -> bool:
             training, a pad with ones, and a cast to another dtype are not)? Anything else: False.
     """
     return _holds("preserves", op)
+
+
+def fills_zeros(op: object) -> bool:
+    """Whether a value-preserving op may put zeros into its output as well (a pad, tril); among codes, zero points."""
+    return _holds("fills", op)
 
 
 def is_clamp(op: object) -> bool:

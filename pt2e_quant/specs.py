@@ -21,6 +21,7 @@ from .errors import SpecError
 
 __all__ = [
     "ANNOTATION_KEY",
+    "DYNAMIC_PER_CHANNEL",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
     "FixedQParamsQuantizationSpec",
@@ -38,6 +39,9 @@ ANNOTATION_KEY = "quantization_annotation"
 
 EdgeOrNode = tuple[Node, Node] | Node
 """Where a tensor is quantized: `node` is the output of a node, `(producer, consumer)` one use of it."""
+
+DYNAMIC_PER_CHANNEL = "a dynamic spec cannot be per channel: run-time qparams exist per tensor or per token"
+"""Why a dynamic spec with one scale per index of an axis is refused."""
 
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
@@ -118,10 +122,7 @@ class QuantizationSpec(QuantizationSpecBase):
                 f"got {self.observer_or_fake_quant_ctr!r}; pass an observer class or Class.with_args(...)"
             )
         if self.is_dynamic and is_per_channel(self.qscheme):
-            raise SpecError(
-                "a dynamic spec cannot be per channel: run-time qparams exist per tensor or per token; "
-                "use torch.per_tensor_affine, or is_dynamic=False"
-            )
+            raise SpecError(f"{DYNAMIC_PER_CHANNEL}; use torch.per_tensor_affine, or is_dynamic=False")
         if is_per_channel(self.qscheme) and self.ch_axis is None:
             raise SpecError(f"{self.qscheme} needs ch_axis, the dimension that has one scale per index")
 

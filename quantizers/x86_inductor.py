@@ -34,6 +34,7 @@ from pt2e_quant.quantizer import (
     op,
     rule,
     same_as,
+    split_to_slices,
 )
 from pt2e_quant.specs import QuantizationSpec
 
@@ -407,7 +408,7 @@ class X86InductorQuantizer(RuleQuantizer):
 
     rules = RULES
     reasons = REASONS
-    transforms = (matmul_to_linear, clamp_to_hardtanh, fold_zero_padding)
+    transforms = (matmul_to_linear, clamp_to_hardtanh, fold_zero_padding, split_to_slices)
     trims_outputs = True
 
     def get_global_quantization_config(self) -> QuantizationConfig | None:

@@ -17,8 +17,8 @@ from torch.fx import Node
 
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import (
-    HistogramObserver,
     MinMaxObserver,
+    MSEObserver,
     PerChannelMinMaxObserver,
     PerTokenPlaceholderObserver,
     PlaceholderObserver,
@@ -39,6 +39,7 @@ from pt2e_quant.quantizer import (
     op,
     rule,
     same_as,
+    split_to_slices,
 )
 from pt2e_quant.specs import QuantizationSpec, QuantizationSpecBase, is_per_channel
 
@@ -78,7 +79,7 @@ def get_symmetric_quantization_config(
         quant_max=act_qmax,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=(PlaceholderObserver if is_dynamic else HistogramObserver).with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=(PlaceholderObserver if is_dynamic else MSEObserver).with_args(eps=_EPS),
     )
     weight = QuantizationSpec(
         dtype=torch.int8,
@@ -204,6 +205,14 @@ def huge_constant(match: Match) -> str | None:
     return None
 
 
+def scalar_operand(match: Match) -> str | None:
+    for name in ("a", "b"):
+        x = match.value(name)
+        if x is not None and x.dim() == 0 and not match.is_constant(name):
+            return f"{match.captures[name]} is a single number computed at run time, ExecuTorch fails to lower such"
+    return None
+
+
 def drops_values(match: Match) -> str | None:
     training = match.argument(copying, "train")
     return "captured in training mode, it drops values; call model.eval() before export" if training else None
@@ -266,7 +275,7 @@ def _config(match: Match) -> QuantizationConfig:
 
 
 def _largest(constant: Tensor) -> float:
-    return float(constant.abs().max()) if constant.numel() else 0.0
+    return float(constant.abs().max()) if constant.numel() and not constant.is_meta else 0.0
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -332,23 +341,23 @@ def linear_only(x, w, b):
     return linear(x, w, b)
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, huge_constant])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, scalar_operand, huge_constant])
 def add_relu(a, b):
     """Only relu: with other bounds XNNPACK adds in float. Those stay behind an integer add of their own."""
     return rectify(plus(a, b))
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, huge_constant])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, scalar_operand, huge_constant])
 def add(a, b):
     return plus(a, b)
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, huge_constant])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, scalar_operand, huge_constant])
 def sub(a, b):
     return minus(a, b)
 
 
-@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, huge_constant])
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scalar_operand, huge_constant])
 def mul(a, b):
     """A relu behind it is not fused: XNNPACK would run both in float. As two integer kernels the relu is exact."""
     return times(a, b)
@@ -444,4 +453,4 @@ class XNNPACKQuantizer(RuleQuantizer):
 
     rules = RULES
     reasons = REASONS
-    transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars)
+    transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars, split_to_slices)

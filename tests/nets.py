@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "ConvNet", "Residual", "export", "randomize"]
+__all__ = ["MLP", "ConvNet", "Residual", "export", "randomize", "sqnr"]
 
 
 def randomize(module: nn.Module, seed: int = 3) -> nn.Module:
@@ -25,6 +25,12 @@ def randomize(module: nn.Module, seed: int = 3) -> nn.Module:
 def export(module: nn.Module, *inputs: Tensor, train: bool = False, **kwargs: object) -> torch.export.ExportedProgram:
     """Export in eval mode (or train mode); parameters get their final random values first."""
     return torch.export.export(randomize(module).train(train), inputs, **kwargs)
+
+
+def sqnr(signal: Tensor, other: Tensor) -> float:
+    """Power of a signal over that of its difference to another, in dB."""
+    signal, other = signal.detach().double(), other.detach().double()
+    return float(10 * torch.log10(signal.pow(2).mean() / (signal - other).pow(2).mean()))
 
 
 class ConvNet(nn.Module):

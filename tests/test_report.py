@@ -55,6 +55,7 @@ def indexed() -> tuple[GraphModule, GraphModule]:
 
 
 def test_there_is_one_quantize_or_folded_weight_for_each_point(net):
+    """Users' item 2: the counts of the report equal the q/dq pairs in the converted graph."""
     report, gm = explain(net[1]), net[1]
     frozen = [name for name, _ in gm.named_buffers() if name.startswith("_frozen_param")]
     assert len(quantizes(gm)) + len(frozen) == len(report.record.points)
@@ -80,6 +81,7 @@ def test_a_quantized_output_of_the_report_is_a_quantize_in_the_graph(net):
 
 
 def test_every_float_op_is_either_quantized_or_left_with_a_reason(net):
+    """Users' item 2: each op has its rule, or the reason why not."""
     report = explain(net[0])
     ops = {node.name for node in net[0].graph.nodes if node.op == "call_function"}
     assert {decision.node for decision in (*report.quantized, *report.skipped)} == ops
@@ -208,10 +210,12 @@ def test_a_dynamic_model_has_a_report_too():
     assert Report.from_json(report.to_json()).text() == report.text()
 
 
-def test_saving_writes_text_and_json_next_to_each_other(net, tmp_path):
+def test_saving_writes_text_json_and_node_data_next_to_each_other(net, tmp_path):
     report = explain(net[1])
-    text, data = report.save(tmp_path / "model.report")
-    assert (text.name, data.name) == ("model.report.txt", "model.report.json")
+    text, data, explorer = report.save(tmp_path / "model.report")
+    names = ("model.report.txt", "model.report.json", "model.report.model_explorer.json")
+    assert (text.name, data.name, explorer.name) == names
+    assert json.loads(explorer.read_text()) == report.to_model_explorer()
     assert text.read_text().rstrip("\n") == report.text()
     assert Report.load(data).text() == report.text()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from docs.support import FILE, backends, cells, markdown
+from docs.make_support import FILE, backends, cells, markdown
 
 ON_REQUEST = {"matmul"}
 
 
 def test_the_table_is_up_to_date():
-    """python -m docs.support makes it anew."""
+    """python -m docs.make_support makes it anew."""
     assert FILE.read_text() == markdown()
 
 

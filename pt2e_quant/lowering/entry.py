@@ -6,6 +6,7 @@ be joined with what the user knows.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import CaptureError, LoweringError, locate
-from ..graph import ExportedModule, clone, is_guard
+from ..graph import ExportedModule, clone, is_guard, own_written
 from ..pt2e.record import record_of
 
 __all__ = ["ORIGIN", "explaining", "origin", "quietly", "take"]
+
+# torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
+_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -63,6 +67,7 @@ def take(
     if not isinstance(args, (tuple, list, type(None))):
         raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
+    own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
     for node in gm.graph.nodes:
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
         node.meta["custom"] = {**(node.meta.get("custom") or {}), ORIGIN: node.name}
@@ -98,8 +103,19 @@ def explaining(what: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the warnings that compilers and torch give about their own code; a user can do nothing about them."""
+    """Without what compilers, torchao and torch warn of in their own code; a user can do nothing about it."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, UserWarning):
             warnings.simplefilter("ignore", category)
-        yield
+        for logger in loggers:
+            logger.addFilter(_is_error)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_is_error)
+
+
+def _is_error(entry: logging.LogRecord) -> bool:
+    return entry.levelno >= logging.ERROR

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
-from ..errors import LoweringError
+from ..errors import LoweringError, locate_all
 from ..graph import finish
+from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
 from .account import take_account
@@ -50,12 +51,13 @@ def lower_to_executorch(
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
-        LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); a
-            dynamic dimension has no upper bound; or ExecuTorch cannot lower the graph.
+        LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); it
+            quantizes bfloat16; a dynamic dimension has no upper bound; or ExecuTorch cannot lower the graph.
     """
     if backend not in ("xnnpack", None):
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     gm, (args, kwargs) = take(model, example_inputs, example_kwargs, "lower_to_executorch")
+    _refuse_bfloat16(gm)
     _executorch.require()
     for step in PASSES:
         step(gm)
@@ -74,8 +76,26 @@ def lower_to_executorch(
     return _lower(exported, gm, findings, backend)
 
 
+def _refuse_bfloat16(gm: GraphModule) -> None:
+    """ExecuTorch's quantize and dequantize end the process when they meet bfloat16, so no such program is made."""
+    found = [node for node in gm.graph.nodes if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
+    if found:
+        raise LoweringError(
+            f"{len(found)} quantize and dequantize ops of this graph compute in bfloat16, for which ExecuTorch has no "
+            f"kernels:\n{locate_all(found, limit=3)}\n"
+            "  Export the model in float32 or float16 (model.to(torch.float16)) and quantize that."
+        )
+
+
+def _is_bfloat16(node: Node) -> bool:
+    """A quantize that reads bfloat16, or a dequantize that returns it."""
+    value = node.all_input_nodes[0].meta.get("val")
+    return getattr(value, "dtype", None) is torch.bfloat16 or torch.bfloat16 in (*node.args, *node.kwargs.values())
+
+
 def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
-    with explaining("torch.export cannot export the converted graph again with these example inputs"):
+    # Without no_grad, a buffer that values with gradients are written to would count as one with gradients.
+    with explaining("torch.export cannot export the converted graph again with these example inputs"), torch.no_grad():
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 
@@ -92,6 +112,7 @@ def _lower(
             compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
             constant_methods=_border_constants(gm),
         )
+    _keep_initial_state(edge.exported_program())
     lowered = edge.exported_program().graph_module
     backend_ops = partitioner.target_partitioner_configs if partitioner is not None else None
     account = take_account(lowered, gm, findings, rejections, backend_ops)
@@ -108,6 +129,16 @@ def _lower(
         sizes=Sizes(file=len(buffer), delegates=account.delegate_bytes, constants=constants),
         input_tree=exported.call_spec.in_spec,
     )
+
+
+def _keep_initial_state(program: ExportedProgram) -> None:
+    """Store what the buffers that the model writes to start with; ExecuTorch leaves them zero unless told otherwise."""
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    for node in program.graph.find_nodes(op="placeholder"):
+        name = signature.inputs_to_buffers.get(node.name)
+        if name in written and {**program.constants, **program.state_dict}[name].any():
+            node.meta["et_init_buffer"] = True  # what ExecuTorch's InitializedMutableBufferPass sets
 
 
 def _border_constants(gm: GraphModule) -> dict[str, float | int]:

@@ -1,8 +1,9 @@
 """What every observer is: a module that returns its input unchanged, remembers what it saw, and answers with qparams.
 
-`ObserverBase` is the interface that the engine knows. `UniformQuantizationObserverBase` adds what all observers of a
-range share: checked constructor arguments, the qparams of a range, errors that say where the data came from, and
-checkpoints of the reference API. Names of attributes, buffers and state-dict keys are those of
+`ObserverBase` is the interface that the engine knows. `RangeObserverBase` decides, for all observers of a range, which
+values carry none: NaN is an error, masks and overflows are left out. `UniformQuantizationObserverBase` adds checked
+constructor arguments, the qparams of a range, errors that say where the data came from, and checkpoints of the
+reference API. Names of attributes, buffers and state-dict keys are those of
 torch.ao.quantization.observer.
 
 Before this: `qparams` does the arithmetic. After it: one file per way of keeping a range.
@@ -20,8 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, SpecError
-from ..qparams import FLOAT32_EPS, affine_qparams, float_qparams, symmetric_zero_point
+from ..errors import CalibrationError, CalibrationWarning, SpecError
+from ..qparams import FLOAT32_EPS, affine_qparams, float_qparams, min_max, symmetric_zero_point
 from ..specs import integer_range, is_symmetric
 from .factory import PartialWrapper
 
@@ -31,6 +32,8 @@ PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 
 FLOAT32_MAX: float = torch.finfo(torch.float32).max
+
+_NO_ARGUMENTS = ("training", "site")
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -47,6 +50,9 @@ class ObserverBase(ABC, nn.Module):
 
     site: str = ""
 
+    facts: ClassVar[tuple[str, ...]] = ()
+    """State that depends on the data alone: it serves any observer with the same facts, whatever its arguments."""
+
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()
         if not isinstance(dtype, torch.dtype):
@@ -56,7 +62,7 @@ class ObserverBase(ABC, nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Watch x and return it, the same object."""
+        """Watch x and return it, the same object. A tensor on the meta device has no values to watch."""
 
     @abstractmethod
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -66,6 +72,29 @@ class ObserverBase(ABC, nn.Module):
     def has_data(self) -> bool:
         """False while calibration data is still missing; observers that need none are always True."""
         return True
+
+    def merge(self, other: ObserverBase) -> None:
+        """Take in what `other` saw, as if this observer had seen it. `other` stays as it is.
+
+        Exact, and independent of order, for ranges and for the counts of DistributionObserver; what a moving average
+        or the compatible histogram can do is written there.
+
+        Raises:
+            CalibrationError: `other` is of another class, or was made with other arguments.
+        """
+        if type(self) is not type(other) or self._signature() != other._signature():
+            raise CalibrationError(
+                f"{self._where}: a {self!r} cannot take in what a {other!r} saw. Merge observers of one class, "
+                "made with the same arguments."
+            )
+        self._merge(other)
+
+    def _merge(self, other: Any) -> None:
+        """Take in what `other`, known to fit, saw. Observers that keep nothing have nothing to do."""
+
+    def _signature(self) -> dict[str, Any]:
+        """Everything that the constructor was told, which is what is neither state nor location."""
+        return {name: value for name, value in vars(self).items() if name[0] != "_" and name not in _NO_ARGUMENTS}
 
     @classmethod
     def with_args(cls, **kwargs: Any) -> PartialWrapper:
@@ -82,7 +111,90 @@ class ObserverBase(ABC, nn.Module):
         return self.site or f"a {type(self).__name__} outside of any graph"
 
 
-class UniformQuantizationObserverBase(ObserverBase):
+class RangeObserverBase(ObserverBase):
+    """What observers of a range share: values that carry no range, and bounds of q."""
+
+    _warned_of_masks = False
+
+    def _usable(self, x: Tensor) -> tuple[Tensor, float, float] | None:
+        """x without masks (see `_masked`), detached, with its smallest and largest value; None when nothing is left."""
+        values = x.detach()
+        low, high = (end.item() for end in min_max(values))
+        if not self._within(low, high, values):
+            values = values[~self._masked(values)]
+            if not values.numel():
+                return None
+            low, high = (end.item() for end in min_max(values))
+        return values, low, high
+
+    @staticmethod
+    def _within(low: float, high: float, x: Tensor) -> bool:
+        """True when no value of x is a mask or NaN; False for NaN, since it compares to nothing."""
+        limit = _largest(x.dtype)
+        return low > -limit and high < limit
+
+    def _masked(self, x: Tensor) -> Tensor:
+        """Where x holds no number that anybody computed: infinity, or the largest number of its type, of either sign.
+
+        Attention masks are made of these and overflows end there. They carry no range: they are left out with one
+        warning per observer, and saturate in the quantized model. NaN has no place on any grid and is an error.
+
+        Raises:
+            CalibrationError: x holds NaN. Nothing of x has been recorded.
+        """
+        masked = ~(x.abs() < _largest(x.dtype))
+        missing, found = int(x.isnan().sum()), int(masked.sum())
+        if missing:
+            raise CalibrationError(
+                f"{self._where}: {missing} NaN among {x.numel()} values in calibration. None of this batch was "
+                "recorded.\n  Run the float model on the same batch: if its inputs are clean, a division by 0, log(0), "
+                "or infinity minus infinity made them. Drop the batch, or leave this place in float."
+            )
+        if not self._warned_of_masks:
+            self._warned_of_masks = True
+            rest = x[~masked]
+            kept = f"the others lie in [{rest.min():g}, {rest.max():g}]" if rest.numel() else "there are no others"
+            warnings.warn(
+                CalibrationWarning(
+                    f"{self._where}: {found} of {x.numel()} values in calibration are infinite or the largest number "
+                    f"of {x.dtype}, as in an attention mask; {kept}. They are left out of the range here and in later "
+                    "batches, and will saturate. If they are no mask, the float model overflows here."
+                ),
+                stacklevel=2,
+            )
+        return masked
+
+    def _no_data(self) -> str:
+        return (
+            f"{self._where}: the {type(self).__name__} saw no data, so it has no range.\n"
+            "  Run at least one batch of calibration data through the prepared model before converting it. If no "
+            "input reaches this place (a branch that is never taken), leave it in float."
+        )
+
+    def _integer_bounds(self, quant_min: int | None, quant_max: int | None) -> tuple[int, int]:
+        name = type(self).__name__
+        low, high = whole = self._dtype_bounds()
+        low, high = low if quant_min is None else quant_min, high if quant_max is None else quant_max
+        if not whole[0] <= low < high <= whole[1]:
+            raise SpecError(f"{name}: [{low}, {high}] is not a range of {self.dtype}, which holds {list(whole)}")
+        if not low <= 0 <= high:
+            raise SpecError(f"{name}: the range of q must contain 0, got [{low}, {high}]; real zero has no place in it")
+        return low, high
+
+    def _dtype_bounds(self) -> tuple[int, int]:
+        if self.dtype in _FLOAT8:
+            limits = torch.finfo(self.dtype)
+            return int(limits.min), int(limits.max)
+        whole = integer_range(self.dtype)
+        if whole is None or whole[1] - whole[0] >= 1 << 32:
+            raise SpecError(
+                f"{type(self).__name__}: a range cannot be mapped onto {self.dtype}; use an integer type of at most 32 "
+                "bits, such as torch.int8, or PlaceholderObserver for a cast to float16"
+            )
+        return whole
+
+
+class UniformQuantizationObserverBase(RangeObserverBase):
     """Base of the observers that keep a range and map it onto integers in equal steps.
 
     Args:
@@ -122,7 +234,8 @@ class UniformQuantizationObserverBase(ObserverBase):
         self.reduce_range = reduce_range
         self.has_customized_qrange = quant_min is not None or quant_max is not None
         self._check_scheme()
-        self.quant_min, self.quant_max = self._integer_bounds(quant_min, quant_max)
+        low, high = self._integer_bounds(quant_min, quant_max)
+        self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
         if not 0.0 < eps < math.inf:
             raise SpecError(f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0, got {eps}")
         self.register_buffer("eps", torch.tensor([eps], **nn.factory_kwargs(factory_kwargs)))
@@ -134,11 +247,7 @@ class UniformQuantizationObserverBase(ObserverBase):
     def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
         """qparams of a range under this observer's scheme; always with at least one dimension."""
         if is_unset(min_val, max_val):
-            raise CalibrationError(
-                f"{self._where}: the {type(self).__name__} saw no data, so it has no range.\n"
-                "  Run at least one batch of calibration data through the prepared model before converting it. If no "
-                "input reaches this place (a branch that is never taken), leave it in float."
-            )
+            raise CalibrationError(self._no_data())
         bounds, eps = (self.quant_min, self.quant_max), float(self.eps)
         try:
             if self.qscheme is torch.per_channel_affine_float_qparams:
@@ -165,55 +274,10 @@ class UniformQuantizationObserverBase(ObserverBase):
         if self.qscheme not in self.schemes:
             allowed = ", ".join(map(str, self.schemes))
             raise SpecError(f"{name}: qscheme {self.qscheme!r} does not describe what it keeps; pass one of {allowed}")
-        if not self.reduce_range:
-            return
-        if is_symmetric(self.qscheme) and self.dtype is torch.quint8:
+        if self.reduce_range and is_symmetric(self.qscheme) and self.dtype is torch.quint8:
             raise SpecError(
                 f"{name}: the range of torch.quint8 cannot be reduced in a symmetric scheme; use torch.qint8"
             )
-        warnings.warn(
-            "reduce_range is deprecated; pass quant_min and quant_max instead (0 and 127, or -64 and 63)",
-            FutureWarning,
-            stacklevel=4,
-        )
-
-    def _integer_bounds(self, quant_min: int | None, quant_max: int | None) -> tuple[int, int]:
-        name = type(self).__name__
-        low, high = whole = self._dtype_bounds()
-        low, high = low if quant_min is None else quant_min, high if quant_max is None else quant_max
-        if not whole[0] <= low < high <= whole[1]:
-            raise SpecError(f"{name}: [{low}, {high}] is not a range of {self.dtype}, which holds {list(whole)}")
-        if not low <= 0 <= high:
-            raise SpecError(f"{name}: the range of q must contain 0, got [{low}, {high}]; real zero has no place in it")
-        return (low // 2, high // 2) if self.reduce_range else (low, high)
-
-    def _dtype_bounds(self) -> tuple[int, int]:
-        if self.dtype in _FLOAT8:
-            limits = torch.finfo(self.dtype)
-            return int(limits.min), int(limits.max)
-        whole = integer_range(self.dtype)
-        if whole is None or whole[1] - whole[0] >= 1 << 32:
-            raise SpecError(
-                f"{type(self).__name__}: a range cannot be mapped onto {self.dtype}; use an integer type of at most 32 "
-                "bits, such as torch.int8, or PlaceholderObserver for a cast to float16"
-            )
-        return whole
-
-    # --- what forward and load_state_dict share -----------------------------------------------------------------------
-
-    def _refuse(self, x: Tensor) -> None:
-        """Raise for a batch with NaN, infinity or numbers beyond float32; nothing of it has been recorded."""
-        values = x.detach().to(torch.float32)
-        nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-        found = " and ".join(f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count)
-        finite = values[values.isfinite()]
-        rest = f"the others lie in [{finite.min():g}, {finite.max():g}]" if finite.numel() else "there are no others"
-        raise CalibrationError(
-            f"{self._where}: {found} among {values.numel()} values in calibration; {rest}. None was recorded.\n"
-            "  Run the float model on the same batch: if its inputs are clean, a division by 0, log(0), an overflow in "
-            "float16 or a mask of -inf made them. Mask with a large finite number instead, drop the batch, or leave "
-            "this place in float."
-        )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -224,9 +288,31 @@ class UniformQuantizationObserverBase(ObserverBase):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
+def _largest(dtype: torch.dtype) -> float:
+    """Magnitude from which on a value is a mask: the largest number of its type, or of float32, where ranges live."""
+    return min(torch.finfo(dtype).max, FLOAT32_MAX) if dtype.is_floating_point else FLOAT32_MAX
+
+
 def is_unset(min_val: Tensor, max_val: Tensor) -> bool:
     """True for the ends of a range before any data: no elements, or [inf, -inf]."""
     return min_val.numel() == 0 or bool((min_val > max_val).all())
+
+
+def widen(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> None:
+    """Make [low, high] hold [other_low, other_high], in place."""
+    torch.minimum(low, other_low.to(low), out=low)
+    torch.maximum(high, other_high.to(high), out=high)
+
+
+def move_towards(end: Tensor, seen: Tensor, constant: float) -> None:
+    """end += constant * (seen - end), rounded like the reference in each step; torch.lerp rounds differently."""
+    end.add_((seen.to(end.device) - end).mul_(constant))
+
+
+def checked_constant(averaging_constant: float) -> float:
+    if not 0.0 < averaging_constant <= 1.0:
+        raise SpecError(f"averaging_constant is the weight of a new batch, in (0, 1], got {averaging_constant}")
+    return averaging_constant
 
 
 def revive_scalar(state_dict: dict[str, Any], key: str, empty: float) -> None:

@@ -52,5 +52,8 @@ class DerivedObserver(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
+    def merge(self, other: DerivedObserver) -> None:
+        """Nothing to do: the sources merge for themselves."""
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         return self.derive_qparams_fn(self.sources)

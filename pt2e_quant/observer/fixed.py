@@ -6,11 +6,12 @@ Before this: `base`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import SpecError
+from ..errors import CalibrationError, SpecError
 from ..specs import integer_range
 from .base import PER_TENSOR, ObserverBase
 
@@ -75,6 +76,10 @@ class FixedQParamsObserver(ObserverBase):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) as they were given, one element each."""
         return self.scale, self.zero_point.to(torch.int64)
+
+    def _merge(self, other: Any) -> None:
+        if (self.scale.item(), self.zero_point.item()) != (other.scale.item(), other.zero_point.item()):
+            raise CalibrationError(f"{self._where}: {self!r} and {other!r} differ; they cannot be merged")
 
     def extra_repr(self) -> str:
         return f"scale={self.scale.item():g}, zero_point={self.zero_point.item()}, dtype={self.dtype}"

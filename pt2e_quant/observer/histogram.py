@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from ..qparams import FLOAT32_EPS, flat, min_max
+from ..qparams import FLOAT32_EPS, flat
 from ..specs import integer_range
 from .base import FLOAT32_MAX, PER_TENSOR, UniformQuantizationObserverBase, is_unset, revive_scalar
 from .search import greedy_range
@@ -29,7 +29,12 @@ _CHUNK = 1 << 18  # values that are binned at once: 1 MiB in float32 stays in th
 
 
 class HistogramObserver(UniformQuantizationObserverBase):
-    """Keep a histogram of every tensor seen, and quantize the part of it that costs the smallest squared error.
+    """Keep a histogram of every tensor seen, and quantize the part of it that a greedy search keeps.
+
+    The reference's observer, with its results. MSEObserver counts exactly, searches better and costs less.
+
+    Its bins follow the range seen so far, so merged parts of the data have the range of one pass and every count, but
+    counts may lie in neighbouring bins.
 
     Args:
         bins: number of bins.
@@ -71,24 +76,31 @@ class HistogramObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the values of x to the histogram."""
-        if not x.numel():
-            return x
-        seen = x.detach().to(torch.float32)
-        lowest, highest = (end.item() for end in min_max(seen))
-        if not (lowest >= -FLOAT32_MAX and highest <= FLOAT32_MAX):  # written so that NaN fails it
-            self._refuse(x)
+        if x.numel() and not x.is_meta and (found := self._usable(x)) is not None:
+            values, lowest, highest = found
+            low, high = min(self.min_val.item(), lowest), max(self.max_val.item(), highest)
+            self._add(low, high, _counts(values.to(torch.float32), self.bins, low, high))
+        return x
+
+    def _add(self, new_low: float, new_high: float, counts: Tensor) -> None:
+        """Add counts in bins over [new_low, new_high], which holds the range so far."""
         low, high = self.min_val.item(), self.max_val.item()
-        new_low, new_high = min(low, lowest), max(high, highest)
-        counts = _counts(seen, self.bins, new_low, new_high)
         if low == new_low and high == new_high:
             self.histogram += counts.to(self.histogram.device)
-            return x
+            return
         if low <= high:
             counts += self._spread(low, high, new_low, new_high)
         self.histogram.copy_(counts)
         self.min_val.fill_(new_low)
         self.max_val.fill_(new_high)
-        return x
+
+    def _merge(self, other: Any) -> None:
+        if not other.has_data:
+            return
+        theirs = other.min_val.item(), other.max_val.item()
+        low, high = min(self.min_val.item(), theirs[0]), max(self.max_val.item(), theirs[1])
+        same = theirs == (low, high)
+        self._add(low, high, other.histogram.cpu().clone() if same else other._spread(*theirs, low, high))
 
     @property
     def has_data(self) -> bool:

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS, min_max
-from .base import FLOAT32_MAX, PER_CHANNEL, PER_TENSOR, UniformQuantizationObserverBase, is_unset, revive_scalar
+from .base import (
+    PER_CHANNEL,
+    PER_TENSOR,
+    UniformQuantizationObserverBase,
+    checked_constant,
+    is_unset,
+    move_towards,
+    revive_scalar,
+    widen,
+)
 
 __all__ = [
     "MinMaxObserver",
@@ -28,6 +37,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     """Keep the range of every tensor seen. Arguments as in UniformQuantizationObserverBase, per-tensor schemes only."""
 
     schemes = PER_TENSOR
+    facts = ("min_val", "max_val")
 
     min_val: Tensor
     max_val: Tensor
@@ -50,17 +60,14 @@ class MinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range to hold x."""
-        if x.numel():
-            low, high = min_max(x)
+        if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             # Compared as Python numbers: cheaper than two kernels that would, nearly always, change nothing.
-            lowest, highest = low.item(), high.item()
-            if not (lowest >= -FLOAT32_MAX and highest <= FLOAT32_MAX):  # written so that NaN fails it
-                self._refuse(x)
             buffers: dict[str, Any] = self._buffers  # nn.Module.__getattr__ takes as long as a small aminmax
-            if lowest < buffers["min_val"].item():
-                self.min_val.fill_(lowest)
-            if highest > buffers["max_val"].item():
-                self.max_val.fill_(highest)
+            _, low, high = seen
+            if low < buffers["min_val"].item():
+                self.min_val.fill_(low)
+            if high > buffers["max_val"].item():
+                self.max_val.fill_(high)
         return x
 
     @property
@@ -78,6 +85,9 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     def extra_repr(self) -> str:
         return f"min_val={self.min_val}, max_val={self.max_val}"
 
+    def _merge(self, other: Any) -> None:
+        widen(self.min_val, self.max_val, other.min_val, other.max_val)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         revive_scalar(state_dict, prefix + "min_val", math.inf)
         revive_scalar(state_dict, prefix + "max_val", -math.inf)
@@ -87,10 +97,15 @@ class MinMaxObserver(UniformQuantizationObserverBase):
 class MovingAverageMinMaxObserver(MinMaxObserver):
     """Keep a moving average of each batch's range: end += averaging_constant * (end of this batch - end).
 
+    An average depends on the order of batches, so that of merged observers cannot be that of one pass: merging gives
+    the smallest range that holds the averages of both, in whatever order parts are merged.
+
     Args:
         averaging_constant: weight of a new batch, in (0, 1]; 1 keeps the last batch alone, as is_dynamic requires.
         others: as in UniformQuantizationObserverBase.
     """
+
+    facts = ()  # an average depends on its constant
 
     def __init__(
         self,
@@ -105,7 +120,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         factory_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        self.averaging_constant = _checked_constant(averaging_constant)
+        self.averaging_constant = checked_constant(averaging_constant)
         if is_dynamic and averaging_constant != 1:
             raise SpecError(
                 f"{type(self).__name__}: a dynamic range is that of one tensor, an average with averaging_constant="
@@ -114,16 +129,14 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range towards that of x."""
-        if x.numel():
-            low, high = min_max(x)
-            if not (low.item() >= -FLOAT32_MAX and high.item() <= FLOAT32_MAX):
-                self._refuse(x)
+        if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
+            low, high = (torch.tensor(end, dtype=torch.float32) for end in seen[1:])
             if self.min_val.item() > self.max_val.item():
                 self.min_val.copy_(low)
                 self.max_val.copy_(high)
             else:
-                _move_towards(self.min_val, low, self.averaging_constant)
-                _move_towards(self.max_val, high, self.averaging_constant)
+                move_towards(self.min_val, low, self.averaging_constant)
+                move_towards(self.max_val, high, self.averaging_constant)
         return x
 
 
@@ -167,8 +180,8 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range of each channel to hold x."""
-        if x.numel():
-            low, high = self._channel_ranges(x)
+        if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
+            low, high = ranges
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:
@@ -191,16 +204,26 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     def extra_repr(self) -> str:
         return f"min_val={self.min_val}, max_val={self.max_val}"
 
-    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Range of each channel of x, known to be finite and to fit what was seen before."""
+    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Range of each channel of x, known to be finite and to fit what was seen before; None of nothing but masks.
+
+        A channel that has nothing but masks has the range [0, 0], which says nothing: zero is part of every range.
+        """
         if not -x.dim() <= self.ch_axis < x.dim():
             raise SpecError(
                 f"{self._where}: ch_axis={self.ch_axis} does not exist in a tensor of shape {tuple(x.shape)}; "
                 "set ch_axis in the spec, or use a per-tensor observer"
             )
-        low, high = (end.to(self.min_val.device) for end in min_max(x, axis=self.ch_axis))
-        if not torch.stack((low, high)).abs().amax().item() <= FLOAT32_MAX:  # written so that NaN fails it
-            self._refuse(x)
+        values = x.detach()
+        low, high = min_max(values, axis=self.ch_axis)
+        if not self._within(low.amin().item(), high.amax().item(), values):
+            masked = self._masked(values)
+            if bool(masked.all()):
+                return None
+            low, _ = min_max(values.masked_fill(masked, math.inf), axis=self.ch_axis)
+            _, high = min_max(values.masked_fill(masked, -math.inf), axis=self.ch_axis)
+            low, high = low.where(low <= high, 0.0), high.where(low <= high, 0.0)
+        low, high = low.to(self.min_val.device), high.to(self.min_val.device)
         if self.min_val.numel() not in (0, low.numel()):
             raise CalibrationError(
                 f"{self._where}: saw {self.min_val.numel()} channels along dimension {self.ch_axis} before, and now "
@@ -208,6 +231,19 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
                 "  One range per channel needs a dimension of constant size: set ch_axis to it, or observe per tensor."
             )
         return low, high
+
+    def _merge(self, other: Any) -> None:
+        if not other.has_data:
+            return
+        if not self.has_data:
+            self._set_ranges(other.min_val, other.max_val)
+            return
+        if self.min_val.numel() != other.min_val.numel():
+            raise CalibrationError(
+                f"{self._where}: saw {self.min_val.numel()} channels, and the observer to merge "
+                f"{other.min_val.numel()}; both must watch the same tensor"
+            )
+        widen(self.min_val, self.max_val, other.min_val, other.max_val)
 
     def _set_ranges(self, low: Tensor, high: Tensor) -> None:
         self.min_val.resize_(low.shape).copy_(low)
@@ -224,7 +260,10 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
 
 class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
-    """Keep a moving average of the range of each channel; arguments of the two classes it is named after."""
+    """Keep a moving average of the range of each channel; arguments of the two classes it is named after.
+
+    Merging is that of MovingAverageMinMaxObserver.
+    """
 
     def __init__(
         self,
@@ -240,26 +279,15 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
         factory_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        self.averaging_constant = _checked_constant(averaging_constant)
+        self.averaging_constant = checked_constant(averaging_constant)
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the range of each channel towards that of x."""
-        if x.numel():
-            low, high = self._channel_ranges(x)
+        if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
+            low, high = ranges
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:
-                _move_towards(self.min_val, low, self.averaging_constant)
-                _move_towards(self.max_val, high, self.averaging_constant)
+                move_towards(self.min_val, low, self.averaging_constant)
+                move_towards(self.max_val, high, self.averaging_constant)
         return x
-
-
-def _move_towards(end: Tensor, seen: Tensor, constant: float) -> None:
-    """end += constant * (seen - end), rounded like the reference in each step; torch.lerp rounds differently."""
-    end.add_((seen.to(end.device) - end).mul_(constant))
-
-
-def _checked_constant(averaging_constant: float) -> float:
-    if not 0.0 < averaging_constant <= 1.0:
-        raise SpecError(f"averaging_constant is the weight of a new batch, in (0, 1], got {averaging_constant}")
-    return averaging_constant

@@ -1,4 +1,4 @@
-"""The observer that only carries a configuration: for tensors quantized at run time, and for casts to float16.
+"""Observers that look at no data: a configuration for run-time qparams or a cast, nothing at all, or the input's own.
 
 Before this: `base`. After it: the engine reads dtype, bounds, scheme and eps, and emits run-time qparams or a cast.
 """
@@ -17,7 +17,7 @@ from ..qparams import FLOAT32_EPS
 from ..specs import integer_range
 from .base import ObserverBase
 
-__all__ = ["PerTokenPlaceholderObserver", "PlaceholderObserver"]
+__all__ = ["NoopObserver", "PerTokenPlaceholderObserver", "PlaceholderObserver", "ReuseInputObserver"]
 
 
 class PlaceholderObserver(ObserverBase):
@@ -90,3 +90,43 @@ class PerTokenPlaceholderObserver(PlaceholderObserver):
     """
 
     granularity = "token"
+
+
+class NoopObserver(ObserverBase):
+    """Watch nothing and carry a dtype, for casts.
+
+    Args:
+        dtype: type that the tensor will have.
+        custom_op_name: kept as `custom_op` for code that reads it; means nothing here.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float16, custom_op_name: str = "") -> None:
+        super().__init__(dtype=dtype, is_dynamic=False)
+        self.custom_op = custom_op_name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self) -> NoReturn:
+        """Always raises: there is no range to compute qparams from."""
+        raise CalibrationError(
+            f"{self._where}: a NoopObserver looks at no data and has no qparams; use an observer that keeps a range, "
+            "such as MinMaxObserver."
+        )
+
+
+class ReuseInputObserver(ObserverBase):
+    """Stands where an output has the qparams of its op's input; what inserts observers puts the input's there."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.quint8, is_dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self) -> NoReturn:
+        """Always raises: the qparams are those of the input's observer."""
+        raise CalibrationError(
+            f"{self._where}: a ReuseInputObserver has no qparams of its own; in PT2E, say the same with "
+            "SharedQuantizationSpec."
+        )

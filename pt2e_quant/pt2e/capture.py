@@ -1,7 +1,8 @@
 """From what the user hands in to a graph of our own that the engine may change. First step of prepare.
 
 Accepts a torch.export.ExportedProgram or its .module(), strict or not, captured with or without gradients; everything
-else is an error that says how to export. The caller's model is never touched: graphs are copied, parameters shared.
+else is an error that says how to export. The caller's model is never touched: graphs and the buffers that the model
+writes to are copied, what is only read is shared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import CaptureError, QuantizationError
-from ..graph import ExportedModule, clone, is_guard, state_bytes, tidy
+from ..graph import ExportedModule, clone, is_guard, own_written, state_bytes, tidy
 from .passes.fold_batch_norm import fold_batch_norm
 from .passes.follow_in_place import follow_in_place
 from .passes.inline_grad_mode import inline_grad_mode
@@ -30,13 +31,11 @@ ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Captured(NamedTuple):
     """A private copy of an exported graph, ready to annotate.
 
-    folded: one line for each batch norm that was folded away
     state_bytes: size of the parameters and buffers before that
     """
 
     gm: ExportedModule
     example_inputs: ExampleInputs | None
-    folded: list[str]
     state_bytes: int
 
 
@@ -50,10 +49,9 @@ def capture(model: object) -> Captured:
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
     draft = run_pass(tidy, clone(exported))  # what nobody reads is not quantized either
     draft = run_pass(follow_in_place, run_pass(inline_grad_mode, draft))
+    own_written(draft)
     before = state_bytes(draft)
-    notes: list[str] = []
-    gm = run_pass(lambda graph_module: fold_batch_norm(graph_module, notes), draft, name="fold_batch_norm")
-    return Captured(gm, example_inputs, notes, before)
+    return Captured(run_pass(fold_batch_norm, draft), example_inputs, before)
 
 
 def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:

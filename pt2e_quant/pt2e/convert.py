@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from ..graph import (
     collector_paused,
     copy_origin,
     finish,
+    own_written,
     set_value,
     state_bytes,
     tidy,
@@ -26,11 +29,13 @@ from ..observer.derived import DerivedObserver
 from ..quantizer.base import REFUSALS_KEY
 from ..specs import ANNOTATION_KEY
 from .capture import run_pass
+from .integer_buffers import make_buffers_integer
 from .observers import has_data
 from .passes.fold_weights import fold_weights
-from .qdq import Emitter, QParams, read_qparams
+from .qdq import Emitter, QParams, read_qparams, with_qparams
 from .quantized_io import QuantizedIO, quantize_io
-from .record import RECORD_KEY, GroupRecord, Record, record_of
+from .record import RECORD_KEY, Record, record_of
+from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]
 
@@ -41,7 +46,9 @@ def convert_pt2e(
     *,
     fold_quantize: bool = True,
     quantized_io: QuantizedIO | None = None,
+    integer_buffers: Iterable[str] = (),
     allow_uncalibrated: bool = False,
+    use_reference_representation: bool = False,
 ) -> ExportedModule:
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
@@ -51,17 +58,24 @@ def convert_pt2e(
         fold_quantize: store quantized weights as integers; False leaves weight -> quantize -> dequantize in the graph.
         quantized_io: inputs and outputs of the model that are to be integers; `explain(converted).inputs` and
             `.outputs` have their scale and zero point.
+        integer_buffers: names or globs of buffers that the model writes to (key-value caches), to be stored as
+            integers with the qparams of what is written to them; `explain(converted).buffers` has those.
         allow_uncalibrated: leave tensors whose observer never saw data in floating point instead of raising.
+        use_reference_representation: write the quantized ops in integer arithmetic, rounding as XNNPACK does; see
+            `representation.reference_representation_rewrite`, which offers other roundings.
 
     Returns:
-        A module with the calling convention of the exported model.
+        A module with the calling convention of the exported model. Buffers that it writes to start from what they held
+        before calibration; after training with fake-quantizers they keep what they hold.
 
     Raises:
-        ConversionError: `model` is not a prepared one, or an input or output cannot become integers.
+        ConversionError: `model` is not a prepared one, its parameters are on the meta device, or an input, output or
+            buffer cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
     record = _checked(model)
     gm = clone(model)
+    own_written(gm, record.state)
     _observe_constants(gm, record)
     calls = _observer_calls(gm, record)
     silent = _never_ran(gm, record, calls)
@@ -72,16 +86,19 @@ def convert_pt2e(
         node.meta.pop(ANNOTATION_KEY, None)
         node.meta.pop(REFUSALS_KEY, None)
     gm = run_pass(fold_weights if fold_quantize else tidy, gm)
+    record = make_buffers_integer(gm, integer_buffers, record)
+    tidy(gm)
     if quantized_io is not None:
         record = quantize_io(gm, quantized_io, record)
     finish(gm)
     gm.meta[RECORD_KEY] = replace(
         record,
         stage="converted",
-        groups=[_with_qparams(group, qparams.get(group.observer)) for group in record.groups],
+        state={},
+        groups=[with_qparams(group, qparams.get(group.observer)) for group in record.groups],
         bytes_after=state_bytes(gm),
     )
-    return gm
+    return reference_representation_rewrite(gm) if use_reference_representation else gm
 
 
 def _checked(model: object) -> Record:
@@ -93,6 +110,14 @@ def _checked(model: object) -> Record:
         )
     if record.stage == "converted":
         raise ConversionError("this model is converted already; convert_pt2e takes the prepared model")
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise ConversionError(
+            f"{len(empty)} parameters and buffers are on the meta device, where they have shapes and no values: "
+            f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}.\n"
+            "  Load the weights, prepared.load_state_dict(state, assign=True), and calibrate, before convert_pt2e."
+        )
     return record
 
 
@@ -191,12 +216,3 @@ def _name_overloads(gm: GraphModule) -> None:
             node.target = getattr(node.target, node.target.overloads()[0])
             if "from_node" not in node.meta:
                 copy_origin(node, node.all_input_nodes[0], "convert_pt2e")
-
-
-def _with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
-    if qparams is None or qparams.scale is None or qparams.zero_point is None:
-        return group
-    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
-    if qparams.axis is None:
-        return replace(group, scale=scales[0], zero_point=zero_points[0])
-    return replace(group, scale=scales, zero_point=zero_points)

@@ -17,7 +17,7 @@ from ..observer.fixed import FixedQParamsObserver
 from .plan import Group, Plan
 from .spec_fields import constructor_name, describe_site, spec_kind
 
-__all__ = ["has_data", "is_fake_quantizer", "make_observers"]
+__all__ = ["has_data", "make_observers"]
 
 _SPEC_FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
 
@@ -95,15 +95,10 @@ def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -
     )
 
 
-def is_fake_quantizer(module: nn.Module) -> bool:
-    """True for modules that round values while training, which must run on weights as well."""
-    return hasattr(module, "fake_quant_enabled")
-
-
 def has_data(module: nn.Module) -> bool:
     """False for a calibrated observer that has not seen a value yet, of this package or of another."""
-    if getattr(module, "block_size", ()) is None:
-        return False  # observers of blocks, groups and tokens learn their shape from the first batch, dynamic ones too
+    if getattr(module, "block_size", ()) is None and hasattr(module, "convert"):
+        return False  # those that write their own q/dq need the shape of a block, dynamic ones too
     if getattr(module, "is_dynamic", False) or not _is_integer(getattr(module, "dtype", None)):
         return True
     if isinstance(module, DerivedObserver):

@@ -5,6 +5,7 @@ Made before the graph is touched, from `node.meta["quantization_annotation"]` al
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, CoverageError, locate, locate_all, module_path, source_line
-from ..graph import Constants, attribute, is_float_tensor, is_guard, is_quantizable
+from ..errors import AnnotationError, CoverageError, SharingError, locate, locate_all, module_path, source_line
+from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
+from ..ops import RNN
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
 from ..specs import ANNOTATION_KEY, EdgeOrNode
 from .record import Decision
 from .sharing import share
-from .spec_fields import describe_spec, spec_kind
+from .spec_fields import describe_spec, same_observer, spec_kind
 
 __all__ = ["Group", "Plan", "Point", "make_plan"]
 
@@ -41,10 +43,14 @@ class Point:
 
 @dataclass
 class Group:
-    """Sites that share one observer, and the spec that it is made from."""
+    """Sites that share one observer, and the spec that it is made from.
+
+    dropped: members whose own spec asked for the same integers with another observer, which is not used
+    """
 
     spec: Any
     members: list[EdgeOrNode] = field(default_factory=list)
+    dropped: dict[EdgeOrNode, Any] = field(default_factory=dict)
 
     @property
     def derived(self) -> bool:
@@ -70,14 +76,18 @@ def make_plan(gm: GraphModule, quantizer_name: str, *, allow_empty: bool = False
 
     Raises:
         AnnotationError: an annotation does not fit the graph.
-        SharingError: tensors that must share qparams cannot.
+        SharingError: tensors that must share qparams cannot, or one parameter would be stored as different integers.
         CoverageError: there is no annotation at all, and allow_empty is False.
     """
     specs, implicit = _sites(gm)
     if not specs and not allow_empty:
         raise CoverageError(_nothing_quantized(gm, quantizer_name))
     resolved = share(specs, implicit)
+    _check_stored_once(gm, resolved)
     points, groups, group_of = _points(gm, resolved)
+    for site, spec in specs.items():
+        if spec_kind(spec) == "observed" and not same_observer(spec, groups[group_of[site]].spec):
+            groups[group_of[site]].dropped[site] = spec
     decisions = [_decision(node, quantizer_name, resolved) for node in gm.graph.nodes if _is_decided(node)]
     decisions += _nested_decisions(gm)
     return Plan(points, groups, group_of, decisions, list(gm.meta.get(UNUSED_RULES_KEY, ())))
@@ -120,7 +130,7 @@ def _check_inputs(node: Node, wanted: dict[Node, Any]) -> None:
 def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, Node]) -> bool:
     """False, with the reason recorded, for what must stay as it is; an error for values that are no tensor at all."""
     if tensor in written:
-        refuse(annotated, "plan", overwritten_reason(tensor, written[tensor]))
+        refuse(annotated, "plan", overwritten_reason(tensor, written[tensor]), "overwritten")
         return False
     value = tensor.meta.get("val")
     if value is None and tensor.op == "get_attr":
@@ -136,10 +146,27 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, 
         )
     if not is_quantizable(tensor):
         dtype = str(value.dtype).removeprefix("torch.")
-        refuse(annotated, "plan", f"{tensor.name} is {dtype}, only float32, float16 and bfloat16 are quantized")
+        reason = f"{tensor.name} is {dtype}, only float32, float16 and bfloat16 are quantized"
+        refuse(annotated, "plan", reason, "dtype" if value.dtype.is_floating_point else "non_float")
         spec_kind(spec)
         return False
     return True
+
+
+def _check_stored_once(gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> None:
+    """A parameter that several ops read, such as that of an embedding tied to a head, is stored as one tensor."""
+    uses: dict[str, dict[EdgeOrNode, tuple[Node, Any]]] = defaultdict(dict)
+    for site, (root, spec) in resolved.items():
+        if not isinstance(site, Node) and site[0].op == "get_attr" and not getattr(spec, "is_dynamic", False):
+            uses[str(site[0].target)].setdefault(root, (site[1], spec))
+    for name, groups in uses.items():
+        if len(groups) > 1:
+            sites = "\n".join(f"{describe_spec(spec)}, for\n{locate(node)}" for node, spec in groups.values())
+            raise SharingError(
+                f"parameter {name!r} would be stored {len(groups)} times, each time as other integers:\n{sites}\n"
+                "  Give all its uses one spec, keep all but one in float, or untie them in the model: "
+                "other.weight = nn.Parameter(weight.detach().clone())"
+            )
 
 
 def _points(
@@ -180,9 +207,14 @@ def _points(
 
 def _is_decided(node: Node) -> bool:
     """Ops that the report accounts for: everything that computes a float tensor, or was annotated."""
-    if node.op != "call_function":
+    if node.op != "call_function" or _is_part_of_rnn(node):
         return False
-    return is_float_tensor(node) or ANNOTATION_KEY in node.meta
+    return is_float_tensor(node) or ANNOTATION_KEY in node.meta or node.target in RNN
+
+
+def _is_part_of_rnn(node: Node) -> bool:
+    """What is taken out of an RNN shares its fate."""
+    return node.target is operator.getitem and node.all_input_nodes[0].target in RNN
 
 
 def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> Decision:
@@ -195,16 +227,20 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
     )
     part_of_pattern = claimed and getattr(annotation, "rule", None) is not None
     quantized = bool(inputs) or output is not None or part_of_pattern
+    reason, code = (None, None) if quantized else _reason(node, quantizer)
     return Decision(
         node=node.name,
         op=str(node.target),
         quantized=quantized,
         rule=(getattr(annotation, "rule", None) or quantizer) if quantized else None,
-        reason=None if quantized else _reason(node, quantizer),
+        reason=None if reason is None else reason + _stored_twice(node, resolved),
         inputs=inputs,
         output=output,
         module=module_path(node),
         source=source_line(node),
+        code=code,
+        origin=exported_name(node),
+        overlaps=tuple(found.by for found in refusals(node) if quantized and found.code == "already_annotated"),
     )
 
 
@@ -218,24 +254,44 @@ def _nested_decisions(gm: GraphModule, path: str = "") -> list[Decision]:
         name = f"{path}{node.target}"
         reason = f"inside {name}, a nested graph of {', '.join(str(user.target) for user in node.users)}: not quantized"
         for inner in filter(_is_decided, body.graph.nodes):
-            decision = replace(_decision(inner, "", {}), node=f"{name}.{inner.name}", reason=reason)
+            decision = replace(
+                _decision(inner, "", {}), node=f"{name}.{inner.name}", reason=reason, code="nested_graph"
+            )
             decisions.append(decision)
         decisions += _nested_decisions(body, f"{name}.")
     return decisions
 
 
-def _reason(node: Node, quantizer: str) -> str:
+def _reason(node: Node, quantizer: str) -> tuple[str, str]:
+    """All reasons that were recorded for leaving a node alone, and the code of the first."""
+    if node.target in RNN:
+        call = f"exported.run_decompositions(torch._decomp.get_decompositions([torch.ops.{node.target}]))"
+        return (
+            f"captured as one op, whose linears no quantizer sees; unroll it before prepare_pt2e: {call}",
+            "composite_op",
+        )
     found = refusals(node)
+    if not found and getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False):
+        return f"{quantizer} marked it as annotated, without a spec", "config_none"
     if not found:
-        return f"{quantizer} did not annotate it"
-    return "; ".join(dict.fromkeys(refusal.reason for refusal in found))
+        return f"{quantizer} did not annotate it", "not_annotated"
+    return "; ".join(dict.fromkeys(refusal.reason for refusal in found)), found[0].code
+
+
+def _stored_twice(node: Node, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> str:
+    """What to add where a float op reads a parameter that others read as integers, as an embedding tied to a head."""
+    for source in node.all_input_nodes:
+        others = [user.name for user in source.users if source.op == "get_attr" and (source, user) in resolved]
+        if others:
+            return f"; so {source.target} is stored in float here and as integers for {', '.join(others)}"
+    return ""
 
 
 def _nothing_quantized(gm: GraphModule, quantizer: str) -> str:
     floats = [node for node in gm.graph.nodes if _is_decided(node)]
     reasons: dict[str, list[Node]] = defaultdict(list)
     for node in floats:
-        reasons[_reason(node, quantizer)].append(node)
+        reasons[_reason(node, quantizer)[0]].append(node)
     lines = [f"nothing would be quantized: {quantizer} annotated none of the {len(floats)} float ops of this graph."]
     for reason, nodes in sorted(reasons.items(), key=lambda item: -len(item[1]))[:6]:
         lines.append(f"  {len(nodes)} x {reason}, such as")

@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ..devices import device_of
 from ..errors import AnnotationError, CaptureError, locate
+from ..fake_quantize import is_fake_quantizer
 from ..graph import (
     ExportedModule,
     attribute,
@@ -20,14 +22,15 @@ from ..graph import (
     free_name,
     is_guard,
     set_value,
+    written_attributes,
 )
 from ..observer.derived import DerivedObserver
-from ..quantizer.base import Quantizer
+from ..quantizer.base import FOLDED_KEY, Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from .capture import capture, run_pass
 from .coverage import check_required
-from .observers import is_fake_quantizer, make_observers
+from .observers import make_observers
 from .plan import Plan, Point, make_plan
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind
@@ -83,11 +86,12 @@ def prepare_pt2e(
         quantizer=quantizer_name(quantizer),
         decisions=plan.decisions,
         points=points,
-        groups=_group_records(plan, names),
+        groups=_group_records(plan, observers, names),
         unused_rules=plan.unused_rules,
-        folded=captured.folded,
+        folded=list(captured.gm.meta.get(FOLDED_KEY, ())),
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
+        state=_state_to_restore(gm, observers),
     )
     return finish(gm)
 
@@ -136,13 +140,16 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
 
 
 def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:
-    """Add the observers as submodules; one that serves several groups is added once."""
+    """Add the observers as submodules, on the model's device; one that serves several groups is added once."""
     names: dict[int, str] = {}
+    device = device_of(gm)
     free = free_name(gm, "activation_post_process_")
     for observer in observers:
         if id(observer) not in names:
             names[id(observer)] = next(free)
             gm.add_module(names[id(observer)], observer)
+            if device is not None and device.type not in ("cpu", "meta"):
+                observer.to(device)
     return [names[id(observer)] for observer in observers]
 
 
@@ -205,8 +212,22 @@ def _spoken_for(point: Point) -> Node:
     return point.producer
 
 
-def _group_records(plan: Plan, names: list[str]) -> list[GroupRecord]:
+def _state_to_restore(gm: GraphModule, observers: list[nn.Module]) -> dict[str, Tensor]:
+    """Buffers that calibration writes to, as they are now. What training writes to them is to stay, so then none."""
+    if any(map(is_fake_quantizer, observers)):
+        return {}
+    return {name: attribute(gm, name).detach().clone() for name in written_attributes(gm.graph)}
+
+
+def _group_records(plan: Plan, observers: list[nn.Module], names: list[str]) -> list[GroupRecord]:
     return [
-        GroupRecord(name, spec_kind(group.spec), describe_spec(group.spec), tuple(map(describe_site, group.members)))
-        for group, name in zip(plan.groups, names, strict=True)
+        GroupRecord(
+            observer=name,
+            kind=spec_kind(group.spec),
+            spec=describe_spec(group.spec),
+            members=tuple(map(describe_site, group.members)),
+            observer_class=type(observer).__name__,
+            dropped=tuple(f"{describe_site(site)}: {describe_spec(spec)}" for site, spec in group.dropped.items()),
+        )
+        for group, observer, name in zip(plan.groups, observers, names, strict=True)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,15 @@ from torch.fx.node import map_arg
 
 from ..errors import ConversionError, locate
 from ..graph import copy_origin, free_name, insert_attribute, is_guard, set_value, with_value
+from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
+from ..qparams import storage_dtype
+from ..schemes import Scheme
 from ..specs import integer_range, is_per_channel, is_symmetric
+from .record import GroupRecord
 
-__all__ = ["Emitter", "QParams", "read_qparams"]
+__all__ = ["Emitter", "QParams", "read_qparams", "with_qparams"]
 
 _OPS = torch.ops.quantized_decomposed
-_STORAGE = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 _DEFAULT_EPS = torch.finfo(torch.float32).eps
 
 
@@ -32,8 +35,10 @@ _DEFAULT_EPS = torch.finfo(torch.float32).eps
 class QParams:
     """Everything that one q/dq pair is written from.
 
-    scale, zero_point: tensors of one element, or of one per channel; None for run-time (dynamic) qparams and for casts
+    scale, zero_point: tensors of one element, or of one per channel or group; None for run-time (dynamic) qparams and
+        for casts
     axis: dimension with one scale per index; None for one scale in all
+    group_size: neighbours in a row of a matrix that share a scale; scale has shape (rows, groups in a row)
     per_token: run-time qparams for each index of all dimensions but the last
     """
 
@@ -43,32 +48,91 @@ class QParams:
     scale: Tensor | None = None
     zero_point: Tensor | None = None
     axis: int | None = None
+    group_size: int | None = None
     symmetric: bool = False
     per_token: bool = False
     eps: float = _DEFAULT_EPS
 
 
 def read_qparams(observer: nn.Module) -> QParams:
-    """What an observer or fake-quantizer, of this package or of another, has settled on."""
+    """What an observer or fake-quantizer, of this package or of another, has settled on.
+
+    Raises:
+        ConversionError: the q/dq ops have no form for its scheme.
+    """
     dtype: torch.dtype = observer.dtype  # type: ignore[assignment]
+    scheme = getattr(observer, "scheme", None)
     whole = integer_range(dtype)
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    if (isinstance(scheme, Scheme) and scheme.op is None) or (whole is None and high is not None):
+        raise ConversionError(_no_op(observer, scheme))
     if whole is None:
         return QParams(dtype, 0, 0)
-    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
     qscheme = getattr(observer, "qscheme", None)
     common: dict[str, Any] = {
-        "dtype": _STORAGE.get(dtype, dtype),
+        "dtype": storage_dtype(dtype),
         "quant_min": whole[0] if low is None else int(low),
         "quant_max": whole[1] if high is None else int(high),
         "symmetric": is_symmetric(qscheme),
     }
     if getattr(observer, "is_dynamic", False):
-        eps = getattr(observer, "eps", _DEFAULT_EPS)
-        per_token = getattr(observer, "granularity", "tensor") == "token"
+        inner = getattr(observer, "activation_post_process", observer)
+        eps = getattr(observer, "eps", getattr(inner, "eps", _DEFAULT_EPS))
+        granularity = getattr(observer, "granularity", "tensor")
+        per_token = granularity == "token" or isinstance(granularity, PerToken)
+        if not per_token and granularity not in ("tensor", PerTensor()):
+            raise ConversionError(_no_op(observer, scheme))
         return QParams(**common, per_token=per_token, eps=float(eps))
-    scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
+    scale, zero_point = (tensor.detach() for tensor in observer.calculate_qparams())  # type: ignore[operator]
+    granularity = getattr(observer, "granularity", None)
+    if isinstance(granularity, Granularity):
+        return _of_blocks(observer, granularity, scale, zero_point, common)
     axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
-    return QParams(**common, scale=scale.detach(), zero_point=zero_point.detach(), axis=axis)
+    return QParams(**common, scale=scale, zero_point=zero_point, axis=axis)
+
+
+def _of_blocks(
+    observer: nn.Module, granularity: Granularity, scale: Tensor, zero_point: Tensor, common: dict[str, Any]
+) -> QParams:
+    """The forms that the ops have: per tensor, per channel, and for matrices per row and per group around zero."""
+    seen = getattr(observer, "activation_post_process", observer)
+    matrix = len(getattr(seen, "block_size", None) or ()) == 2
+    if isinstance(granularity, PerAxis):
+        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=granularity.axis)
+    if matrix and isinstance(granularity, PerRow) and granularity.dim in (-1, 1):  # its channels of dimension 0
+        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=0)
+    if matrix and isinstance(granularity, PerGroup) and not bool(zero_point.any()):
+        rows = (scale.shape[0], -1)
+        scale, zero_point = scale.reshape(rows), zero_point.reshape(rows)
+        return QParams(**common, scale=scale, zero_point=zero_point, group_size=granularity.group_size)
+    if not isinstance(granularity, PerTensor):
+        raise ConversionError(_no_op(observer, getattr(observer, "scheme", None)))
+    return QParams(**common, scale=scale, zero_point=zero_point)
+
+
+def _no_op(observer: nn.Module, scheme: Scheme | None) -> str:
+    blocks = getattr(observer, "granularity", "with a scale")
+    wanted = f"{scheme}" if scheme is not None else f"{observer.dtype} {blocks}"
+    if scheme is not None and scheme.op is not None:
+        wanted += " of a tensor that is no matrix"
+    return (
+        f"{getattr(observer, 'site', '') or type(observer).__name__}: torch.ops.quantized_decomposed has no op for "
+        f"{wanted}, so this tensor was prepared and calibrated but cannot be converted.\n  A backend with an op of its "
+        "own for it observes with a class that has convert(model, node), which writes that op; or choose a scheme that "
+        "docs/schemes.md lists with an op; or leave this place in float."
+    )
+
+
+def with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
+    """The record of a group with the scale, zero point and range that its observer has settled on."""
+    if qparams is None or qparams.scale is None or qparams.zero_point is None:
+        return group
+    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
+    if qparams.axis is not None or qparams.group_size is not None:
+        return replace(group, scale=scales, zero_point=zero_points)
+    scale, zero_point = scales[0], zero_points[0]
+    ends = ((qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale)
+    return replace(group, scale=scale, zero_point=zero_point, range=ends)
 
 
 class Emitter:
@@ -109,11 +173,11 @@ class Emitter:
         if not _is_integer(qparams.dtype):
             cast = _OPS.convert_element_type.no_fuse
             half = self._call(cast, (value, qparams.dtype), like, qparams.dtype)
-            return half, cast, (value.meta["val"].dtype if "val" in value.meta else torch.float32,)
+            return half, cast, (_dtype_of(value),)
         limits = (qparams.quant_min, qparams.quant_max, qparams.dtype)
         if qparams.scale is None:
             return self._dynamic(value, like, qparams, limits)
-        if qparams.axis is not None:
+        if qparams.axis is not None or qparams.group_size is not None:
             return self._per_channel(value, like, qparams, limits)
         if qparams.scale.numel() != 1:
             raise ConversionError(
@@ -138,6 +202,10 @@ class Emitter:
             insert_attribute(self._gm, name, tensor, like, "convert_pt2e")
             for name, tensor in zip(self._buffers[id(qparams)], tensors, strict=True)
         )
+        if qparams.group_size is not None:
+            arguments: tuple[Any, ...] = (scale, zero_point, *limits, qparams.group_size)
+            quantized = self._call(_OPS.quantize_per_channel_group.default, (value, *arguments), like, qparams.dtype)
+            return quantized, _OPS.dequantize_per_channel_group.default, (*arguments, _dtype_of(value))
         arguments = (scale, zero_point, qparams.axis, *limits)
         quantized = self._call(_OPS.quantize_per_channel.default, (value, *arguments), like, qparams.dtype)
         return quantized, _OPS.dequantize_per_channel.default, arguments
@@ -147,10 +215,10 @@ class Emitter:
     ) -> tuple[Node, Any, tuple[Any, ...]]:
         low, high, dtype = limits
         if qparams.per_token:
-            if qparams.symmetric or (low, high) != integer_range(dtype):
+            if qparams.symmetric or (low, high, dtype) != (-128, 127, torch.int8):
                 raise ConversionError(
-                    f"per-token qparams exist for asymmetric schemes over all of {dtype} only:\n{locate(like)}\n"
-                    "  Use torch.per_tensor_affine without quant_min and quant_max."
+                    f"per-token qparams exist for asymmetric schemes over all of torch.int8 only, not for {dtype}:\n"
+                    f"{locate(like)}\n  Use torch.int8 and torch.per_tensor_affine without quant_min and quant_max."
                 )
             choose = _OPS.choose_qparams_per_token_asymmetric.default
             arguments: tuple[Any, ...] = (value, dtype)
@@ -163,7 +231,7 @@ class Emitter:
         scale = self._call(operator.getitem, (chosen, 0), like)
         zero_point = self._call(operator.getitem, (chosen, 1), like)
         quantized = self._call(quantize, (value, scale, zero_point, *limits), like, dtype)
-        out = (value.meta["val"].dtype if "val" in value.meta else torch.float32,) if qparams.per_token else ()
+        out = (_dtype_of(value),) if qparams.per_token else ()
         return quantized, dequantize, (scale, zero_point, *limits, *out)
 
     def _call(self, target: Any, args: tuple[Any, ...], like: Node, dtype: torch.dtype | None = None) -> Node:
@@ -181,14 +249,19 @@ class Emitter:
 
     @staticmethod
     def _out_dtype(value: Node, dequantize: Any) -> dict[str, Any]:
-        """Models in half precision get their own dtype back; per token, it is a positional argument."""
-        dtype = getattr(value.meta.get("val"), "dtype", torch.float32)
+        """Models in half precision get their own dtype back; per token and group, it is a positional argument."""
+        dtype = _dtype_of(value)
         if dtype is torch.float32 or dequantize in (
             _OPS.convert_element_type.no_fuse,
+            _OPS.dequantize_per_channel_group.default,
             _OPS.dequantize_per_token.default,
         ):
             return {}
         return {"out_dtype": dtype}
+
+
+def _dtype_of(value: Node) -> torch.dtype:
+    return getattr(value.meta.get("val"), "dtype", torch.float32)
 
 
 def _is_integer(dtype: torch.dtype) -> bool:

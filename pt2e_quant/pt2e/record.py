@@ -13,14 +13,33 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-__all__ = ["RECORD_KEY", "BorderQParams", "Decision", "GroupRecord", "PointRecord", "Record", "record_of"]
+from ..quantizer.base import Folded
+
+__all__ = [
+    "RECORD_KEY",
+    "BorderQParams",
+    "Decision",
+    "GroupRecord",
+    "PointRecord",
+    "Record",
+    "Representation",
+    "SiteRange",
+    "record_of",
+]
 
 RECORD_KEY = "pt2e_quant"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one op of the model: quantized by a rule, or left in float for a reason."""
+    """What became of one op of the model: quantized by a rule, or left in float for a reason.
+
+    rule: the rule that took it, or the quantizer where that has no rules
+    inputs, output: specs in words, by the node that computes the tensor
+    code: kind of the reason, a key of pt2e_quant.quantizer.base.WAYS_OUT
+    origin: the node of the exported program that this one is, or stems from
+    overlaps: quantizers that wanted the op as well, after the one that has it
+    """
 
     node: str
     op: str
@@ -31,6 +50,9 @@ class Decision:
     output: str | None
     module: str | None
     source: str | None
+    code: str | None = None
+    origin: str = ""
+    overlaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,9 +66,28 @@ class PointRecord:
     location: str
 
 
+@dataclass(frozen=True)
+class SiteRange:
+    """What one tensor would take for itself: the values that it had, and the scale that the spec maps them to."""
+
+    tensor: str
+    low: float
+    high: float
+    scale: float
+
+
 @dataclass
 class GroupRecord:
-    """Tensors that share one observer. `scale` and `zero_point` are known after convert; lists when per channel."""
+    """Tensors that share one observer. `scale` and `zero_point` are known after convert; lists when per channel.
+
+    observer: name of the observer's submodule
+    kind:     kind of the spec: observed, fixed or derived
+    members:  'conv2d' for the output of a node, 'x -> conv2d' for one use of x
+    range:    smallest and largest real number that the integers stand for; None per channel and for run-time qparams
+    dropped:  members whose own spec asked for another observer, each with that observer: uses of one tensor as the
+              same integers are quantized once, by the observer of its producer
+    own:      ranges of the single tensors, where they were measured: `explain(prepared, data)`
+    """
 
     observer: str
     kind: str
@@ -54,11 +95,15 @@ class GroupRecord:
     members: tuple[str, ...]
     scale: float | list[float] | None = None
     zero_point: float | list[float] | None = None
+    observer_class: str = ""
+    range: tuple[float, float] | None = None
+    dropped: tuple[str, ...] = ()
+    own: tuple[SiteRange, ...] = ()
 
 
 @dataclass(frozen=True)
 class BorderQParams:
-    """How an integer input or output of the model stands for real numbers: x = (q - zero_point) * scale."""
+    """How an integer input, output or buffer of the model stands for real numbers: x = (q - zero_point) * scale."""
 
     scale: float
     zero_point: int
@@ -68,20 +113,42 @@ class BorderQParams:
 
     def quantize(self, x: Tensor) -> Tensor:
         """Real numbers -> the integers that the model takes, exactly as its own quantize did it."""
-        return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *self._arguments)  # type: ignore[no-any-return]
+        return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *self.arguments)  # type: ignore[no-any-return]
 
     def dequantize(self, q: Tensor) -> Tensor:
         """The integers that the model returns -> float32, exactly as its own dequantize did it."""
-        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *self._arguments)  # type: ignore[no-any-return]
+        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *self.arguments)  # type: ignore[no-any-return]
 
     @property
-    def _arguments(self) -> tuple[float, int, int, int, torch.dtype]:
+    def arguments(self) -> tuple[float, int, int, int, torch.dtype]:
+        """What the q/dq ops take behind the tensor."""
         return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What became of the ops of a model that was rewritten in integer arithmetic.
+
+    rounding: how sums become codes
+    forms:    float ops that are integer ones now, with the type that they compute in
+    left:     ops and dequantizes on quantized tensors that stayed in float, with the reason
+    codes:    quantize nodes of the converted graph, with the node here that holds the same codes
+    """
+
+    rounding: str
+    forms: dict[str, str]
+    left: dict[str, str]
+    codes: dict[str, str]
 
 
 @dataclass
 class Record:
-    """The whole account of one graph. `inputs` and `outputs`: those that convert made integers, by position."""
+    """The whole account of one graph.
+
+    inputs, outputs: those that convert made integers, by position
+    buffers:         those that convert made integers, by name
+    state:           what the buffers that the model writes to held before calibration, by name
+    """
 
     stage: Literal["prepared", "converted"]
     quantizer: str
@@ -89,12 +156,15 @@ class Record:
     points: list[PointRecord]
     groups: list[GroupRecord]
     unused_rules: list[str]
-    folded: list[str] = field(default_factory=list)
+    folded: list[Folded] = field(default_factory=list)
     bytes_before: int = 0
     bytes_after: int | None = None
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     inputs: dict[int, BorderQParams] = field(default_factory=dict)
     outputs: dict[int, BorderQParams] = field(default_factory=dict)
+    buffers: dict[str, BorderQParams] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    representation: Representation | None = None
 
     @property
     def quantized(self) -> list[Decision]:

@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..errors import AnnotationError
 from ..specs import EdgeOrNode, integer_range, is_per_channel, is_symmetric
 
-__all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "spec_key", "spec_kind"]
+__all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "same_observer", "spec_key", "spec_kind"]
 
 SpecKind = Literal["shared", "derived", "fixed", "observed"]
 
@@ -55,8 +55,9 @@ def spec_key(spec: Any) -> Hashable:
 
 
 def _says_more_than_a_range(spec: Any, constructor: Any) -> bool:
-    """True where dtype, bounds, scheme and axis do not say all: qparams at run time, and observers that write q/dq."""
-    return bool(getattr(spec, "is_dynamic", False)) or hasattr(_class_of(constructor), "convert")
+    """True where dtype, bounds, qscheme and axis do not say all: qparams at run time, blocks, own q/dq."""
+    dynamic = bool(getattr(spec, "is_dynamic", False))
+    return dynamic or hasattr(_class_of(constructor), "convert") or _scheme_of(constructor) is not None
 
 
 def _constructor_key(constructor: Any) -> Hashable:
@@ -74,6 +75,13 @@ def _argument_key(value: Any) -> Hashable:
     return value if isinstance(value, (int, float, str, type, bool, type(None))) else repr(value)
 
 
+def same_observer(one: Any, other: Any) -> bool:
+    """Both specs make observers of one class from the same arguments; True as well when `other` makes none."""
+    if one is other or spec_kind(other) != "observed":
+        return True
+    return _constructor_key(one.observer_or_fake_quant_ctr) == _constructor_key(other.observer_or_fake_quant_ctr)
+
+
 def constructor_name(constructor: Any) -> str:
     """'HistogramObserver' for the class, for Class.with_args(...) and for a partial of it."""
     constructor = _class_of(constructor)
@@ -88,6 +96,16 @@ def _class_of(constructor: Any) -> Any:
     return constructor
 
 
+def _scheme_of(constructor: Any) -> Any:
+    """The scheme in Class.with_args(scheme=...), None without one."""
+    constructor = getattr(constructor, "p", constructor)
+    while isinstance(constructor, functools.partial):
+        if "scheme" in constructor.keywords:
+            return constructor.keywords["scheme"]
+        constructor = getattr(constructor.func, "p", constructor.func)
+    return None
+
+
 def describe_site(site: EdgeOrNode) -> str:
     """'conv2d' for a node's output, 'x -> conv2d' for one use of x."""
     return site.name if isinstance(site, Node) else f"{site[0].name} -> {site[1].name}"
@@ -98,6 +116,9 @@ def describe_spec(spec: Any) -> str:
     kind = spec_kind(spec)
     if kind == "shared":
         return f"shared with {describe_site(spec.edge_or_node)}"
+    scheme = _scheme_of(getattr(spec, "observer_or_fake_quant_ctr", None))
+    if scheme is not None:
+        return f"{scheme}, {constructor_name(spec.observer_or_fake_quant_ctr)}"
     words = [str(spec.dtype).removeprefix("torch.") + _range(spec)]
     if integer_range(spec.dtype) is not None:
         qscheme = getattr(spec, "qscheme", None)

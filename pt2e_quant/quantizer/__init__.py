@@ -20,7 +20,14 @@ from .pattern import Match, Op, Pattern, op, trace
 from .registry import find_quantizers, load_quantizer
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
-from .transforms import clamp_to_hardtanh, fold_zero_padding, lift_scalars, matmul_to_linear, mean_keeps_dims
+from .transforms import (
+    clamp_to_hardtanh,
+    fold_zero_padding,
+    lift_scalars,
+    matmul_to_linear,
+    mean_keeps_dims,
+    split_to_slices,
+)
 
 __all__ = [
     "BIAS",
@@ -58,5 +65,6 @@ __all__ = [
     "refuse",
     "rule",
     "same_as",
+    "split_to_slices",
     "trace",
 ]

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from ..ops import has_hidden_alias, mutated_arguments
 
-__all__ = ["overwritten", "overwritten_reason"]
+__all__ = ["memory_of", "overwritten", "overwritten_reason"]
 
 
 def overwritten(graph: Graph) -> dict[Node, Node]:
@@ -23,17 +23,20 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
     That is the written tensor itself, when it lives on outside the graph (a parameter, a buffer, an input) or another
     name of its memory is read behind the write; and those other names.
     """
+    writes = {node: targets for node in graph.nodes if (targets := _written(node))}
+    if not writes:
+        return {}
     last_read = {source: index for index, node in enumerate(graph.nodes) for source in node.all_input_nodes}
     base: dict[Node, Node] = {}
     names: dict[Node, list[Node]] = defaultdict(list)  # of the memory of each base, those that may still be read
     found: dict[Node, Node] = {}
     for index, node in enumerate(graph.nodes):
-        for target in _written(node):
+        for target in writes.get(node, ()):
             memory = base[target]
             names[memory] = [name for name in names[memory] if last_read.get(name, -1) > index]
             if names[memory] or memory.op in ("get_attr", "placeholder"):
                 found.update(dict.fromkeys((target, *names[memory]), node))
-        shared = _memory_of(node)
+        shared = memory_of(node)
         base[node] = node if shared is None else base[shared]
         names[base[node]].append(node)
     return found
@@ -43,7 +46,7 @@ def overwritten_reason(tensor: Node, write: Node) -> str:
     return f"{write.name} writes to the memory of {tensor.name}, which a quantized copy would miss"
 
 
-def _memory_of(node: Node) -> Node | None:
+def memory_of(node: Node) -> Node | None:
     """The argument in whose memory the result of a view or an in-place op lies."""
     if node.op != "call_function":
         return None

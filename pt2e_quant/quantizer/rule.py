@@ -18,8 +18,9 @@ from typing import Any
 from torch.fx import Node
 
 from ..errors import AnnotationError
-from ..graph import is_quantizable
+from ..graph import is_float_tensor, is_quantizable
 from ..specs import ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
+from .base import Refusal
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
 
@@ -142,18 +143,21 @@ class Rule:
         """True when the output has the qparams of an input, or the rule follows its producer: it has no own range."""
         return self.inherits or isinstance(self.output, SameAs)
 
-    def refusal(self, match: Match) -> str | None:
+    def refusal(self, match: Match) -> Refusal | None:
         """The first reason against this match, None when the rule applies."""
         for name, node in match.pairs():
             if self.specs.get(name) is None:
                 continue
             if "val" not in node.meta:
-                return f"{name!r} ({node.name}) has no meta['val'], its dtype is unknown; export the model again"
+                reason = f"{name!r} ({node.name}) has no meta['val'], its dtype is unknown; export the model again"
+                return Refusal(self.name, reason, "no_value")
             if not is_quantizable(node):
-                return f"{name!r} ({node.name}) is {_dtype(node)}, only float32, float16 and bfloat16 are quantized"
+                reason = f"{name!r} ({node.name}) is {_dtype(node)}, only float32, float16 and bfloat16 are quantized"
+                return Refusal(self.name, reason, "dtype" if is_float_tensor(node) else "non_float")
             if isinstance(self.specs[name], Inherit) and _output_spec(node) is None:
-                return "its input is not quantized"
-        return next((reason for check in self.unless if (reason := check(match)) is not None), None)
+                return Refusal(self.name, "its input is not quantized", "input_not_quantized")
+        reasons = (check(match) for check in self.unless)
+        return next((Refusal(self.name, reason) for reason in reasons if reason is not None), None)
 
     def apply(self, match: Match, config: QuantizationConfig) -> None:
         """Write the annotations of this rule on the matched nodes."""

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from ..errors import TargetingError
 from ..graph import Constants, is_float_tensor
 from ..specs import ANNOTATION_KEY
-from .base import UNUSED_RULES_KEY, Quantizer, refusals, refuse
+from .base import FOLDED_KEY, UNUSED_RULES_KEY, Quantizer, Refusal, refusals, refuse
 from .config import QuantizationConfig
 from .overwritten import overwritten, overwritten_reason
 from .pattern import Match
@@ -117,7 +117,7 @@ class RuleQuantizer(Quantizer):
         """
         if self._targets.is_empty:
             raise TargetingError(f"{self.name} has no configuration; call set_global(...) or another set_ method")
-        _Annotator(self, model, self._targets.choose(model.graph)).run()
+        _Annotator(self, model, self._targets.choose(model.graph, model.meta.get(FOLDED_KEY, ()))).run()
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -178,14 +178,13 @@ class _Annotator:
         if config is None:
             return
         match = replace(match, config=config, explicit=self._choices[match.anchor].is_explicit)
-        reason = self._written_to(match) or self._without_input(match) or rule.refusal(match)
-        if reason is None:
+        found = self._obstacle(rule, match) or rule.refusal(match)
+        if found is None:
             rule.apply(match, config)
             self._applied[match.root] = rule, match
-        else:
-            refuse(match.anchor, rule.name, reason)
-            if match.root is not match.anchor:
-                refuse(match.root, rule.name, reason)
+            return
+        for refused in dict.fromkeys((match.anchor, match.root)):
+            refuse(refused, found.by, found.reason, found.code)
 
     def _trim_outputs(self) -> None:
         """From the last node to the first: what a trimmed op no longer reads need not be quantized for it either."""
@@ -199,16 +198,15 @@ class _Annotator:
             for matched in match.nodes:
                 del matched.meta[ANNOTATION_KEY]
             del self._applied[node]
-            refuse(node, rule.name, "nothing that runs in integers reads its output")
+            refuse(node, rule.name, "nothing that runs in integers reads its output", "output_not_read")
 
-    def _without_input(self, match: Match) -> str | None:
-        alone = match.root in self._constants
-        return "it is computed from parameters alone, no input flows through it" if alone else None
-
-    def _written_to(self, match: Match) -> str | None:
+    def _obstacle(self, rule: Rule, match: Match) -> Refusal | None:
+        """What forbids every rule here: memory that is written to, and values that no input changes."""
         for node in (match.root, *(captured for _, captured in match.pairs())):
             if node in self._overwritten:
-                return overwritten_reason(node, self._overwritten[node])
+                return Refusal(rule.name, overwritten_reason(node, self._overwritten[node]), "overwritten")
+        if match.root in self._constants:
+            return Refusal(rule.name, "it is computed from parameters alone, no input flows through it", "constant")
         return None
 
     def _config(self, match: Match) -> QuantizationConfig | None:
@@ -223,15 +221,15 @@ class _Annotator:
     def _explain_the_rest(self) -> None:
         roots = {target for rule in self._quantizer._rules for target in rule.pattern.root.op.targets}
         for node, choice in self._choices.items():
-            if node in self._foreign:
-                refuse(node, self._quantizer.name, "already annotated by another quantizer")
+            if node in self._foreign and choice.config is not None and node.target in roots:
+                refuse(node, self._quantizer.name, "already annotated by another quantizer", "already_annotated")
             elif not _is_annotated(node) and (is_float_tensor(node) or "val" not in node.meta):
                 if not choice.is_set:
-                    refuse(node, self._quantizer.name, "no selector covers it")
+                    refuse(node, self._quantizer.name, "no selector covers it", "not_selected")
                 elif choice.config is None:
-                    refuse(node, self._quantizer.name, f"kept in float by {choice.selector}")
+                    refuse(node, self._quantizer.name, f"kept in float by {choice.selector}", "config_none")
                 elif node.target not in roots:
-                    refuse(node, self._quantizer.name, self._without_rule(node))
+                    refuse(node, self._quantizer.name, self._without_rule(node), "unsupported_op")
                 elif not refusals(node):
                     misfit = f"no rule for {node.target} fits these arguments"
                     refuse(node, self._quantizer.name, type(self._quantizer).reasons.get(node.target, misfit))

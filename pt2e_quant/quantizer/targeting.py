@@ -21,6 +21,7 @@ from torch.fx import Graph, Node
 
 from ..errors import TargetingError, module_stack, type_name
 from ..ops import resolve
+from .base import Folded
 from .config import QuantizationConfig
 
 __all__ = ["Choice", "Targets"]
@@ -62,8 +63,12 @@ class Targets:
         selected = (self.operators, self.module_types, self.module_names, self.nodes)
         return not any(selected) and self.everything in (_UNSET, None)
 
-    def choose(self, graph: Graph) -> dict[Node, Choice]:
+    def choose(self, graph: Graph, folded: Iterable[Folded] = ()) -> dict[Node, Choice]:
         """The choice for every call_function node of the graph.
+
+        Args:
+            graph: of the model.
+            folded: batch norms that are no longer in it; a selector that names one is told where it went.
 
         Raises:
             TargetingError: a selector matches no node.
@@ -76,7 +81,7 @@ class Targets:
             matches = self._matches(node, by_operator)
             used.update(choice.selector for choice in matches)
             choices[node] = self._filtered(node, matches)
-        self._raise_on_unused(used, nodes)
+        self._raise_on_unused(used, nodes, list(folded))
         return choices
 
     def _matches(self, node: Node, by_operator: dict[Any, list[Choice]]) -> list[Choice]:
@@ -115,22 +120,29 @@ class Targets:
             return Choice(None, "the filter function")
         return matches[0] if matches else Choice(None, "")
 
-    def _raise_on_unused(self, used: set[str], nodes: list[Node]) -> None:
+    def _raise_on_unused(self, used: set[str], nodes: list[Node], folded: list[Folded]) -> None:
         stacks = [module_stack(node) for node in nodes]
-        self._check("node", self.nodes, used, {node.name for node in nodes})
+        gone = {place: fold for fold in reversed(folded) for place in (fold.node, fold.module, fold.kind) if place}
+        self._check("node", self.nodes, used, {node.name for node in nodes}, gone)
         names = {path for stack in stacks for path, _ in stack}
-        self._check("module name", self.module_names, used, names)
+        self._check("module name", self.module_names, used, names, gone)
         types = {type_name(kind) for stack in stacks for _, kind in stack}
-        self._check("module type", (type_name(kind) for kind in self.module_types), used, types, quoted=False)
+        self._check("module type", map(type_name, self.module_types), used, types, gone, quoted=False)
         targets = {str(node.target) for node in nodes}
-        self._check("operator", (str(wanted) for wanted in self.operators), used, targets, quoted=False)
+        self._check("operator", map(str, self.operators), used, targets, {}, quoted=False)
 
     @staticmethod
-    def _check(what: str, wanted: Iterable[str], used: set[str], known: set[str], quoted: bool = True) -> None:
+    def _check(
+        what: str, wanted: Iterable[str], used: set[str], known: set[str], gone: dict[str, Folded], quoted: bool = True
+    ) -> None:
         for name in wanted:
             if (f"{what} {name!r}" if quoted else f"{what} {name}") in used:
                 continue
-            if not known:
+            fold = next((gone[place] for place in gone if fnmatch.fnmatchcase(place, name)), None)
+            if fold is not None:
+                where = f" (module {fold.into_module!r})" if fold.into_module else ""
+                hint = f"The batch norm {fold.node} was folded into {fold.into}{where}; select that instead."
+            elif not known:
                 hint = f"This graph records no {what} at all; export the model again with torch.export.export."
             else:
                 close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3) or sorted(known)[:5]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..graph import Constants, copy_origin, free_name, insert_attribute, is_float_tensor, tidy, with_value
-from ..ops import ADD, MUL, PAD, SUB, bind, set_argument
+from ..ops import ADD, MUL, PAD, SPLIT, SUB, UNBIND, bind, functional, set_argument
 
-__all__ = ["clamp_to_hardtanh", "fold_zero_padding", "lift_scalars", "matmul_to_linear", "mean_keeps_dims"]
+__all__ = [
+    "clamp_to_hardtanh",
+    "fold_zero_padding",
+    "lift_scalars",
+    "matmul_to_linear",
+    "mean_keeps_dims",
+    "split_to_slices",
+]
 
 aten = torch.ops.aten
 
@@ -25,7 +34,8 @@ def lift_scalars(gm: GraphModule) -> GraphModule:
     found = [node for node in gm.graph.nodes if _has_scalar(node)]
     for node in found:
         with gm.graph.inserting_before(node):
-            value = torch.tensor(float(node.args[1]), dtype=node.meta["val"].dtype, device=node.meta["val"].device)
+            like = node.meta["val"]
+            value = torch.tensor(float(node.args[1]), dtype=like.dtype, device="cpu" if like.is_meta else like.device)
             node.update_arg(1, insert_attribute(gm, next(names), value, like=node, by="lift_scalars"))
     return tidy(gm) if found else gm
 
@@ -137,6 +147,32 @@ def _even_zeros(pad: object, spatial: int) -> list[int] | None:
     if not all(isinstance(before, int) and before == after and before >= 0 for before, after in sides):
         return None
     return [before for before, _ in reversed(sides + [(0, 0)] * (spatial - len(sides)))]
+
+
+def split_to_slices(gm: GraphModule) -> GraphModule:
+    """Turn each part of a split or chunk into a slice, each part of an unbind into a select: ops with one output.
+
+    Only where the sizes along the dimension that is split are known. A rule on slices then takes the parts.
+    """
+    found = [
+        node for node in gm.graph.nodes if node.target in (*SPLIT, *UNBIND) and functional(node.target) is node.target
+    ]
+    for node in found:
+        x, dim = node.args[0], int(bind(node).get("dim", 0))
+        sizes = [1 if node.target in UNBIND else part.shape[dim] for part in node.meta.get("val", ())]
+        parts = [user for user in node.users if user.target is operator.getitem]
+        if len(parts) != len(node.users) or not all(isinstance(size, int) for size in sizes):
+            continue
+        for part in parts:
+            index = int(part.args[1]) % len(sizes)
+            start = sum(sizes[:index])
+            with gm.graph.inserting_before(part):
+                if node.target in UNBIND:
+                    made = gm.graph.call_function(aten.select.int, (x, dim, index))
+                else:
+                    made = gm.graph.call_function(aten.slice.Tensor, (x, dim, start, start + sizes[index]))
+                _replace(part, made, "split_to_slices")
+    return tidy(gm) if found else gm
 
 
 def _replace(old: Node, new: Node, by: str) -> None:

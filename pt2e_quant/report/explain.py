@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import CaptureError, TargetingError
-from ..pt2e.record import BorderQParams, Decision, GroupRecord, PointRecord, Record, record_of
-from .text import as_table, as_text, describe_decision
+from ..errors import CaptureError
+from ..graph import collector_paused
+from ..pt2e.record import (
+    BorderQParams,
+    Decision,
+    GroupRecord,
+    PointRecord,
+    Record,
+    Representation,
+    SiteRange,
+    record_of,
+)
+from ..quantizer.base import Folded
+from .model_explorer import Column, node_data
+from .ranges import measure_ranges
+from .text import as_table, as_text
+from .why import why
+
+if TYPE_CHECKING:
+    from ..lowering.program import ExecutorchProgram
 
 __all__ = ["Report", "explain"]
 
+_NOT_PLAIN = ("example_inputs", "inputs", "outputs", "buffers", "state")
 
-def explain(model: object) -> Report:
+
+def explain(model: object, data: Iterable[Any] | None = None) -> Report:
     """The report of a model that prepare_pt2e or convert_pt2e returned.
 
+    Args:
+        model: that model.
+        data: calibration data, for a prepared and calibrated model: batches that are a tensor, a tuple of arguments or
+            a dictionary of keyword arguments. They run once more, without observers, to find the range of each single
+            tensor; `why` then says what sharing costs. The record keeps it, so reports of what is converted afterwards
+            say it too. Without data nothing runs.
+
     Raises:
-        CaptureError: the model carries no record of either.
+        CaptureError: the model carries no record of either, or `data` comes with a converted model.
+        CalibrationError: there is no batch in `data`.
     """
     record = record_of(model)
     if record is None:
@@ -31,6 +58,13 @@ def explain(model: object) -> Report:
             f"there is nothing to explain on this {type(model).__name__}: explain() takes what prepare_pt2e or "
             "convert_pt2e returned"
         )
+    if data is not None:
+        if record.stage == "converted":
+            raise CaptureError(
+                "explain(model, data) measures on the prepared model, this one is converted and has no observers. Call "
+                "it on what prepare_pt2e returned; convert_pt2e hands the result on."
+            )
+        measure_ranges(model, record, data)  # type: ignore[arg-type]  # record_of found it on a GraphModule
     return Report(record)
 
 
@@ -68,25 +102,26 @@ class Report:
         return self.record.outputs
 
     @property
+    def buffers(self) -> dict[str, BorderQParams]:
+        """The same for integer buffers (convert_pt2e(..., integer_buffers=...)), by name."""
+        return self.record.buffers
+
+    @property
     def unused_rules(self) -> list[str]:
         return self.record.unused_rules
 
     def why(self, name: str) -> str:
         """What became of one node, or of all nodes of a module, given by name.
 
+        Of a quantized op: the rule or quantizer that took it, and for each tensor its spec, observer, qparams, who
+        shares them, and after `explain(prepared, data)` what that costs. Of another: each reason, and the way out.
+
         Raises:
             TargetingError: there is no such node or module.
         """
-        found = [d for d in self.record.decisions if d.node == name]
-        found = found or [d for d in self.record.decisions if d.module is not None and _inside(d.module, name)]
-        if not found:
-            known = {d.node for d in self.record.decisions} | {d.module for d in self.record.decisions if d.module}
-            close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3)
-            raise TargetingError(
-                f"no op {name!r} and no module {name!r} in this report; the nearest: {', '.join(close)}"
-            )
-        return "\n".join(map(describe_decision, found))
+        return why(self.record, name)
 
+    @collector_paused()
     def text(self) -> str:
         """Plain text, one line per op and per shared group."""
         return as_text(self.record)
@@ -111,17 +146,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        record = {
-            field.name: getattr(self.record, field.name)
-            for field in dataclasses.fields(self.record)
-            if field.name != "example_inputs"
-        }
-        for name in ("decisions", "points", "groups"):
-            record[name] = [dataclasses.asdict(item) for item in record[name]]
-        for name in ("inputs", "outputs"):
-            record[name] = {index: _border(qparams) for index, qparams in record[name].items()}
+        record = {name: _plain(value) for name, value in vars(self.record).items() if name not in _NOT_PLAIN}
+        for name in ("inputs", "outputs", "buffers"):
+            record[name] = {index: _border(qparams) for index, qparams in getattr(self.record, name).items()}
         return record
 
+    @collector_paused()
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
 
@@ -134,11 +164,15 @@ class Report:
         """
         try:
             fields = json.loads(text)
-            fields["decisions"] = [Decision(**item) for item in fields["decisions"]]
+            fields["decisions"] = [Decision(**{**d, "overlaps": tuple(d["overlaps"])}) for d in fields["decisions"]]
             fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
-            fields["groups"] = [GroupRecord(**{**g, "members": tuple(g["members"])}) for g in fields["groups"]]
+            fields["groups"] = [_group(group) for group in fields["groups"]]
+            fields["folded"] = [Folded(**item) for item in fields["folded"]]
+            if fields.get("representation") is not None:
+                fields["representation"] = Representation(**fields["representation"])
             for name in ("inputs", "outputs"):
                 fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
+            fields["buffers"] = {name: _unborder(qparams) for name, qparams in fields["buffers"].items()}
             return cls(Record(**fields))
         except (ValueError, KeyError, TypeError) as error:
             raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error
@@ -155,12 +189,49 @@ class Report:
         except OSError as error:
             raise CaptureError(f"cannot read {path}: {error}") from error
 
-    def save(self, path: str | Path) -> tuple[Path, Path]:
-        """Write `path` + ".txt" and `path` + ".json"; the two paths."""
-        text, data = Path(f"{path}.txt"), Path(f"{path}.json")
-        text.write_text(self.text() + "\n", encoding="utf-8")
-        data.write_text(self.to_json() + "\n", encoding="utf-8")
-        return text, data
+    def lowered(self, program: ExecutorchProgram) -> dict[str, str]:
+        """What each op of the report became in the program that its converted model was lowered to, by node.
+
+        'int8, delegate 0' (or 'dynamic', 'float'), 'not delegated: ...' with the reason, or 'removed while lowering'.
+        """
+        fates = {left.node: f"not delegated: {left.reason}" for left in program.undelegated}
+        fates |= {kernel.node: f"{kernel.precision}, delegate {kernel.delegate}" for kernel in program.kernels}
+        return {d.node: fates.get(d.node, "removed while lowering") for d in self.record.decisions}
+
+    def to_model_explorer(self, column: Column = "decision") -> dict[str, Any]:
+        """Node data for Google's Model Explorer, as plain values, to show on the float model that was exported.
+
+        Args:
+            column: 'decision', what each op became, in words and colours; or 'bits_lost', what sharing costs its
+                output, where `explain(prepared, data)` measured it.
+        """
+        return node_data(self.record, column)
+
+    def save(self, path: str | Path) -> tuple[Path, Path, Path]:
+        """Write `path` + ".txt", ".json" and ".model_explorer.json" (to_model_explorer); the three paths."""
+        contents = {
+            ".txt": self.text(),
+            ".json": self.to_json(),
+            ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1),
+        }
+        for suffix, content in contents.items():
+            Path(f"{path}{suffix}").write_text(content + "\n", encoding="utf-8")
+        text, data, explorer = (Path(f"{path}{suffix}") for suffix in contents)
+        return text, data, explorer
+
+
+def _plain(value: Any) -> Any:
+    """dataclasses.asdict without its deep copies, which take longer than the rest of a report."""
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(field) for name, field in vars(value).items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _group(fields: dict[str, Any]) -> GroupRecord:
+    """JSON has lists where records have tuples, except for qparams per channel."""
+    tuples = {name: tuple(fields[name]) for name in ("members", "dropped")}
+    ends = None if fields["range"] is None else tuple(fields["range"])
+    return GroupRecord(**{**fields, **tuples, "range": ends, "own": tuple(SiteRange(**own) for own in fields["own"])})
 
 
 def _border(qparams: BorderQParams) -> dict[str, Any]:
@@ -169,7 +240,3 @@ def _border(qparams: BorderQParams) -> dict[str, Any]:
 
 def _unborder(fields: dict[str, Any]) -> BorderQParams:
     return BorderQParams(**(fields | {"dtype": getattr(torch, fields["dtype"])}))
-
-
-def _inside(module: str, wanted: str) -> bool:
-    return module == wanted or module.startswith(f"{wanted}.")

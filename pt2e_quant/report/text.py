@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from ..pt2e.record import Decision, GroupRecord, Record
+from ..pt2e.record import BorderQParams, Decision, GroupRecord, Record, Representation, SiteRange
 
-__all__ = ["as_table", "as_text", "describe_decision", "summary"]
+__all__ = ["as_table", "as_text", "bits_lost", "ends_text", "qparams_text", "sharing_cost", "summary"]
 
 _LEGEND = (
     "Read a converted graph as: quantize, then dequantize, then a float op, then quantize again. A backend replaces\n"
@@ -40,22 +42,54 @@ def as_text(record: Record) -> str:
     rows = [_quantized_row(decision, letters) for decision in record.quantized]
     sections.append("Quantized\n" + _columns(("node", "op", "rule", "specs", "module", "source"), rows))
     if record.skipped:
-        counts = Counter(decision.reason for decision in record.skipped)
-        reasons = _lines(f"{count} x {reason}" for reason, count in counts.most_common())
+        counts = Counter((decision.code, decision.reason) for decision in record.skipped)
+        reasons = _lines(f"{count} x {reason} ({code})" for (code, reason), count in counts.most_common())
         rows = [(d.node, d.op, d.reason or "", d.module or "", d.source or "") for d in record.skipped]
         sections.append(f"Left in float, by reason\n{reasons}")
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
-    rows = [_group_row(group, letters) for group in record.groups]
-    sections.append("Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows))
-    for title, border in (("Integer inputs", record.inputs), ("Integer outputs", record.outputs)):
+    sections += _observers(record, letters)
+    borders: dict[str, dict[Any, BorderQParams]]
+    borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
+    for title, border in borders.items():
         if border:
             words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
             sections.append(f"{title}\n" + _lines(words))
+    overlaps = [f"{d.node}: {other}" for d in record.quantized for other in d.overlaps]
+    if overlaps:
+        sections.append("Wanted by another quantizer as well, which came later\n" + _lines(overlaps))
+    if record.representation is not None:
+        sections += _representation(record.representation)
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:
         sections.append(f"Rules that fitted nothing: {', '.join(record.unused_rules)}")
     return "\n\n".join(sections)
+
+
+def _representation(representation: Representation) -> list[str]:
+    done = f"Integer arithmetic, rounding: {representation.rounding}"
+    sections = [f"{done}\n" + _lines(f"{node}: {kind}" for node, kind in representation.forms.items())]
+    if representation.left:
+        rows = _lines(f"{node}: {reason}" for node, reason in representation.left.items())
+        sections.append(f"Quantized, without an integer form\n{rows}")
+    return sections
+
+
+def _observers(record: Record, letters: dict[str, str]) -> Iterator[str]:
+    """Who shares an observer, what that costs where it was measured, and observers that another one stands in for."""
+    rows = [_group_row(group, letters) for group in record.groups]
+    yield "Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows)
+    costly = sorted(
+        ((bits_lost(own, group), own, group) for group in record.groups if len(group.own) > 1 for own in group.own),
+        key=lambda item: -item[0],
+    )
+    costs = [f"{own.tensor}: {sharing_cost(own, group)}" for bits, own, group in costly if bits >= 1]
+    if costs:
+        yield "Tensors that lose a bit or more to sharing\n" + _lines(costs)
+    dropped = [text for group in record.groups for text in group.dropped]
+    if dropped:
+        title = "Observers that were asked for and not made: another one watches the same integers"
+        yield f"{title}\n{_lines(dropped)}"
 
 
 def _letters(record: Record) -> dict[str, str]:
@@ -79,7 +113,7 @@ def _quantized_row(decision: Decision, letters: dict[str, str]) -> tuple[str, ..
 
 def _group_row(group: GroupRecord, letters: dict[str, str]) -> tuple[str, ...]:
     members = ", ".join(group.members[:8]) + (f", ... {len(group.members)} in all" if len(group.members) > 8 else "")
-    return group.observer, letters[group.spec], _qparams(group), members
+    return group.observer, letters[group.spec], qparams_text(group), members
 
 
 def _columns(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -91,18 +125,6 @@ def _columns(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (titles, *rows)
     )
-
-
-def describe_decision(decision: Decision) -> str:
-    """One op in full, over a few lines."""
-    where = ", ".join(place for place in (decision.module, decision.source) if place)
-    head = f"{decision.node} = {decision.op}" + (f"   [{where}]" if where else "")
-    if not decision.quantized:
-        return f"{head}\n  float: {decision.reason}"
-    lines = [f"  {name}: {spec}" for name, spec in decision.inputs.items()]
-    if decision.output is not None:
-        lines.append(f"  output: {decision.output}")
-    return "\n".join((head, f"  quantized by {decision.rule}", *(lines or ["  inside the pattern, at full precision"])))
 
 
 def as_table(record: Record) -> Any:
@@ -128,16 +150,36 @@ def as_table(record: Record) -> Any:
     for column in ("observer", "spec", "qparams", "shared by"):
         groups.add_column(column, overflow="fold")
     for group in record.groups:
-        groups.add_row(*cells(group.observer, group.spec, _qparams(group), ", ".join(group.members)))
+        groups.add_row(*cells(group.observer, group.spec, qparams_text(group), ", ".join(group.members)))
     return Group(table, groups)
 
 
-def _qparams(group: GroupRecord) -> str:
+def qparams_text(group: GroupRecord) -> str:
+    """Scale and zero point in words, '' before they are known."""
     if group.scale is None or group.zero_point is None:
         return ""
     if isinstance(group.scale, list):
         return f"{len(group.scale)} scales in [{min(group.scale):.4g}, {max(group.scale):.4g}]"
     return f"scale {group.scale:.6g}, zero point {group.zero_point}"
+
+
+def sharing_cost(own: SiteRange, group: GroupRecord) -> str:
+    """'own range [-1, 3], shared [-8, 8]: 2.0 bits lost': how much coarser the steps of the group are than its own."""
+    bits = bits_lost(own, group)
+    cost = "nothing lost" if bits < 0.05 else f"{bits:.1f} bits lost"
+    if bits < -0.05:
+        cost = "what lies outside is clipped"
+    shared = "" if group.range is None else f", shared {ends_text(*group.range)}"
+    return f"own range {ends_text(own.low, own.high)}{shared}: {cost}"
+
+
+def bits_lost(own: SiteRange, group: GroupRecord) -> float:
+    """log2 of the scale of the group over the scale that the tensor would have alone."""
+    return math.log2(float(group.scale) / own.scale)  # type: ignore[arg-type]  # measured groups have one scale
+
+
+def ends_text(low: float, high: float) -> str:
+    return f"[{low:.4g}, {high:.4g}]"
 
 
 def _lines(items: Any) -> str:

@@ -12,12 +12,12 @@ from torch.fx import GraphModule, Node
 
 from ..errors import AnnotationError, QuantizationError, SharingError
 from ..graph import Constants, is_float_tensor
-from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR, bind
+from ..ops import BATCH_NORM, CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR, bind
 from ..pt2e.observers import make_observers
 from ..pt2e.plan import make_plan
 from ..pt2e.spec_fields import spec_kind
 from ..quantizer.base import refusals
-from ..specs import integer_range, is_per_channel
+from ..specs import ANNOTATION_KEY, integer_range, is_per_channel
 from .claims import Claim, claims, is_quantizable
 
 __all__ = ["Found", "annotation_findings", "first_line"]
@@ -31,7 +31,7 @@ def annotation_findings(gm: GraphModule) -> list[tuple[str, str, str]]:
     """Everything that is wrong with the annotations of a graph; the plan is tried only when each one is sound."""
     every = list(claims(gm))
     found = [finding for claim in every for finding in (*_tensor(claim), *_spec(claim))]
-    found += _weights(gm, every)
+    found += [*_weights(gm, every), *_batch_norms(gm)]
     return found or list(_plan(gm))
 
 
@@ -129,6 +129,15 @@ def _weights(gm: GraphModule, every: list[Claim]) -> Found:
                 f"{claim.tensor.name} is computed from the model's input, no integer weight can be stored for it; "
                 "leave it alone and say why (refuse)",
             )
+
+
+def _batch_norms(gm: GraphModule) -> Found:
+    """folds-possible: those that could be folded are gone before a quantizer sees the graph."""
+    for node in gm.graph.nodes:
+        annotation = node.meta.get(ANNOTATION_KEY)
+        if node.target in BATCH_NORM and getattr(annotation, "_annotated", annotation is not None):
+            why = "; ".join(said.reason for said in refusals(node) if said.code == "not_folded")
+            yield "folds-possible", node.name, f"claimed, but it cannot be folded: {why or 'it is in training mode'}"
 
 
 def _plan(gm: GraphModule) -> Found:

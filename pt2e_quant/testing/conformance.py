@@ -52,6 +52,7 @@ RULES = {
     "legal-specs": "range, scheme and axis of each spec fit its dtype and tensor, and an observer can be made of it",
     "sharing-solvable": "tensors that share or derive their qparams lead to one that has a spec of its own",
     "constant-weights": "what gets a spec as the weight of an op is a constant, or the reason why not is recorded",
+    "folds-possible": "a batch norm that is claimed can be folded; one that cannot runs in float",
     "becomes-integer": "every claim is quantized in the converted graph",
     "backend-runs-it": "the backend accepts the converted graph",
     **CONVERTED_RULES,

@@ -158,7 +158,7 @@ def _openvino(mode: str) -> Any:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_TOSA, _OPENVINO = ("tosa_serializer",), ("openvino", "nncf")
+_TOSA = ("tosa_serializer",)  # of tosa-tools, which the Makefile installs where it has a build
 _CADENCE = {
     "CadenceDefaultQuantizer": ("cnn", "mlp", "words"),
     "CadenceWakeWordQuantizer": ("cnn",),
@@ -275,11 +275,16 @@ QUANTIZERS: dict[str, Entry] = {
     ),
     **{
         f"openvino, {mode.lower()}": Entry(
-            functools.partial(_openvino, mode),
-            f"{_BACKENDS}.openvino.quantizer.quantizer",
-            _OPENVINO,
-            models=("attention",) if mode == "INT8_TRANSFORMER" else ("cnn", "mlp", "words"),
+            functools.partial(_openvino, mode), f"{_BACKENDS}.openvino.quantizer.quantizer", models=models
         )
-        for mode in ("INT8_SYM", "INT8_MIXED", "INT8_TRANSFORMER", "INT8WO_SYM", "INT8WO_ASYM")
+        for mode, models in {
+            "INT8_SYM": ("cnn", "mlp", "words"),
+            "INT8_MIXED": ("cnn", "mlp", "words"),
+            "INT8_TRANSFORMER": ("attention",),
+            "INT8WO_SYM": ("cnn", "mlp", "words"),
+            "INT8WO_ASYM": ("cnn", "mlp", "words"),
+            "INT4WO_SYM": ("cnn", "words"),  # its groups of 128 do not fit the 10 channels of the others
+            "INT4WO_ASYM": ("cnn", "words"),
+        }.items()
     },
 }

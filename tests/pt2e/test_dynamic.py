@@ -118,6 +118,7 @@ def test_weight_only_leaves_no_quantize_in_the_graph():
 
 @pytest.mark.parametrize("config", [DYNAMIC, WEIGHT_ONLY], ids=["dynamic", "weight-only"])
 def test_weights_are_integers_although_no_data_ever_ran(config):
+    """Users' item 3: weight-only and dynamic configurations convert without a single calibration call."""
     model = MLP()
     gm = converted(model, config, torch.randn(5, 10))
     frozen = {tuple(value.shape): value for name, value in gm.named_buffers() if "frozen" in name}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import AnnotationError, CalibrationError
-from pt2e_quant.observer import MinMaxObserver
+from pt2e_quant.observer import MinMaxObserver, PerChannelMinMaxObserver
 from pt2e_quant.quantizer import DerivedQuantizationSpec, QuantizationSpec
 from tests.nets import MLP, export
 from tests.pt2e.kit import ACT, DYNAMIC, PER_CHANNEL, STATIC, ByHand, Nothing, Toy, annotate, calls, quantizes, the_call
@@ -65,6 +66,27 @@ def test_a_weight_is_observed_at_convert_and_not_in_every_batch(x):
     gm = prepared_mlp(x)
     watched = {node.args[0].op for node in gm.graph.nodes if node.op == "call_module" and "guards" not in node.name}
     assert watched == {"placeholder", "call_function"}
+
+
+class Counting(PerChannelMinMaxObserver):
+    """Remembers what it was called with; a class attribute, since convert works on copies."""
+
+    seen: ClassVar[list[tuple[str, torch.Size]]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((self.site.partition(" =")[0], x.shape))
+        return super().forward(x)
+
+
+def test_the_observer_of_a_weight_runs_once_and_only_at_convert(x):
+    Counting.seen.clear()
+    weight = replace(STATIC.weight, observer_or_fake_quant_ctr=Counting)
+    gm = prepare_pt2e(export(MLP(), x), Toy(replace(STATIC, weight=weight)))
+    for _ in range(3):
+        gm(x)
+    assert Counting.seen == []
+    convert_pt2e(gm)
+    assert len(Counting.seen) == len({site for site, _ in Counting.seen}) == 2  # the two linears
 
 
 def test_preparing_is_deterministic(x):
@@ -283,6 +305,7 @@ def test_an_observer_with_its_own_convert_writes_its_own_ops(x):
 
 
 def test_every_site_without_data_is_named(x):
+    """Users' item 3: convert raises and lists every observer that never ran, with node, module and line."""
     with pytest.raises(CalibrationError) as caught:
         convert_pt2e(prepared_mlp(x))
     message = str(caught.value)
@@ -294,6 +317,7 @@ def test_every_site_without_data_is_named(x):
 
 
 def test_uncalibrated_tensors_stay_in_float_where_the_caller_allows_it(x):
+    """Users' item 3: unless allow_uncalibrated=True."""
     model = MLP()
     converted = convert_pt2e(prepare_pt2e(export(model, x), Toy(STATIC)), allow_uncalibrated=True)
     assert quantizes(converted) == []

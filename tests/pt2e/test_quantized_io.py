@@ -44,6 +44,7 @@ def two():
 
 
 def test_the_integer_path_equals_the_float_path_bit_for_bit(prepared):
+    """Users' item 28: the integer path equals the float path after manual q/dq, bit for bit."""
     x = torch.randn(2, 3, 16, 16)
     integer = convert_pt2e(prepared, quantized_io=QuantizedIO(inputs=[0], outputs=[0]))
     border = explain(integer)
@@ -53,6 +54,7 @@ def test_the_integer_path_equals_the_float_path_bit_for_bit(prepared):
 
 
 def test_the_signature_and_the_recorded_values_have_the_integer_dtype(prepared):
+    """Users' item 28: quantized_io changes the dtypes of the signature."""
     integer = convert_pt2e(prepared, quantized_io=QuantizedIO(inputs=[0]))
     (placeholder,) = integer.graph.find_nodes(op="placeholder")
     assert placeholder.meta["val"].dtype is torch.int8
@@ -92,6 +94,7 @@ def test_the_report_keeps_scale_and_zero_point_through_json(prepared):
 
 
 def test_the_pte_takes_and_returns_integers_and_tells_their_qparams(prepared):
+    """Users' item 28: scale and zero point stand in the file as well."""
     x = torch.randn(2, 3, 16, 16)
     integer = convert_pt2e(prepared, quantized_io=QuantizedIO(inputs=[0], outputs=[0]))
     border = explain(integer)

@@ -15,13 +15,17 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 from tests.nets import ConvNet, export
 
 PREPARE = """
-    import json, torch
-    from pt2e_quant import prepare_pt2e
+    import json, sys, torch
+    from pt2e_quant import convert_pt2e, prepare_pt2e
     from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
     from tests.nets import ConvNet, export
     config = get_symmetric_quantization_config(is_per_channel=True)
     prepared = prepare_pt2e(export(ConvNet(), torch.randn(2, 3, 16, 16)), XNNPACKQuantizer(config))
     print(json.dumps({name: list(value.shape) for name, value in prepared.state_dict().items()}))
+    state, x, expected = torch.load(sys.argv[1])
+    prepared.load_state_dict(state, strict=True)
+    same = [torch.equal(value, state[name]) for name, value in prepared.state_dict().items()]
+    print(all(same), torch.equal(convert_pt2e(prepared)(x), expected))
 """
 
 LOAD = """
@@ -44,9 +48,17 @@ def run(code: str, *arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_two_processes_give_the_same_state_dict_keys_and_shapes(prepared):
+def test_another_process_prepares_the_same_state_and_loads_a_checkpoint_strictly_bit_for_bit(prepared, tmp_path):
+    """Users' item 12: two processes give identical state_dict keys and shapes, and a strict load in a new process is
+    bit-exact with the state of the observers: it converts to the same model."""
     here = {name: list(value.shape) for name, value in prepared.state_dict().items()}
-    assert json.loads(run(PREPARE)) == here
+    x = torch.randn(2, 3, 16, 16)
+    prepared(x)
+    prepared(2 * x)
+    torch.save((prepared.state_dict(), x, convert_pt2e(prepared)(x).detach()), tmp_path / "checkpoint.pt")
+    shapes, equal = run(PREPARE, tmp_path / "checkpoint.pt").splitlines()
+    assert json.loads(shapes) == here
+    assert equal.split() == ["True", "True"]
 
 
 def test_a_calibrated_state_loads_strictly_into_a_fresh_prepared_model_bit_for_bit(prepared, tmp_path):

@@ -85,7 +85,10 @@ def test_groups_are_the_connected_components(parents, order):
 @settings(max_examples=15)
 @given(parents=forests(), order=st.permutations(range(COUNT)), anchor=st.integers(0, COUNT - 1))
 def test_order_and_anchor_change_no_qparams(parents, order, anchor):
-    """The same groups, each hung on another member, annotated in another order."""
+    """Users' item 15: the order of annotations and the choice of anchor change no qparams.
+
+    The same groups, each hung on another member, annotated in another order.
+    """
     x = torch.tensor([[-0.5, 1.0, 0.25]]).repeat(2, 1)
     other: dict[int, int] = {}
     for group in components(parents.items()):
@@ -213,6 +216,8 @@ def ends(gm: GraphModule) -> tuple[Node, Node]:
 
 
 def test_a_circle_without_a_spec_is_an_error_that_shows_it():
+    """Users' item 15: a circle without a concrete spec is one typed error that shows the chain."""
+
     def function(gm: GraphModule) -> None:
         sigmoid, tanh = ends(gm)
         annotate(sigmoid, {}, SharedQuantizationSpec((sigmoid, tanh)))
@@ -239,6 +244,8 @@ def test_a_tensor_that_shares_with_itself_is_a_circle():
 
 
 def test_sharing_with_a_tensor_that_is_not_annotated_names_both():
+    """Users' item 15: so is an anchor without annotation."""
+
     def function(gm: GraphModule) -> None:
         sigmoid, tanh = ends(gm)
         annotate(tanh, {}, SharedQuantizationSpec(sigmoid))
@@ -274,7 +281,10 @@ class FixedAndObserved(nn.Module):
 
 
 def test_a_fixed_output_is_requantized_where_its_reader_shares_with_others():
-    """Each site names at most one other, so a group has one spec: that of the concatenation wins on the edge."""
+    """Users' item 15: cat of a fixed sigmoid and a conv follows a documented rule.
+
+    Each site names at most one other, so a group has one spec: that of the concatenation wins on the edge.
+    """
     fixed = FixedQParamsQuantizationSpec(torch.int8, 1 / 256, -128, -128, 127)
 
     def function(gm: GraphModule) -> None:
@@ -292,3 +302,25 @@ def test_a_fixed_output_is_requantized_where_its_reader_shares_with_others():
     (after,) = the_call(converted, aten.cat.default).users
     assert first.args[1:] == second.args[1:] == after.args[1:]
     assert [node.args[1:3] for node in quantizes(converted)].count((1 / 256, -128)) == 1
+
+
+def test_a_tensor_that_is_concatenated_with_itself_shares_one_scale():
+    """Users' item 15: cat([x, x]) with inputs and output shared is one group, and no endless recursion."""
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x], 1)
+
+    def function(gm: GraphModule) -> None:
+        cat = the_call(gm, aten.cat.default)
+        (x,) = cat.all_input_nodes
+        annotate(cat, {x: ACT}, SharedQuantizationSpec((x, cat)))
+
+    x = torch.randn(2, 3, 4)
+    prepared = prepare_pt2e(export(Twice(), x), ByHand(function))
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    assert [group.members for group in explain(converted).groups] == [("x -> cat", "cat")]
+    assert {node.args[1:] for node in quantizes(converted)} == {quantizes(converted)[0].args[1:]}
+    scale = quantizes(converted)[0].args[1]
+    assert (converted(x) - torch.cat([x, x], 1)).abs().max() <= scale / 2 * 1.001  # half a step, once

@@ -51,6 +51,7 @@ def literals(gm: GraphModule) -> list[tuple[object, ...]]:
 
 @BOTH
 def test_literals_keep_their_values_through_both_modes(make: Callable[[], GraphModule]):
+    """Users' item 5: eval -> train -> eval leaves eps, momentum and p bit-identical."""
     gm = make()
     assert literals(gm) == [(False, MOMENTUM, EPS), (P, False)]
     gm.train()
@@ -89,7 +90,10 @@ def test_a_model_captured_in_training_mode_says_so():
 
 @pytest.mark.parametrize("captured_in", ["train", "eval"])
 def test_an_unquantized_model_computes_what_the_eager_one_does_in_both_modes(captured_in):
-    """Dropout draws the same random numbers from the same seed; running statistics move alike."""
+    """Users' item 5: outputs equal those of the eager module in both modes.
+
+    Dropout draws the same random numbers from the same seed; running statistics move alike.
+    """
     torch.manual_seed(0)
     model, x = Net(), torch.randn(8, 6)
     exported = export(model, x, train=captured_in == "train")

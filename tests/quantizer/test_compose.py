@@ -31,6 +31,7 @@ def bounds(quantizer: Any) -> dict[str, int]:
 
 
 def test_the_first_quantizer_has_priority():
+    """Users' item 16: the priority of composed quantizers is their order."""
     assert bounds(ComposableQuantizer([Toy(STATIC), Toy(NARROW)])) == {"relu": 115, "linear_1": 115}
     assert bounds(ComposableQuantizer([Toy(NARROW), Toy(STATIC)])) == {"relu": 77, "linear_1": 77}
 
@@ -42,6 +43,7 @@ def test_a_later_quantizer_takes_what_the_first_left():
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_order_does_not_matter_where_claims_are_disjoint(order):
+    """Users' item 16: the result does not depend on the order where the claims are disjoint."""
     parts = [Toy().set_module_name("up", NARROW), Toy().set_module_name("down", STATIC)]
     assert bounds(ComposableQuantizer(parts[number] for number in order)) == {"relu": 77, "linear_1": 115}
 
@@ -143,6 +145,37 @@ def test_a_part_needs_no_base_class_and_no_callback():
 def test_a_composition_of_nothing_is_refused():
     with pytest.raises(AnnotationError, match="at least one quantizer"):
         ComposableQuantizer([])
+
+
+def test_the_report_names_who_else_wanted_an_op():
+    """Users' item 16: overlaps are reported as rejected because of a previous annotation; the priority is the order."""
+    parts = [Toy().set_module_name("up", NARROW), Toy(STATIC)]
+    report = explain(prepare_pt2e(export(MLP(), X), ComposableQuantizer(parts)))
+    assert {d.node: d.overlaps for d in report.quantized} == {"linear": ("Toy",), "relu": ("Toy",), "linear_1": ()}
+    assert "  quantized by linear_relu\n  Toy wanted it as well, and came later" in report.why("linear")
+    assert "Wanted by another quantizer as well, which came later\n  linear: Toy\n  relu: Toy" in report.text()
+    assert type(report).from_json(report.to_json()).record.decisions == report.record.decisions
+
+
+def test_disjoint_parts_overlap_nowhere():
+    parts = [Toy().set_module_name("up", NARROW), Toy().set_module_name("down", STATIC)]
+    report = explain(prepare_pt2e(export(MLP(), X), ComposableQuantizer(parts)))
+    assert [d.overlaps for d in report.quantized] == [(), (), ()]
+
+
+def test_an_op_that_is_marked_without_a_spec_says_so():
+    def mark(gm: GraphModule) -> None:
+        annotate(the_call(gm, aten.relu.default))
+
+    def skipped(*parts: Any) -> dict[str, tuple[str | None, str | None]]:
+        report = explain(prepare_pt2e(export(MLP(), X), ComposableQuantizer(parts)))
+        return {decision.node: (decision.reason, decision.code) for decision in report.skipped}
+
+    down = Toy().set_module_name("down", STATIC)
+    marked = ("ByHand + Toy marked it as annotated, without a spec", "config_none")
+    assert skipped(ByHand(mark), down)["relu"] == marked
+    taken = ("already annotated by another quantizer", "already_annotated")
+    assert skipped(ByHand(mark), Toy(STATIC)) == {"relu": taken}
 
 
 def test_an_op_that_another_part_took_is_not_reported_as_left_in_float():

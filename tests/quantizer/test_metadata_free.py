@@ -47,6 +47,7 @@ def quantizer(is_dynamic: bool) -> XNNPACKQuantizer:
 @pytest.mark.parametrize("is_dynamic", [True, False], ids=["dynamic", "static"])
 @pytest.mark.parametrize("net", NETS)
 def test_deleting_all_metadata_but_val_changes_no_annotation(net, is_dynamic, strict):
+    """Users' item 14: annotation depends on op targets, arguments and meta['val'] alone."""
     kind, shape = NETS[net]
     exported = export(kind(), torch.randn(*shape), strict=strict)
     bare = exported.module()

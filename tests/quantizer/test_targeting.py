@@ -133,6 +133,7 @@ def test_a_selector_quantizes_what_it_names_and_nothing_else(exported, selector,
     ids=_id,
 )
 def test_none_keeps_what_a_selector_names_in_float(exported, selector, argument, covered):
+    """Users' item 17: None is float."""
     quantizer = getattr(Toy(STATIC), selector)(argument, None)
     left = ALL - quantized(exported, quantizer)
     assert left - {"relu", "relu_1"} == covered - {"relu", "relu_1"}  # no rule of Toy takes a relu without its conv
@@ -150,7 +151,10 @@ def test_what_no_selector_names_says_so(exported):
 
 
 def test_convolutions_of_a_folded_net_can_be_named_by_module():
-    """In torchao's XNNPACKQuantizer, set_module_name and set_module_type never reach a convolution."""
+    """Users' item 17: selectors work after batch norm was folded.
+
+    In torchao's XNNPACKQuantizer, set_module_name and set_module_type never reach a convolution.
+    """
     convnet = export(ConvNet(), torch.randn(1, 3, 16, 16))
     assert quantized(convnet, Toy().set_module_name("stem", STATIC)) == {"conv2d", "relu_"}
     assert quantized(convnet, Toy().set_module_type(nn.Conv2d, STATIC)) == {"conv2d", "relu_", "conv2d_1"}
@@ -193,6 +197,7 @@ WEAKEST_FIRST = [
 )
 @pytest.mark.parametrize("stronger_first", [True, False])
 def test_the_narrower_selector_wins_whatever_was_set_first(weaker, stronger, stronger_first):
+    """Users' item 17: node > module name > module type > operator > global."""
     quantizer = Toy()
     selectors = [(weaker, A), (stronger, B)]
     for (method, arguments), config in reversed(selectors) if stronger_first else selectors:
@@ -274,6 +279,7 @@ def test_activation_only_keeps_weights_in_float():
 
 
 def test_one_layer_can_be_weight_only():
+    """Users' item 17: overrides for weights alone."""
     quantizer = Toy(STATIC).set_module_name("head", STATIC.weight_only())
     prepared = prepare_pt2e(EXPORTED[False], quantizer)
     prepared(X)
@@ -300,6 +306,7 @@ def test_one_layer_can_be_weight_only():
 )
 @pytest.mark.parametrize("config", [STATIC, None], ids=["config", "None"])
 def test_a_selector_that_matches_nothing_names_the_nearest(exported, selector, argument, nearest, config):
+    """Users' item 17: a name or pattern without a match raises with the nearest ones."""
     quantizer = getattr(Toy(STATIC), selector)(argument, config)
     with pytest.raises(TargetingError) as caught:
         prepare_pt2e(exported, quantizer)

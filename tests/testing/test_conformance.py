@@ -379,9 +379,25 @@ def test_a_rule_can_be_left_out():
     assert check_quantizer(quantizer, MODELS, ignore=["one-tensor"]) == []
 
 
+@pytest.mark.parametrize("mark", [{}, {"output": ACT}], ids=["a mark", "a spec"])
+def test_a_claimed_batch_norm_that_cannot_be_folded_is_found(mark):
+    """The convolution before it has a second reader, so it stays and runs in float."""
+
+    def claim(gm: GraphModule) -> None:
+        good(gm)
+        for node in calls(gm, aten.batch_norm.default):
+            annotate(node, **mark)
+
+    residual = {"residual": default_models()["residual"]}
+    quantizer = ComposableQuantizer([ByHand(claim), Toy(STATIC)])
+    (finding,) = check_quantizer(quantizer, residual)
+    assert (finding.rule, finding.where) == ("folds-possible", "batch_norm")
+    assert "conv2d has 2 users" in finding.message
+
+
 def test_every_rule_has_a_planted_fault():
-    """The rules of converted graphs have theirs in test_converted.py."""
-    assert {rule for rule, *_ in FAULTS} | {"backend-runs-it", *CONVERTED_RULES} == set(RULES)
+    """The rules of converted graphs have theirs in test_converted.py; two have a test of their own here."""
+    assert {rule for rule, *_ in FAULTS} | {"backend-runs-it", "folds-possible", *CONVERTED_RULES} == set(RULES)
 
 
 # What passes ----------------------------------------------------------------------------------------------------------

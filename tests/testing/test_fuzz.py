@@ -92,6 +92,7 @@ def blame(sketch: Sketch, simulation: Simulation, report: Report, inputs: tuple[
 @settings(max_examples=100, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(aten_graphs(dtypes=DTYPES, dynamic=True), recipes(), st.sampled_from(STATIC_INT8))
 def test_a_random_model_is_quantized_or_refused_with_a_reason(sketch, recipe, static):
+    """Users' item 39: random models under random configurations raise errors of this package only."""
     survive(sketch, recipe)
     converted = survive(sketch, static)
     if converted is not None and sketch.dtype is torch.float32:

@@ -135,6 +135,10 @@ REFUSALS = {
         "aten.add.Tensor", "huge_constant",
         "the constant mask reaches beyond 1e+06, next to it all other values would round to one",
     ),
+    "a number computed at run time": Refusal(
+        Row(lambda: Net(lambda n, x, y: n.f(x) * y, f=linear()), (*VECTOR, ())), "aten.mul.Tensor", "scalar_operand",
+        "inputs_1 is a single number computed at run time, ExecuTorch fails to lower such",
+    ),
     "cat of one": Refusal(
         after_conv(lambda y: torch.cat([y], 1)), "aten.cat.default", "alone", "XNNPACK joins two tensors or more"
     ),

@@ -18,22 +18,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from ...errors import module_path, module_type, source_line
 from ...graph import Constants, free_name, insert_attribute, tidy
 from ...ops import BATCH_NORM, LINEAR, bind, is_conv, is_conv_transpose, set_argument, training_argument
-from ...quantizer.base import refuse
+from ...quantizer.base import FOLDED_KEY, Folded, refuse
 
 __all__ = ["fold_batch_norm"]
 
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphModule:
-    """Fold every batch norm that can be folded.
-
-    Args:
-        gm: exported graph.
-        notes: receives one line for each fold.
-    """
+def fold_batch_norm(gm: GraphModule) -> GraphModule:
+    """Fold every batch norm that can be folded; `gm.meta[FOLDED_KEY]` lists them."""
     norms = [node for node in gm.graph.nodes if _is_batch_norm(node)]
     if not norms:
         return gm
@@ -44,13 +40,16 @@ def fold_batch_norm(gm: GraphModule, notes: list[str] | None = None) -> GraphMod
         layer = layer_of.get(source, source) if isinstance(source, Node) else source
         reason = _obstacle(norm, layer, constants)
         if reason is not None:
-            refuse(norm, "fold_batch_norm", reason)
+            refuse(norm, "fold_batch_norm", reason, "not_folded")
             continue
         layer_of[norm] = layer
-        if notes is not None:
-            notes.append(f"{norm.name} into {layer.name}")
+    gm.meta[FOLDED_KEY] = [_folded_norm(norm, layer) for norm, layer in layer_of.items()]
     _Folder(gm, constants, layer_of).run()
     return tidy(gm)
+
+
+def _folded_norm(norm: Node, layer: Node) -> Folded:
+    return Folded(norm.name, layer.name, module_path(norm), module_type(norm), module_path(layer), source_line(norm))
 
 
 def _is_batch_norm(node: Node) -> bool:

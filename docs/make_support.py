@@ -1,6 +1,6 @@
 """Makes docs/support.md: which operator each backend runs in integers, under which recipe; and the reason where not.
 
-    python -m docs.support
+    python -m docs.make_support
 
 Nothing is written down by hand: each operator below is quantized alone, between two others where it needs neighbours,
 and the table says what the quantizer did with it. A test makes the table anew and compares.
@@ -175,7 +175,7 @@ def markdown() -> str:
     lines = [
         "# What runs in integers",
         "",
-        "Made by `python -m docs.support` from what the quantizers do with each operator; do not edit.",
+        "Made by `python -m docs.make_support` from what the quantizers do with each operator; do not edit.",
         "`x`: quantized, and the backend has a kernel for it. A number: in floating point, for the reason below.",
         "",
         "| operator | " + " | ".join(f"{backend}: {recipe}" for backend, recipe in columns) + " |",

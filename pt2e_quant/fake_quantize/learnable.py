@@ -1,0 +1,189 @@
+"""LearnableFakeQuantize: scale and zero point are parameters that training moves (LSQ and LSQ+).
+
+    LSQ    Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153
+    LSQ+   Bhalgat et al., "LSQ+: Improving low-bit quantization through learnable offsets and better initialization",
+           CVPR workshops 2020, arXiv 2004.09576 (the zero point is learned as well)
+
+With v = x / s: the gradient of s is round(v) - v inside the range and q - z at its ends, that of z is 0 inside and -s
+outside, both times the gradient of the output; torch's kernels compute it. The zero point of a symmetric scheme is no
+parameter to train: it stays, and asks for no gradient.
+
+Signature, state-dict keys and methods are those of torch.ao.quantization._learnable_fake_quantize.
+
+Before this: `affine`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from ..qparams import FLOAT32_EPS
+from ..specs import is_per_channel, is_symmetric
+from .affine import channel_axis, load_shapes, made_observer, within_int64
+from .base import FakeQuantizeBase
+
+__all__ = ["LearnableFakeQuantize"]
+
+
+class LearnableFakeQuantize(FakeQuantizeBase):
+    """Round a tensor to a grid that starts where an observer puts it and is then trained with the weights.
+
+    It has two phases. First (`enable_static_estimate`, the start) scale and zero point follow the observer. After
+    `enable_param_learning` the observer rests and their gradients count. `scale` and `zero_point` are parameters from
+    the start, so an optimizer that is made before any data sees them; where the number of channels is not given, they
+    take their shape, as the same objects, with the first batch.
+
+    Args:
+        observer: class or recipe of an observer that computes qparams.
+        quant_min, quant_max: bounds of q, both included.
+        scale, zero_point: values to start from, where learning begins without an observer's estimate.
+        channel_len: number of channels of a per-channel scheme; -1 leaves it to the first batch.
+        use_grad_scaling: multiply the gradients of both by 1 / sqrt(number of values * quant_max), as LSQ does to keep
+            their steps as large, relative to their size, as those of the weights.
+        observer_kwargs: further arguments of the observer.
+
+    Raises:
+        SpecError: the observer computes no qparams, refuses its arguments, or has float qparams.
+    """
+
+    scale: nn.Parameter
+    zero_point: nn.Parameter
+    static_enabled: Tensor
+    learning_enabled: Tensor
+    eps: Tensor
+
+    def __init__(
+        self,
+        observer: Any,
+        quant_min: int = 0,
+        quant_max: int = 255,
+        scale: float = 1.0,
+        zero_point: float = 0.0,
+        channel_len: int = -1,
+        use_grad_scaling: bool = False,
+        **observer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        bounds = {"quant_min": quant_min, "quant_max": quant_max}
+        inner = made_observer(type(self).__name__, observer, **observer_kwargs, **bounds)
+        float_qparams = inner.qscheme is torch.per_channel_affine_float_qparams
+        if float_qparams or inner.is_dynamic or channel_len == 0 or channel_len < -1:
+            raise SpecError(
+                "LearnableFakeQuantize learns a static grid with integer zero points of at least one channel, got "
+                f"{inner.qscheme}, is_dynamic={inner.is_dynamic} and channel_len={channel_len}; use "
+                "torch.per_channel_affine, is_dynamic=False, and channel_len=-1 where it is unknown"
+            )
+        self.quant_min, self.quant_max = quant_min, quant_max
+        self.use_grad_scaling = use_grad_scaling
+        self.dtype: torch.dtype = inner.dtype
+        self.qscheme: torch.qscheme = inner.qscheme
+        self.ch_axis: int = getattr(inner, "ch_axis", -1)
+        self.is_per_channel = is_per_channel(self.qscheme)
+        self.is_dynamic = False
+        self.bitwidth = (quant_max - quant_min + 1).bit_length() - 1
+        count = max(channel_len, 1)
+        self.scale = nn.Parameter(torch.full((count,), float(scale)))
+        learns_zero_point = not is_symmetric(self.qscheme)
+        self.zero_point = nn.Parameter(torch.full((count,), float(zero_point)), requires_grad=learns_zero_point)
+        self.activation_post_process = inner
+        self.register_buffer("static_enabled", torch.tensor([1], dtype=torch.uint8))
+        self.register_buffer("learning_enabled", torch.tensor([0], dtype=torch.uint8))
+        self.register_buffer("eps", torch.tensor([FLOAT32_EPS]))
+
+    @property
+    def has_data(self) -> bool:
+        """False while scale and zero point wait for the observer, and it has seen nothing."""
+        return bool(self.static_enabled[0] != 1 or getattr(self.activation_post_process, "has_data", True))
+
+    def enable_param_learning(self) -> LearnableFakeQuantize:
+        """Train scale and zero point; the observer rests."""
+        return self._phase(learning=True, fake_quant=True, observer=False)
+
+    def enable_static_estimate(self) -> LearnableFakeQuantize:
+        """Let scale and zero point follow the observer."""
+        return self._phase(learning=False, fake_quant=True, observer=True)
+
+    def enable_static_observation(self) -> LearnableFakeQuantize:
+        """Let scale and zero point follow the observer, and pass values on as they are."""
+        return self._phase(learning=False, fake_quant=False, observer=True)
+
+    def toggle_observer_update(self, enabled: bool = True) -> LearnableFakeQuantize:
+        self.static_enabled[0] = int(enabled)
+        return self
+
+    def toggle_qparam_learning(self, enabled: bool = True) -> LearnableFakeQuantize:
+        self.learning_enabled[0] = int(enabled)
+        self.scale.requires_grad = enabled
+        self.zero_point.requires_grad = enabled and not is_symmetric(self.qscheme)
+        return self
+
+    def toggle_fake_quant(self, enabled: bool = True) -> LearnableFakeQuantize:
+        self.fake_quant_enabled[0] = int(enabled)
+        return self
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        self.toggle_observer_update(enabled)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) of the grid that the next forward rounds to; zero_point rounded, in int64."""
+        if self.static_enabled[0] == 1:
+            return self.activation_post_process.calculate_qparams()  # type: ignore[no-any-return]
+        self._settle()
+        zero_point = self.zero_point.detach().round().clamp(self.quant_min, self.quant_max)
+        return self.scale.detach(), zero_point.to(torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.static_enabled[0] == 1:
+            self._observe(x)
+        if self.fake_quant_enabled[0] == 1 and x.numel():
+            self._settle()
+            return self._round(x)
+        return x
+
+    def extra_repr(self) -> str:
+        return (
+            f"fake_quant_enabled={self.fake_quant_enabled}, static_enabled={self.static_enabled}, "
+            f"learning_enabled={self.learning_enabled}, quant_min={self.quant_min}, quant_max={self.quant_max}, "
+            f"dtype={self.dtype}, qscheme={self.qscheme}, ch_axis={self.ch_axis}"
+        )
+
+    def _phase(self, *, learning: bool, fake_quant: bool, observer: bool) -> LearnableFakeQuantize:
+        return self.toggle_qparam_learning(learning).toggle_fake_quant(fake_quant).toggle_observer_update(observer)
+
+    def _observe(self, x: Tensor) -> None:
+        self.activation_post_process(x.detach())
+        if not getattr(self.activation_post_process, "has_data", True):  # an empty first batch leaves none
+            return
+        for parameter, new in zip(
+            (self.scale, self.zero_point), self.activation_post_process.calculate_qparams(), strict=True
+        ):
+            parameter.data = new.to(parameter.data, copy=True)
+
+    def _settle(self) -> None:
+        """Keep the parameters where they mean something after a step of the optimizer."""
+        self.scale.data.clamp_(min=self.eps.item())
+        if is_symmetric(self.qscheme) and self.quant_min < 0:  # checkpoints of the reference may hold others
+            self.zero_point.data.zero_()
+
+    def _round(self, x: Tensor) -> Tensor:
+        bounds = (self.quant_min, self.quant_max)
+        factor = (x.numel() * max(self.quant_max, 1)) ** -0.5 if self.use_grad_scaling else 1.0
+        values = within_int64(self, x).to(torch.float32)  # the kernels take nothing else
+        if self.is_per_channel:
+            axis = channel_axis(self, x)
+            rounded = torch._fake_quantize_learnable_per_channel_affine(
+                values, self.scale, self.zero_point, axis, *bounds, factor
+            )
+        else:
+            rounded = torch._fake_quantize_learnable_per_tensor_affine(
+                values, self.scale, self.zero_point, *bounds, factor
+            )
+        return rounded.to(x.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        load_shapes(self, state_dict, prefix, "scale", "zero_point")
+        super()._load_from_state_dict(state_dict, prefix, *args)

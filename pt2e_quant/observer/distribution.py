@@ -1,0 +1,212 @@
+"""Observers that keep exact counts of all values in fixed bins, and quantize the range that serves them best.
+
+DistributionObserver      base: counts, smallest and largest value; a subclass chooses the range
+MSEObserver               smallest squared error; what the default recipes use
+LpNormObserver            smallest sum of |error|^p
+PercentileObserver        a share of all values
+EntropyObserver           smallest Kullback-Leibler divergence
+
+Unlike the compatible HistogramObserver, counts are exact integers on a grid that never moves (see `float_bins`), the
+search works with the bounds of q and the zero point that will be used, and symmetric schemes are searched
+symmetrically. Merging observers of any parts of the data, in any order, gives the state of one pass, bit for bit, and
+all classes have the same state: one calibration serves each of them.
+
+Before this: `base`, `float_bins`. After it: `clipping` and `entropy` choose the range, `qparams` turns it into a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from ..qparams import FLOAT32_EPS
+from ..specs import integer_range, is_symmetric
+from .base import PER_TENSOR, UniformQuantizationObserverBase, is_unset
+from .clipping import Grid, lp_range
+from .entropy import entropy_range
+from .float_bins import BINS, bin_edges, count_values, in_order
+
+__all__ = ["DistributionObserver", "EntropyObserver", "LpNormObserver", "MSEObserver", "PercentileObserver"]
+
+
+class DistributionObserver(UniformQuantizationObserverBase):
+    """Count all values in fixed bins. A subclass says which range they deserve.
+
+    Args:
+        as in UniformQuantizationObserverBase; integer types and per-tensor schemes only; is_dynamic is refused.
+
+    State: `counts` (int64, one per bin of `float_bins`), `min_val` and `max_val` (exact, float32).
+    """
+
+    schemes = PER_TENSOR
+    facts = ("counts", "min_val", "max_val")
+
+    counts: Tensor
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
+        if integer_range(dtype) is None or is_dynamic:
+            raise SpecError(
+                f"{type(self).__name__} needs an integer dtype and is_dynamic=False, got dtype={dtype}, "
+                f"is_dynamic={is_dynamic}; use PlaceholderObserver for a dynamic tensor"
+            )
+        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.int64, device=factory_kwargs.get("device")))
+        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+
+    @abstractmethod
+    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
+        """The ends to quantize, inside [grid.low, grid.high], for `counts` in the bins of `bin_edges`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Count the values of x."""
+        if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
+            values, lowest, highest = seen
+            self.counts += count_values(values.to(torch.float32)).to(self.counts.device)
+            if lowest < self.min_val.item():
+                self.min_val.fill_(lowest)
+            if highest > self.max_val.item():
+                self.max_val.fill_(highest)
+        return x
+
+    @property
+    def has_data(self) -> bool:
+        return not is_unset(self.min_val, self.max_val)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point), one element each."""
+        low, high = self.min_val, self.max_val
+        if self.has_data and low < high:
+            middle = self._symmetric_zero_point() if is_symmetric(self.qscheme) else None
+            bounds = (self.quant_min, self.quant_max)
+            grid = Grid(low.item(), high.item(), *bounds, float(self.eps), middle)
+            ends = self.choose_range(in_order(self.counts.cpu()), grid)
+            low, high = (torch.tensor(end, dtype=torch.float32, device=low.device) for end in ends)
+        return self._calculate_qparams(low, high)
+
+    def reset_min_max_vals(self) -> None:
+        self.counts.zero_()
+        self.min_val.fill_(math.inf)
+        self.max_val.fill_(-math.inf)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+    def _merge(self, other: Any) -> None:
+        self.counts += other.counts.to(self.counts.device)
+        torch.minimum(self.min_val, other.min_val.to(self.min_val), out=self.min_val)
+        torch.maximum(self.max_val, other.max_val.to(self.max_val), out=self.max_val)
+
+
+class LpNormObserver(DistributionObserver):
+    """Quantize the range with the smallest sum of |x - quantized x|^p.
+
+    Args:
+        p: exponent, >= 1. 2 is the squared error; a larger one spares outliers, a smaller one sacrifices them.
+        others: as in DistributionObserver.
+    """
+
+    def __init__(self, p: float = 2.4, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if not 1.0 <= p < math.inf:
+            raise SpecError(f"p is the exponent of the error, finite and at least 1, got {p}")
+        self.p = p
+
+    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
+        return lp_range(counts, bin_edges(), grid, self.p)
+
+
+class MSEObserver(LpNormObserver):
+    """Quantize the range with the smallest squared error. Arguments as in DistributionObserver."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme | None = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(
+            2.0,
+            dtype=dtype,
+            qscheme=qscheme,
+            reduce_range=reduce_range,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            factory_kwargs=factory_kwargs,
+            eps=eps,
+            is_dynamic=is_dynamic,
+        )
+
+
+class PercentileObserver(DistributionObserver):
+    """Quantize the range that holds `percentile` percent of all values, zeros included.
+
+    Args:
+        percentile: in (0, 100]. In an affine scheme half of the rest is left out at either end, in a symmetric one the
+            rest has the largest magnitudes. 100 is the whole range.
+        others: as in DistributionObserver.
+    """
+
+    def __init__(self, percentile: float = 99.99, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if not 0.0 < percentile <= 100.0:
+            raise SpecError(f"percentile is the share of values to keep, in (0, 100], got {percentile}")
+        self.percentile = percentile
+
+    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
+        edges, total = bin_edges(), int(self.counts.sum())
+        counts = counts.clone()
+        counts[counts.numel() // 2] = total - int(counts.sum())  # zeros, which `in_order` left out
+        rest = (1.0 - self.percentile / 100.0) * total
+        if is_symmetric(self.qscheme):
+            half = counts.numel() // 2
+            bound = _quantile(counts[half:] + counts[:half].flip(0), edges[half:], total - rest)
+            bound = min(bound, max(-grid.low, grid.high))
+            return -bound, bound
+        low, high = (_quantile(counts, edges, kept) for kept in (rest / 2, total - rest / 2))
+        return min(max(low, grid.low), grid.high), max(min(high, grid.high), grid.low)
+
+
+def _quantile(counts: Tensor, edges: Tensor, rank: float) -> float:
+    """The value below which `rank` of the counted values lie, spread evenly over their bins."""
+    below = torch.cumsum(counts, 0)
+    bin_ = int(torch.searchsorted(below, math.ceil(rank)).clamp(max=counts.numel() - 1))
+    inside = int(counts[bin_])
+    share = (rank - (int(below[bin_]) - inside)) / inside if inside else 0.0
+    left, right = edges[bin_].item(), edges[bin_ + 1].item()
+    return left + min(max(share, 0.0), 1.0) * (right - left)
+
+
+class EntropyObserver(DistributionObserver):
+    """Quantize the range whose quantized distribution diverges least from the true one (Kullback-Leibler).
+
+    Arguments as in DistributionObserver. Migacz, "8-bit inference with TensorRT" (2017), with ends of their own in
+    affine schemes. Meant for 8 bits and less; with more than 4096 levels, where nothing diverges, it keeps the whole
+    range.
+    """
+
+    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
+        return entropy_range(counts, bin_edges(), grid)

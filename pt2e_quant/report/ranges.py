@@ -1,0 +1,115 @@
+"""What sharing costs: the range of each tensor of a group beside the range that they share.
+
+An observer that several tensors share keeps one range for all of them, so who needs how much of it is not known from
+calibration, and keeping it there would cost every run. It is measured on request, by running data once more through a
+copy of the prepared model in which watchers stand in the place of the observers; calibrating costs what it did.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ..errors import CalibrationError
+from ..graph import attribute
+from ..pt2e.observers import has_data
+from ..pt2e.qdq import QParams, read_qparams, with_qparams
+from ..pt2e.record import GroupRecord, Record, SiteRange
+from ..qparams import affine_qparams, min_max
+
+__all__ = ["measure_ranges"]
+
+Key = tuple[str, str]
+"""Path of an observer, name of the node whose value it is called on."""
+
+
+class _Watcher(nn.Module):
+    """Keeps the smallest and largest value, and returns its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: tuple[float, float] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel():
+            low, high = (float(end) for end in min_max(x))
+            self.ends = (low, high) if self.ends is None else (min(low, self.ends[0]), max(high, self.ends[1]))
+        return x
+
+
+def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> None:
+    """Write range, qparams and the tensors' own ranges into the groups of `record` that have one static scale.
+
+    Args:
+        prepared: a calibrated model; its state stays as it is.
+        data: batches: a tensor, a tuple of positional arguments, or a dictionary of keyword arguments each.
+
+    Raises:
+        CalibrationError: there is no batch in `data`.
+    """
+    twin = copy.deepcopy(prepared, {id(parameter): parameter for parameter in prepared.parameters()})
+    watchers = _watch(twin, {group.observer for group in record.groups})
+    batches = 0
+    with torch.no_grad():
+        for batches, batch in enumerate(data, 1):  # noqa: B007  # counted
+            _call(twin, batch)
+    if not batches:
+        raise CalibrationError("explain(prepared, data): there is no batch in data")
+    for number, group in enumerate(record.groups):
+        observer = attribute(prepared, group.observer)
+        if has_data(observer) and hasattr(observer, "calculate_qparams"):
+            record.groups[number] = _with_ranges(group, read_qparams(observer), watchers)
+
+
+def _call(model: GraphModule, batch: Any) -> None:
+    if isinstance(batch, dict):
+        model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        model(*batch)
+    else:
+        model(batch)
+
+
+def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:
+    """Put a watcher in the place of every call of an observer, in nested graphs as well."""
+    watchers: dict[Key, _Watcher] = {}
+    for path, gm in [(path, gm) for path, gm in twin.named_modules() if isinstance(gm, GraphModule)]:
+        for node in gm.graph.nodes:
+            name = f"{path}.{node.target}" if path else str(node.target)
+            if node.op != "call_module" or name not in observers:
+                continue
+            watcher = watchers.setdefault((name, _watched(node, observers, path)), _Watcher())
+            node.target = f"_watcher_{len(watchers)}"
+            gm.add_module(node.target, watcher)
+        gm.recompile()
+    return watchers
+
+
+def _watched(call: Node, observers: set[str], path: str) -> str:
+    """Name of the tensor that an observer is called on; watchers in between pass it on unchanged."""
+    value: Any = call.args[0]
+    while value.op == "call_module" and str(value.target).startswith("_watcher_"):
+        value = value.args[0]
+    return str(value.name)
+
+
+def _with_ranges(group: GroupRecord, qparams: QParams, watchers: dict[Key, _Watcher]) -> GroupRecord:
+    group = with_qparams(group, qparams)
+    if group.range is None:
+        return group
+    return replace(group, own=tuple(_own_ranges(group.observer, qparams, watchers)))
+
+
+def _own_ranges(observer: str, qparams: QParams, watchers: dict[Key, _Watcher]) -> Iterator[SiteRange]:
+    for (name, tensor), watcher in watchers.items():
+        if name == observer and watcher.ends is not None:
+            limits = qparams.quant_min, qparams.quant_max
+            scheme: dict[str, Any] = {"dtype": qparams.dtype, "symmetric": qparams.symmetric, "eps": qparams.eps}
+            scale, _ = affine_qparams(*watcher.ends, *limits, **scheme)
+            yield SiteRange(tensor, *watcher.ends, float(scale))

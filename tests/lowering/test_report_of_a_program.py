@@ -1,0 +1,45 @@
+"""The report and the program that a model was lowered to speak of the same nodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.lowering.executorch import lower_to_executorch
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from tests.nets import export
+
+pytest.importorskip("executorch")
+
+
+class Net(nn.Module):
+    """Integers, a float op that XNNPACK has, one that it has not, and one that computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumsum(torch.sigmoid(self.drop(torch.relu(self.norm(self.conv(x))))), 1)
+
+
+def test_every_op_of_the_report_is_delegated_or_not_by_the_same_name():
+    """Users' item 2: the node ids of the report are joinable after lowering, with delegated or not delegated."""
+    x = torch.randn(2, 3, 6, 6)
+    prepared = prepare_pt2e(export(Net(), x), XNNPACKQuantizer(get_symmetric_quantization_config(is_per_channel=True)))
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    report = explain(converted)
+    assert report.lowered(lower_to_executorch(converted)) == {
+        "conv2d": "int8, delegate 0",
+        "relu": "int8, delegate 0",
+        "dropout": "removed while lowering",
+        "sigmoid": "float, delegate 0",
+        "cumsum": "not delegated: XNNPACK has no kernel for aten.cumsum.default",
+    }
+    assert set(report.lowered(lower_to_executorch(converted, backend=None)).values()) == {
+        "not delegated: no backend was asked for",
+        "removed while lowering",
+    }
