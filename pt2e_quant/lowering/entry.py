@@ -16,8 +16,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..errors import CaptureError, LoweringError, locate
+from ..errors import CaptureError, LoweringError, locate, node_id
 from ..graph import ExportedModule, clone, is_guard, own_written
+from ..nested import graphs, mark
 from ..pt2e.record import record_of
 
 __all__ = ["ORIGIN", "explaining", "origin", "quietly", "take"]
@@ -68,9 +69,9 @@ def take(
         raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
     own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
-    for node in gm.graph.nodes:
+    for node in (node for _, part in graphs(mark(gm)) for node in part.graph.nodes):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), ORIGIN: node.name}
+        node.meta["custom"] = {**(node.meta.get("custom") or {}), ORIGIN: node_id(node)}
     return gm, (tuple(args or ()), dict(kwargs or {}))
 
 

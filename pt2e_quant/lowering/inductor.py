@@ -25,7 +25,7 @@ from .dynamic_shapes import derive_dynamic_shapes
 from .entry import explaining, take
 from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
-from .inductor_passes import INDUCTOR_PASSES, keep_inputs
+from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
 from .program import Remark
 
@@ -67,6 +67,9 @@ def lower_to_inductor(
     for step in (*PASSES, *INDUCTOR_PASSES):
         step(gm)
     finish(gm)
+    remarks += tuple(
+        Remark(name, "no integer kernel reads it, so it was dropped") for name in gm.meta.get(DROPPED_KEY, ())
+    )
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     # Inductor freezes weights, which every pattern needs, in no_grad alone, whatever its configuration says.

@@ -15,9 +15,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..graph import copy_origin, free_name, insert_attribute, tidy
 from ..ops import ADD, CAT, CONV, HARDTANH, LINEAR, MAX_POOL, PAD, RELU, RELU6, bind, set_argument
+from .entry import origin
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name
 
 __all__ = [
+    "DROPPED_KEY",
     "INDUCTOR_PASSES",
     "contiguous_rows",
     "conv1d_as_conv2d",
@@ -30,6 +32,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
+DROPPED_KEY = "pt2e_quant_dropped"
 FEW = 8
 """Up to so many constants, Inductor writes them into the code, and then its weight-only kernel fails to compile."""
 
@@ -201,13 +204,17 @@ def _is_one_dynamic_channel(activation: Node) -> bool:
 
 
 def drop_unread_rounding(gm: GraphModule) -> GraphModule:
-    """Drop quantize-dequantize pairs of activations that no integer kernel reads: they cost time and precision."""
+    """Drop quantize-dequantize pairs of activations that no integer kernel reads: they cost time and precision.
+
+    gm.meta[DROPPED_KEY] lists the quantize nodes by the names that they have in the converted graph.
+    """
     for quantize in gm.graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.default):
         readers = list(quantize.users)
         if not readers or not all(r.target is Q.dequantize_per_tensor.default for r in readers):
             continue
         if any(_reads_integers(user, reader) for reader in readers for user in reader.users):
             continue
+        gm.meta.setdefault(DROPPED_KEY, []).append(origin(quantize))
         for reader in readers:
             reader.replace_all_uses_with(quantize.args[0])
     return tidy(gm)

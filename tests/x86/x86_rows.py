@@ -68,12 +68,14 @@ class Outcome:
 
     kernels: "kernel + what is fused into it" of each quantized operator, in the order of the graph
     error:   largest difference from the converted graph
+    changed: share of the outputs that differ from it by more than float rounding, 2e-6 of the largest
     largest: largest number of the output
     kept:    the input was not written to
     """
 
     kernels: tuple[str, ...]
     error: float
+    changed: float
     largest: float
     kept: bool
 
@@ -125,6 +127,7 @@ def outcomes(rows: dict[str, Row], recipe: str = "static", mode: str = "compile"
         name: Outcome(
             tuple(kernels[name]),
             float((mine - theirs).abs().max()),
+            float(((mine - theirs).abs() > 2e-6 * theirs.abs().max().clamp(min=1.0)).double().mean()),
             float(theirs.abs().max()),
             torch.equal(x, old),
         )
