@@ -90,6 +90,7 @@ class Match:
     captures: node, tuple of nodes, or None (an argument that is absent, such as a bias), by parameter name
     users:    the matched node that reads each capture
     config:   what the user selected for the anchor
+    explicit: a selector narrower than the global one said so
     """
 
     calls: tuple[tuple[Op, Node], ...]
@@ -97,6 +98,7 @@ class Match:
     users: dict[str, Node]
     constants: Constants = field(repr=False)
     config: QuantizationConfig | None = None
+    explicit: bool = False
 
     @property
     def root(self) -> Node:
