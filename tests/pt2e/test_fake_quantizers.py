@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import CalibrationError, ConversionError
+from pt2e_quant.errors import CalibrationError, ConversionError, SharingError
 from pt2e_quant.fake_quantize import (
     FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
@@ -293,8 +293,8 @@ def test_observers_of_blocks_convert_where_there_is_an_op(granularity, op, shape
         assert tuple(getattr(gm, node.args[1].target).shape) == shape
 
 
-def test_two_sizes_of_groups_on_one_weight_are_two_quantizations():
-    """int8 both, but not the same integers: sharing would lose one of them."""
+def test_two_sizes_of_groups_on_one_weight_are_an_error():
+    """int8 both, but not the same integers: sharing would lose one of them, and one parameter is stored once."""
 
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -310,8 +310,8 @@ def test_two_sizes_of_groups_on_one_weight_are_two_quantizations():
             scheme = Scheme(dtype="int8", granularity="group", timing="weight_only", group_size=size)
             annotate(node, {node.args[1]: quantization_spec(scheme)})
 
-    gm = convert_pt2e(prepare_pt2e(export(Shared(), torch.randn(3, 48)), ByHand(by_hand)), fold_quantize=False)
-    assert sorted(node.args[-1] for node in quantizes(gm)) == [8, 24]
+    with pytest.raises(SharingError, match=r"(?s)'weight' would be stored 2 times.*group of 8.*group of 24"):
+        prepare_pt2e(export(Shared(), torch.randn(3, 48)), ByHand(by_hand))
 
 
 def test_an_uncalibrated_fake_quantizer_is_named():
