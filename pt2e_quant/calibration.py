@@ -286,7 +286,7 @@ def _read(path: str | PathLike[str]) -> list[_Entry]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             text = json.loads((file.metadata() or {}).get("pt2e_quant", "{}"))
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError, json.JSONDecodeError) as error:

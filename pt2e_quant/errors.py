@@ -10,9 +10,10 @@ import functools
 import re
 from collections.abc import Iterable
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 __all__ = [
+    "NESTED_KEY",
     "AnnotationError",
     "CalibrationError",
     "CalibrationWarning",
@@ -25,14 +26,20 @@ __all__ = [
     "SharingError",
     "SpecError",
     "TargetingError",
+    "in_graph",
     "locate",
     "locate_all",
     "module_path",
     "module_stack",
     "module_type",
+    "node_id",
     "source_line",
     "type_name",
 ]
+
+
+NESTED_KEY = "pt2e_quant_nested_in"
+"""GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""
 
 
 class QuantizationError(Exception):
@@ -83,6 +90,17 @@ class LoweringError(QuantizationError):
     """A converted graph breaks a rule of the backend; raised before anything is lowered."""
 
 
+def node_id(node: Node) -> str:
+    """The name of a node, behind the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
+    return in_graph(node.graph.owning_module, node.name)
+
+
+def in_graph(gm: GraphModule | None, name: str) -> str:
+    """What a name inside a graph is called seen from the outermost graph."""
+    path = "" if gm is None else gm.meta.get(NESTED_KEY)
+    return f"{path}.{name}" if path else name
+
+
 def locate(node: Node) -> str:
     """One or two lines that name a node, the module it comes from and the line of the user's source.
 
@@ -92,7 +110,9 @@ def locate(node: Node) -> str:
     """
     arguments = ", ".join(_short(argument) for argument in (*node.args, *node.kwargs.values()))
     first = (
-        f"node {node.name} = {_target_name(node)}({arguments})" if node.op != "placeholder" else f"input {node.name}"
+        f"node {node_id(node)} = {_target_name(node)}({arguments})"
+        if node.op != "placeholder"
+        else f"input {node_id(node)}"
     )
     path, kind, line = module_path(node), module_type(node), source_line(node)
     places = []
@@ -157,8 +177,8 @@ def _user_frame(trace: str) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _clean_path(path: str) -> str:
-    """'conv' from "L['self'].conv" (strict export) and from 'conv' (non-strict export)."""
-    path = re.sub(r"^L\['self'\]\.?|^L__self___?", "", path)
+    """'conv' from "L['self'].conv" (strict export), '_export_root.conv' (in a nested graph), 'conv' (non-strict)."""
+    path = re.sub(r"^L\['self'\]\.?|^L__self___?|^_export_root\.?", "", path)
     return re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path).replace("_modules.", "").lstrip(".")
 
 

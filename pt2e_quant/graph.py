@@ -21,6 +21,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
 from .graph_pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
+from .nested import bodies, graphs, written
 from .ops import bind, mutated_arguments, set_argument, training_argument
 
 __all__ = [
@@ -120,13 +121,15 @@ def set_training(graph: Graph, mode: bool) -> int:
 
 
 def clone(gm: GraphModule) -> ExportedModule:
-    """A draft with a graph and a module tree of its own that shares parameters, buffers and observers with `gm`."""
+    """A draft with graphs and a module tree of its own that shares parameters, buffers and observers with `gm`."""
     with quiet_copies():
         # deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
         graph = copy.deepcopy(gm.graph)
     module = ExportedModule(gm, graph, draft=True)  # copies only those attributes that the graph names
     _keep_persistence(gm, module)
     module.meta.update(gm.meta)
+    for target, body in bodies(gm):
+        set_attribute(module, target, clone(body))
     return module
 
 
@@ -141,20 +144,24 @@ def tidy(gm: GraphModule) -> GraphModule:
 
 
 def finish(gm: ExportedModule) -> ExportedModule:
-    """End of drafting: drop the attributes that the graph does not name, and generate the code."""
-    gm.graph.lint()
-    _drop_unused(gm)
-    object.__setattr__(gm, "_draft", False)
-    gm.recompile()
-    nn.Module.train(gm, _captured_mode(gm.graph))
+    """End of drafting: drop the attributes that the graphs do not name, and generate the code."""
+    for _, part in reversed(list(graphs(gm))):
+        part.graph.lint()
+        _drop_unused(part)
+        object.__setattr__(part, "_draft", False)
+        part.recompile()
+    nn.Module.train(gm, _captured_mode(gm))
     return gm
 
 
 def _drop_unused(gm: GraphModule) -> None:
     used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
-    gm.delete_all_unused_submodules()  # first: they may belong to others as well, so their own attributes must stay
+    needed = used.union(*map(_prefixes, used))
+    modules = [path for path, _ in gm.named_modules() if path not in needed and used.isdisjoint(_prefixes(path))]
+    for path in filter(None, modules):  # first: they may belong to others as well, so their own attributes must stay
+        gm.delete_submodule(path)
     for path, module in list(gm.named_modules()):
-        if path in used or any(path.startswith(f"{name}.") for name in _prefixes(path) if name in used):
+        if path in used or not used.isdisjoint(_prefixes(path)):
             continue  # an observer or a nested graph keeps all that is its own
         for name in (*module._parameters, *module._buffers):
             if (f"{path}.{name}" if path else name) not in used:
@@ -166,9 +173,9 @@ def _prefixes(path: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _captured_mode(graph: Graph) -> bool:
-    """The mode that the first mode-dependent op of the graph was captured in; False when there is none."""
-    for node in graph.nodes:
+def _captured_mode(gm: GraphModule) -> bool:
+    """The mode that the first mode-dependent op of the graphs was captured in; False when there is none."""
+    for node in (node for _, part in graphs(gm) for node in part.graph.nodes):
         name = training_argument(node.target) if node.op == "call_function" else None
         if name is not None:
             return bool(bind(node)[name])
@@ -191,7 +198,7 @@ def own_written(gm: GraphModule, values: Mapping[str, Tensor] | None = None) -> 
         values: what the copies hold instead of what the tensors hold today.
     """
     copies: dict[str, Tensor] = {}
-    for name in written_attributes(gm.graph):
+    for name in written_attributes(gm):
         old = attribute(gm, name)
         value = (values or {}).get(name, old).detach().to(old.device, copy=True)
         copies[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
@@ -345,15 +352,15 @@ class Constants:
         self._gm = gm
         self._values: dict[Node, Any] = {}
         self._nodes: set[Node] = set()
-        written = written_attributes(gm.graph)
+        overwritten = written_attributes(gm)
         for node in gm.graph.nodes:
-            self.note(node, written)
+            self.note(node, overwritten)
 
-    def note(self, node: Node, written: Iterable[str] = ()) -> None:
+    def note(self, node: Node, overwritten: Iterable[str] = ()) -> None:
         """Look at one more node, whose inputs were looked at before."""
         if node.op == "get_attr":
             target = str(node.target)
-            known = target not in written and isinstance(_maybe_attribute(self._gm, target), Tensor)
+            known = target not in overwritten and isinstance(_maybe_attribute(self._gm, target), Tensor)
         else:
             inputs = node.all_input_nodes
             known = bool(inputs) and all(source in self._nodes for source in inputs) and _is_pure(node)
@@ -407,16 +414,7 @@ def _is_pure(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in node.target.tags and not mutated_arguments(node.target)
 
 
-def written_attributes(graph: Graph) -> list[str]:
-    """Names of parameters and buffers that some op writes to, directly or through a view, in graph order."""
-    written: dict[str, None] = {}
-    for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        for index in mutated_arguments(node.target):
-            target = node.args[index] if index < len(node.args) else None
-            while isinstance(target, Node) and target.op == "call_function" and target.all_input_nodes:
-                target = target.all_input_nodes[0]  # a view of the buffer
-            if isinstance(target, Node) and target.op == "get_attr":
-                written[str(target.target)] = None
-    return list(written)
+def written_attributes(gm: GraphModule) -> list[str]:
+    """Names of parameters and buffers that some op writes to, directly, through a view or in a nested graph."""
+    found = written(gm)
+    return list(dict.fromkeys(str(node.target) for node in gm.graph.find_nodes(op="get_attr") if node in found))

@@ -91,11 +91,13 @@ def restore_attributes(module: nn.Module, root: nn.Module) -> None:
 
 def _portable(module: nn.Module) -> Any:
     """What to pickle in the place of a module: itself, or a stand-in that unpickles to an equal module."""
-    if isinstance(module, GraphModule) and type(module).__reduce__ is GraphModule.__reduce__:
+    if isinstance(module, GraphModule):
+        if type(module).__reduce__ is not GraphModule.__reduce__:
+            return module  # one of ours, which comes here by itself
         return _StandIn(_restore_graph_module, dump_graph(module.graph), skeleton(module), dict(module.meta))
     if type(module).__name__ == "GuardsFn":
         return _StandIn(_restore_guards, sys.version_info[:2], marshal.dumps(_guard_code(module)))
-    return skeleton(module) if type(module) is nn.Module or isinstance(module, GraphModule) else module
+    return skeleton(module) if type(module) is nn.Module else module
 
 
 class _StandIn:

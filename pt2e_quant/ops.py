@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ __all__ = [
     "is_in_place",
     "is_value_preserving",
     "known",
+    "memory_of",
     "mutated_arguments",
     "mutates",
     "register_quantized_decomposed",
@@ -435,6 +437,19 @@ def has_hidden_alias(node: Node) -> bool:
     A dropout in inference returns its input itself; what the schema does say, `alias_info` of its returns tells.
     """
     return _holds("aliases", node)
+
+
+def memory_of(node: Node) -> Node | None:
+    """The argument in whose memory the result of a view or an in-place op lies; None for results of their own."""
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem or has_hidden_alias(node):  # getitem: one of the views that split returns
+        return node.args[0]  # type: ignore[return-value]
+    if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):
+        return None
+    shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)
+    first = next(shared, None)
+    return first if isinstance(first, Node) else None
 
 
 def is_conv(node: Node) -> bool:

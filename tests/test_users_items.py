@@ -38,13 +38,16 @@ ITEMS = {
 
 @functools.cache
 def named_in_docstrings() -> set[int]:
-    """Numbers behind "users' item" in the docstring of a test, which must say more than that."""
+    """Numbers behind "users' item", or "users' pain", in the docstring of a test or of its file."""
     found: set[int] = set()
     for path in TESTS.rglob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                text = ast.get_docstring(node) or ""
-                found.update(int(number) for number in re.findall(r"[Uu]sers' item (\d+): \w+ \w+", text))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+        tests = (node for node in functions if node.name.startswith("test_"))
+        texts = (ast.get_docstring(node) or "" for node in (tree, *tests) if node is not tree or path != Path(__file__))
+        for text in texts:
+            for numbers in re.findall(r"[Uu]sers'\s+(?:item|pain)s?\s+([\d, and]+)", text):
+                found.update(map(int, re.findall(r"\d+", numbers)))
     return found
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..errors import module_path, source_line
+from ..errors import module_path, node_id, source_line
+from ..nested import graphs
 from ._executorch import Rejections, is_implicit, origin
 from .program import Kernel, Remark, Undelegated
 from .xnnpack_contract import Violation
@@ -58,14 +59,14 @@ def take_account(
     """
     calls = [node for graph in _graphs(lowered) for node in graph.nodes if node.op == "call_function"]
     delegates = [_lowered_module(node) for node in calls if _is_delegate(node)]
-    origins = {origin(node): node for node in converted.graph.nodes}
+    origins = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
     left = [node for node in calls if not _is_delegate(node) and _computes_a_tensor(node)]
     explain = _Reasons({id(node) for node in left}, findings, rejections, backend_ops)
     return Account(
         delegates=len(delegates),
         undelegated=tuple(_undelegated(node, origins, explain(node)) for node in left),
         kernels=tuple(kernel for index, module in enumerate(delegates) for kernel in _kernels(module, index)),
-        remarks=tuple(Remark(f.node.name, f"{f.why}. {f.fix}") for f in findings if f.severity == "inexact"),
+        remarks=tuple(Remark(node_id(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity == "inexact"),
         delegate_bytes=_delegate_bytes(delegates),
     )
 
@@ -123,7 +124,7 @@ class _Reasons:
         self._findings: dict[str, list[str]] = {}
         for finding in findings:
             if finding.severity != "inexact":
-                self._findings.setdefault(finding.node.name, []).append(finding.why)
+                self._findings.setdefault(node_id(finding.node), []).append(finding.why)
 
     def __call__(self, node: Node) -> str:
         if self._backend_ops is None:

@@ -15,8 +15,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..errors import CaptureError, LoweringError, locate, locate_all
+from ..errors import CaptureError, LoweringError, locate, locate_all, node_id
 from ..graph import ExportedModule, clone, finish, is_guard, own_written
+from ..nested import graphs, mark
 from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
@@ -109,9 +110,9 @@ def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | 
     gm = clone(model)
     own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
     _refuse_bfloat16(gm)
-    for node in gm.graph.nodes:
+    for node in (node for _, part in graphs(mark(gm)) for node in part.graph.nodes):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node.name}
+        node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node_id(node)}
     return gm, (tuple(args or ()), dict(kwargs or {}))
 
 

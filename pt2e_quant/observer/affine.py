@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS, affine_qparams
-from .base import RangeObserverBase, checked_constant, is_unset, move_towards, widen
+from .base import RangeObserverBase, checked_constant, is_unset, move_range, widen
 from .granularity import Granularity, PerAxis, PerTensor, blocked, get_block_size
 
 __all__ = [
@@ -254,8 +254,7 @@ class AffineQuantizedMovingAverageMinMaxObserver(AffineQuantizedMinMaxObserver):
             )
 
     def _take_in(self, low: Tensor, high: Tensor) -> None:
-        move_towards(self.min_val, low, self.averaging_constant)
-        move_towards(self.max_val, high, self.averaging_constant)
+        move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
 
 
 class AffineQuantizedPlaceholderObserver(AffineQuantizedObserverBase):

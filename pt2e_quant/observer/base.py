@@ -32,6 +32,7 @@ PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 
 FLOAT32_MAX: float = torch.finfo(torch.float32).max
+_SMALLEST = torch.finfo(torch.float32).smallest_normal  # of smaller numbers the reciprocal is infinite
 
 _NO_ARGUMENTS = ("training", "site")
 
@@ -236,8 +237,10 @@ class UniformQuantizationObserverBase(RangeObserverBase):
         self._check_scheme()
         low, high = self._integer_bounds(quant_min, quant_max)
         self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
-        if not 0.0 < eps < math.inf:
-            raise SpecError(f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0, got {eps}")
+        if not _SMALLEST <= eps < math.inf:
+            raise SpecError(
+                f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0 in float32, got {eps}"
+            )
         self.register_buffer("eps", torch.tensor([eps], **nn.factory_kwargs(factory_kwargs)))
 
     def reset_min_max_vals(self) -> None:
@@ -304,9 +307,18 @@ def widen(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> N
     torch.maximum(high, other_high.to(high), out=high)
 
 
-def move_towards(end: Tensor, seen: Tensor, constant: float) -> None:
-    """end += constant * (seen - end), rounded like the reference in each step; torch.lerp rounds differently."""
-    end.add_((seen.to(end.device) - end).mul_(constant))
+def move_range(low: Tensor, high: Tensor, seen_low: Tensor, seen_high: Tensor, constant: float) -> None:
+    """end += constant * (seen - end) for both ends, rounded like the reference in each step; torch.lerp is not.
+
+    Coming from 1e38, these steps round a small new end to 0, so that a range of one sign can end up inside out, which
+    the reference keeps. The range seen stands there instead.
+    """
+    for end, seen in ((low, seen_low), (high, seen_high)):
+        end.add_((seen.to(end.device) - end).mul_(constant))
+    inside_out = low > high
+    if bool(inside_out.any()):
+        low.copy_(torch.where(inside_out, seen_low.to(low), low))
+        high.copy_(torch.where(inside_out, seen_high.to(high), high))
 
 
 def checked_constant(averaging_constant: float) -> float:

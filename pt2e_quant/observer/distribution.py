@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from ..qparams import FLOAT32_EPS
 from ..specs import integer_range, is_symmetric
-from .base import PER_TENSOR, UniformQuantizationObserverBase, is_unset
+from .base import PER_TENSOR, UniformQuantizationObserverBase, is_unset, widen
 from .clipping import Grid, lp_range
 from .entropy import entropy_range
 from .float_bins import BINS, bin_edges, count_values, in_order
@@ -44,7 +44,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
     """
 
     schemes = PER_TENSOR
-    facts = ("counts", "min_val", "max_val")
+    facts: ClassVar[tuple[str, ...]] = ("counts", "min_val", "max_val")
 
     counts: Tensor
     min_val: Tensor
@@ -80,7 +80,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         """Count the values of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             values, lowest, highest = seen
-            self.counts += count_values(values.to(torch.float32)).to(self.counts.device)
+            count_values(values.to(torch.float32), self.counts)
             if lowest < self.min_val.item():
                 self.min_val.fill_(lowest)
             if highest > self.max_val.item():
@@ -112,8 +112,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
     def _merge(self, other: Any) -> None:
         self.counts += other.counts.to(self.counts.device)
-        torch.minimum(self.min_val, other.min_val.to(self.min_val), out=self.min_val)
-        torch.maximum(self.max_val, other.max_val.to(self.max_val), out=self.max_val)
+        widen(self.min_val, self.max_val, other.min_val, other.max_val)
 
 
 class LpNormObserver(DistributionObserver):

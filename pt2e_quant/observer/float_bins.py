@@ -21,7 +21,7 @@ from ..qparams import flat
 __all__ = ["BINS", "bin_edges", "count_values", "in_order"]
 
 BINS = 1 << 15
-"""Number of bins. The first half holds negative numbers, the second positive ones, both by growing magnitude."""
+"""Number of bins. The first half holds positive numbers, the second negative ones, both by growing magnitude."""
 
 _SHIFT = 32 - 15
 _HALF = BINS // 2
@@ -29,22 +29,21 @@ _FINITE = 0x7F80_0000 >> _SHIFT  # magnitudes from here on are infinity and NaN
 _CHUNK = 1 << 18  # values that are counted at once: 1 MiB of indices stays in the cache
 
 
-def count_values(x: Tensor) -> Tensor:
-    """How many values of x (float32, finite) fall into each bin; int64, on the device of x."""
-    total: Tensor | None = None
+def count_values(x: Tensor, counts: Tensor) -> None:
+    """Add to `counts` (int64, one per bin) how many values of x (float32, finite) fall into each bin."""
     for chunk in flat(x).split(_CHUNK):
-        index = (chunk.view(torch.int32) >> _SHIFT).add_(_HALF)
-        counts = torch.bincount(index, minlength=BINS)
-        total = counts if total is None else total.add_(counts)
-    return torch.zeros(BINS, dtype=torch.int64, device=x.device) if total is None else total
+        if chunk.numel():
+            index = (chunk.view(torch.int32) >> _SHIFT).bitwise_and_(BINS - 1)
+            seen = torch.bincount(index)  # up to the last bin with a value: short, since exponents are mostly small
+            counts[: seen.numel()] += seen.to(counts.device)
 
 
 def in_order(counts: Tensor) -> Tensor:
     """The counts of the finite bins from the most negative to the most positive, those of zero as 0; fits `bin_edges`.
 
-    What is nearer to zero than 2^-144 counts as zero.
+    What is nearer to zero than 2^-143 counts as zero.
     """
-    ordered = torch.cat((counts[:_FINITE].flip(0), counts[_HALF : _HALF + _FINITE]))
+    ordered = torch.cat((counts[_HALF : _HALF + _FINITE].flip(0), counts[:_FINITE]))
     ordered[_FINITE - 1 : _FINITE + 1] = 0
     return ordered
 

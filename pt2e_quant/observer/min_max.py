@@ -7,7 +7,7 @@ else. Before this: `base` checks arguments and turns the range into qparams.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from .base import (
     UniformQuantizationObserverBase,
     checked_constant,
     is_unset,
-    move_towards,
+    move_range,
     revive_scalar,
     widen,
 )
@@ -37,7 +37,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     """Keep the range of every tensor seen. Arguments as in UniformQuantizationObserverBase, per-tensor schemes only."""
 
     schemes = PER_TENSOR
-    facts = ("min_val", "max_val")
+    facts: ClassVar[tuple[str, ...]] = ("min_val", "max_val")
 
     min_val: Tensor
     max_val: Tensor
@@ -135,8 +135,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
                 self.min_val.copy_(low)
                 self.max_val.copy_(high)
             else:
-                move_towards(self.min_val, low, self.averaging_constant)
-                move_towards(self.max_val, high, self.averaging_constant)
+                move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
         return x
 
 
@@ -288,6 +287,5 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:
-                move_towards(self.min_val, low, self.averaging_constant)
-                move_towards(self.max_val, high, self.averaging_constant)
+                move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
         return x

@@ -14,14 +14,16 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from ..errors import CaptureError, QuantizationError
-from ..graph import ExportedModule, clone, is_guard, own_written, state_bytes, tidy
+from ..errors import NESTED_KEY, CaptureError, QuantizationError
+from ..graph import ExportedModule, clone, is_guard, own_written, set_attribute, state_bytes, tidy
+from ..nested import bodies, is_quantized_inside, mark
 from .passes.fold_batch_norm import fold_batch_norm
 from .passes.follow_in_place import follow_in_place
-from .passes.inline_grad_mode import inline_grad_mode
+from .passes.inline_regions import inline_regions
+from .passes.nested_constants import move_constants_in
 from .record import record_of
 
-__all__ = ["Captured", "capture", "run_pass"]
+__all__ = ["Captured", "capture", "run_everywhere", "run_pass"]
 
 _HOW_TO_EXPORT = "Export it first: exported = torch.export.export(model.eval(), example_inputs)"
 
@@ -47,11 +49,27 @@ def capture(model: object) -> Captured:
     """
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
-    draft = run_pass(tidy, clone(exported))  # what nobody reads is not quantized either
-    draft = run_pass(follow_in_place, run_pass(inline_grad_mode, draft))
+    draft = run_pass(inline_regions, clone(exported))
+    draft = run_everywhere(tidy, mark(draft))  # what nobody reads is not quantized either
+    draft = run_everywhere(follow_in_place, run_pass(move_constants_in, draft))
     own_written(draft)
     before = state_bytes(draft)
-    return Captured(run_pass(fold_batch_norm, draft), example_inputs, before)
+    return Captured(run_everywhere(fold_batch_norm, draft), example_inputs, before)
+
+
+def run_everywhere(
+    step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
+) -> ExportedModule:
+    """Run one pass on the graph, then on each graph nested in the result that is to be quantized like it.
+
+    Raises:
+        QuantizationError: the pass failed.
+    """
+    result = run_pass(step, gm, name)
+    for target, body in bodies(result):
+        if is_quantized_inside(result, target):
+            set_attribute(result, target, run_everywhere(step, body, name))
+    return result
 
 
 def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:
@@ -66,7 +84,8 @@ def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: 
     except QuantizationError:
         raise
     except Exception as error:
-        raise QuantizationError(f"pass {name!r} failed on this graph: {type(error).__name__}: {error}") from error
+        where = gm.meta.get(NESTED_KEY, "this graph")
+        raise QuantizationError(f"pass {name!r} failed on {where}: {type(error).__name__}: {error}") from error
     if not isinstance(result, GraphModule):
         raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
     return result if isinstance(result, ExportedModule) else clone(result)

@@ -11,7 +11,7 @@ from typing import Any
 from torch._ops import OpOverloadPacket
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError, ConversionError
+from ..errors import CalibrationError, ConversionError, in_graph
 from ..graph import (
     Constants,
     ExportedModule,
@@ -25,16 +25,19 @@ from ..graph import (
     state_bytes,
     tidy,
 )
+from ..nested import graphs
 from ..observer.derived import DerivedObserver
 from ..quantizer.base import REFUSALS_KEY
 from ..specs import ANNOTATION_KEY
-from .capture import run_pass
+from .capture import run_everywhere, run_pass
 from .integer_buffers import make_buffers_integer
 from .observers import has_data
 from .passes.fold_weights import fold_weights
+from .passes.nested_constants import move_constants_out
+from .passes.plain_control_flow import to_operators
 from .qdq import Emitter, QParams, read_qparams, with_qparams
 from .quantized_io import QuantizedIO, quantize_io
-from .record import RECORD_KEY, Record, record_of
+from .record import RECORD_KEY, PointRecord, Record, record_of
 from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]
@@ -74,18 +77,24 @@ def convert_pt2e(
         CalibrationError: observers of static tensors never saw data; each is named.
     """
     record = _checked(model)
-    gm = clone(model)
+    gm = run_pass(to_operators, clone(model))
     own_written(gm, record.state)
-    _observe_constants(gm, record)
-    calls = _observer_calls(gm, record)
-    silent = _never_ran(gm, record, calls)
+    points = record.points_by_graph()
+    calls: dict[str, list[Node]] = {}
+    silent: set[str] = set()
+    for path, part in graphs(gm):
+        _observe_constants(part, points[path])
+        calls[path] = _observer_calls(part, points[path])
+        silent |= _never_ran(part, calls[path])
     if silent and not allow_uncalibrated:
         raise CalibrationError(_uncalibrated(silent, record))
-    qparams = _emit(gm, calls, silent)
-    for node in gm.graph.nodes:
-        node.meta.pop(ANNOTATION_KEY, None)
-        node.meta.pop(REFUSALS_KEY, None)
-    gm = run_pass(fold_weights if fold_quantize else tidy, gm)
+    qparams: dict[str, QParams] = {}
+    for path, part in graphs(gm):
+        qparams |= _emit(part, calls[path], silent)
+        for node in part.graph.nodes:
+            node.meta.pop(ANNOTATION_KEY, None)
+            node.meta.pop(REFUSALS_KEY, None)
+    gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)
     tidy(gm)
     if quantized_io is not None:
@@ -121,12 +130,12 @@ def _checked(model: object) -> Record:
     return record
 
 
-def _observe_constants(gm: GraphModule, record: Record) -> None:
+def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
     """Make the calls that prepare left out: run copies of the weights' observers over today's weights."""
-    _copy_observers(gm, record)
+    _copy_observers(gm, points)
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
-    watched = [point for point in record.points if point.constant]
+    watched = [point for point in points if point.constant]
     for point in watched:
         constants.value(nodes[point.producer])  # kept; below, calls come to stand between constants and what they make
     seen: dict[tuple[str, str], Node] = {}
@@ -146,24 +155,24 @@ def _observe_constants(gm: GraphModule, record: Record) -> None:
             seen[(point.producer, consumer.name)] = call
 
 
-def _copy_observers(gm: GraphModule, record: Record) -> None:
+def _copy_observers(gm: GraphModule, points: list[PointRecord]) -> None:
     """Own copies of the observers that see weights here, and of those that derive from them."""
-    weights = {point.observer for point in record.points if point.constant}
+    weights = {point.observer for point in points if point.constant}
     memo: dict[int, Any] = {}  # one for all copies: a derived observer must find the copy of its source
-    for name in dict.fromkeys(point.observer for point in record.points):
+    for name in dict.fromkeys(point.observer for point in points):
         observer = attribute(gm, name)
         if name in weights or isinstance(observer, DerivedObserver):
             gm.add_module(name, copy.deepcopy(observer, memo))
 
 
-def _observer_calls(gm: GraphModule, record: Record) -> list[Node]:
-    names = {point.observer for point in record.points}
+def _observer_calls(gm: GraphModule, points: list[PointRecord]) -> list[Node]:
+    names = {point.observer for point in points}
     return [node for node in gm.graph.nodes if node.op == "call_module" and node.target in names]
 
 
-def _never_ran(gm: GraphModule, record: Record, calls: list[Node]) -> set[str]:
+def _never_ran(gm: GraphModule, calls: list[Node]) -> set[str]:
     used = {str(call.target) for call in calls}
-    return {name for name in used if not has_data(attribute(gm, name))}
+    return {in_graph(gm, name) for name in used if not has_data(attribute(gm, name))}
 
 
 def _uncalibrated(silent: set[str], record: Record) -> str:
@@ -181,13 +190,13 @@ def _uncalibrated(silent: set[str], record: Record) -> str:
 
 
 def _emit(gm: GraphModule, calls: list[Node], silent: set[str]) -> dict[str, QParams]:
-    """Replace each observer call; the qparams that each observer gave, by its name."""
+    """Replace each observer call; the qparams that each observer gave, by its name seen from the outermost graph."""
     emitter = Emitter(gm)
     known: dict[str, QParams] = {}
     for call in calls:
         name = str(call.target)
         observer: Any = attribute(gm, name)
-        if name in silent:
+        if in_graph(gm, name) in silent:
             call.replace_all_uses_with(call.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(call)
         elif hasattr(observer, "convert"):
@@ -197,7 +206,7 @@ def _emit(gm: GraphModule, calls: list[Node], silent: set[str]) -> dict[str, QPa
                 known[name] = read_qparams(observer)
             emitter.replace(call, known[name])
     _name_overloads(gm)
-    return known
+    return {in_graph(gm, name): qparams for name, qparams in known.items()}
 
 
 def _convert_itself(gm: GraphModule, call: Node, observer: Any) -> None:

@@ -21,8 +21,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import ConversionError, locate
 from ..graph import attribute, copy_origin, is_float_tensor, is_guard, set_value, with_value, written_attributes
-from ..ops import bind, is_value_preserving, mutates
-from ..quantizer.overwritten import memory_of
+from ..ops import bind, is_value_preserving, memory_of, mutates
 from .record import BorderQParams, Record
 
 __all__ = ["make_buffers_integer"]
@@ -41,7 +40,7 @@ def make_buffers_integer(gm: GraphModule, wanted: Iterable[str], record: Record)
         ConversionError: an entry names no buffer that the graph writes to; what is written is not quantized per tensor
             with static qparams, or with different ones in several places; or the buffer is computed with in place.
     """
-    written = [name for name in written_attributes(gm.graph) if attribute(gm, name).dtype.is_floating_point]
+    written = [name for name in written_attributes(gm) if attribute(gm, name).dtype.is_floating_point]
     chosen: dict[str, BorderQParams] = {}
     for entry in [wanted] if isinstance(wanted, str) else wanted:
         found = fnmatch.filter(written, entry)

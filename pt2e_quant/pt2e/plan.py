@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, CoverageError, SharingError, locate, locate_all, module_path, source_line
+from ..errors import AnnotationError, SharingError, locate, locate_all, module_path, node_id, source_line
 from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
+from ..nested import carried, graphs
 from ..ops import RNN
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
@@ -23,7 +25,7 @@ from .record import Decision
 from .sharing import share
 from .spec_fields import describe_spec, same_observer, spec_kind
 
-__all__ = ["Group", "Plan", "Point", "make_plan"]
+__all__ = ["Group", "Plan", "Point", "make_plan", "nothing_quantized", "opaque_decisions"]
 
 
 @dataclass(frozen=True)
@@ -71,25 +73,21 @@ class Plan:
     unused_rules: list[str]
 
 
-def make_plan(gm: GraphModule, quantizer_name: str, *, allow_empty: bool = False) -> Plan:
-    """Read the annotations of a graph.
+def make_plan(gm: GraphModule, quantizer_name: str) -> Plan:
+    """Read the annotations of a graph; each graph nested in it has a plan of its own.
 
     Raises:
         AnnotationError: an annotation does not fit the graph.
         SharingError: tensors that must share qparams cannot, or one parameter would be stored as different integers.
-        CoverageError: there is no annotation at all, and allow_empty is False.
     """
     specs, implicit = _sites(gm)
-    if not specs and not allow_empty:
-        raise CoverageError(_nothing_quantized(gm, quantizer_name))
-    resolved = share(specs, implicit)
+    resolved = share(specs, implicit, {result: start for start, result in carried(gm)})
     _check_stored_once(gm, resolved)
     points, groups, group_of = _points(gm, resolved)
     for site, spec in specs.items():
         if spec_kind(spec) == "observed" and not same_observer(spec, groups[group_of[site]].spec):
             groups[group_of[site]].dropped[site] = spec
     decisions = [_decision(node, quantizer_name, resolved) for node in gm.graph.nodes if _is_decided(node)]
-    decisions += _nested_decisions(gm)
     return Plan(points, groups, group_of, decisions, list(gm.meta.get(UNUSED_RULES_KEY, ())))
 
 
@@ -134,11 +132,11 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, 
         return False
     value = tensor.meta.get("val")
     if value is None and tensor.op == "get_attr":
-        return True  # parameters are tensors even where export recorded nothing
+        value = attribute(tensor.graph.owning_module, str(tensor.target))  # type: ignore[arg-type]
+        if isinstance(value, Tensor):
+            return True  # parameters are tensors even where export recorded nothing; bodies of branches are none
     if not isinstance(value, Tensor):
-        what = (
-            "has no recorded value (meta['val'])" if value is None else f"is a {type(value).__name__}, not one tensor"
-        )
+        what = "has no recorded value (meta['val'])" if value is None else f"is a {_kind(value)}, not one tensor"
         raise AnnotationError(
             f"{tensor.name} {what}, so it cannot be quantized:\n{locate(annotated)}\n"
             "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value "
@@ -151,6 +149,10 @@ def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, 
         spec_kind(spec)
         return False
     return True
+
+
+def _kind(value: object) -> str:
+    return "nested graph" if isinstance(value, GraphModule) else type(value).__name__
 
 
 def _check_stored_once(gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> None:
@@ -229,7 +231,7 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
     quantized = bool(inputs) or output is not None or part_of_pattern
     reason, code = (None, None) if quantized else _reason(node, quantizer)
     return Decision(
-        node=node.name,
+        node=node_id(node),
         op=str(node.target),
         quantized=quantized,
         rule=(getattr(annotation, "rule", None) or quantizer) if quantized else None,
@@ -244,22 +246,17 @@ def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeO
     )
 
 
-def _nested_decisions(gm: GraphModule, path: str = "") -> list[Decision]:
-    """The ops in the bodies of cond, while_loop, map and the like: left in float, with that reason."""
-    decisions: list[Decision] = []
-    for node in gm.graph.find_nodes(op="get_attr"):
-        body = attribute(gm, str(node.target))
-        if not isinstance(body, GraphModule):
-            continue
-        name = f"{path}{node.target}"
-        reason = f"inside {name}, a nested graph of {', '.join(str(user.target) for user in node.users)}: not quantized"
-        for inner in filter(_is_decided, body.graph.nodes):
-            decision = replace(
-                _decision(inner, "", {}), node=f"{name}.{inner.name}", reason=reason, code="nested_graph"
-            )
-            decisions.append(decision)
-        decisions += _nested_decisions(body, f"{name}.")
-    return decisions
+def opaque_decisions(gm: GraphModule) -> list[Decision]:
+    """The ops in the bodies of higher-order ops of unknown form: left in float, with that reason."""
+    quantized = {path for path, _ in graphs(gm, opaque=False)}
+    reason = "inside {}, the nested graph of an operator whose graphs are not quantized"
+    return [
+        replace(_decision(node, "", {}), reason=reason.format(path), code="nested_graph")
+        for path, part in graphs(gm)
+        if path not in quantized
+        for node in part.graph.nodes
+        if _is_decided(node)
+    ]
 
 
 def _reason(node: Node, quantizer: str) -> tuple[str, str]:
@@ -287,8 +284,9 @@ def _stored_twice(node: Node, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]
     return ""
 
 
-def _nothing_quantized(gm: GraphModule, quantizer: str) -> str:
-    floats = [node for node in gm.graph.nodes if _is_decided(node)]
+def nothing_quantized(parts: Iterable[GraphModule], quantizer: str) -> str:
+    """What to say when no op of these graphs is annotated."""
+    floats = [node for gm in parts for node in gm.graph.nodes if _is_decided(node)]
     reasons: dict[str, list[Node]] = defaultdict(list)
     for node in floats:
         reasons[_reason(node, quantizer)[0]].append(node)

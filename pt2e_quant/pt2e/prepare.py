@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..devices import device_of
-from ..errors import AnnotationError, CaptureError, locate
+from ..errors import AnnotationError, CaptureError, CoverageError, in_graph, locate, node_id
 from ..fake_quantize import is_fake_quantizer
 from ..graph import (
     ExportedModule,
@@ -24,14 +24,16 @@ from ..graph import (
     set_value,
     written_attributes,
 )
+from ..nested import graphs, mark
 from ..observer.derived import DerivedObserver
 from ..quantizer.base import FOLDED_KEY, Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
-from .capture import capture, run_pass
+from .capture import capture, run_everywhere, run_pass
 from .coverage import check_required
 from .observers import make_observers
-from .plan import Plan, Point, make_plan
+from .passes.plain_control_flow import to_plain_functions
+from .plan import Plan, Point, make_plan, nothing_quantized, opaque_decisions
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind
 
@@ -58,7 +60,8 @@ def prepare_pt2e(
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
         of constant tensors (weights) hang in the graph without being called: a weight is observed once, at convert.
-        train() and eval() work on it.
+        The bodies of torch.cond, while_loop, scan and map, and autocast regions, hold observers of their own. train()
+        and eval() work on it.
 
     Raises:
         CaptureError: `model` is not an exported model, or was prepared before.
@@ -72,28 +75,41 @@ def prepare_pt2e(
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
     captured = capture(model)
-    gm = run_pass(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
-    gm = run_pass(quantizer.annotate, gm)
-    quantizer.validate(gm)
-    plan = make_plan(gm, quantizer_name(quantizer), allow_empty=allow_empty)
-    check_required(plan.decisions, require)
-    observers = make_observers(plan)
-    _call_back(quantizer, gm, plan, observers)
-    names = _register(gm, observers)
-    points = _insert(gm, plan, observers, names)
+    name = quantizer_name(quantizer)
+    gm = run_everywhere(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
+    mark(gm)
+    gm = run_everywhere(quantizer.annotate, gm)
+    parts = [part for _, part in graphs(gm, opaque=False)]
+    for part in parts:
+        quantizer.validate(part)
+    plans = [make_plan(part, name) for part in parts]
+    if not allow_empty and not any(plan.groups for plan in plans):
+        raise CoverageError(nothing_quantized(parts, name))
+    decisions = [decision for plan in plans for decision in plan.decisions] + opaque_decisions(gm)
+    check_required(decisions, require)
+    points: list[PointRecord] = []
+    groups: list[GroupRecord] = []
+    observers: list[nn.Module] = []
+    for part, plan in zip(parts, plans, strict=True):
+        made = make_observers(plan)
+        _call_back(quantizer, part, plan, made)
+        names = _register(part, made)
+        points += _insert(part, plan, made, names)
+        groups += _group_records(part, plan, made, names)
+        observers += made
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
-        quantizer=quantizer_name(quantizer),
-        decisions=plan.decisions,
+        quantizer=name,
+        decisions=decisions,
         points=points,
-        groups=_group_records(plan, observers, names),
-        unused_rules=plan.unused_rules,
-        folded=list(captured.gm.meta.get(FOLDED_KEY, ())),
+        groups=groups,
+        unused_rules=[rule for rule in plans[0].unused_rules if all(rule in plan.unused_rules for plan in plans)],
+        folded=[fold for _, part in graphs(captured.gm) for fold in part.meta.get(FOLDED_KEY, ())],
         bytes_before=captured.state_bytes,
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
-    return finish(gm)
+    return finish(run_pass(to_plain_functions, gm))
 
 
 def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
@@ -175,8 +191,8 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
             for consumer in point.consumers:
                 consumer.replace_input_with(value, node)
             watched[id(point)] = node
-        consumers = tuple(consumer.name for consumer in point.consumers)
-        records.append(PointRecord(value.name, consumers, name, deferred, location))
+        consumers = tuple(node_id(consumer) for consumer in point.consumers)
+        records.append(PointRecord(node_id(value), consumers, in_graph(gm, name), deferred, location))
     return records
 
 
@@ -216,13 +232,13 @@ def _state_to_restore(gm: GraphModule, observers: list[nn.Module]) -> dict[str, 
     """Buffers that calibration writes to, as they are now. What training writes to them is to stay, so then none."""
     if any(map(is_fake_quantizer, observers)):
         return {}
-    return {name: attribute(gm, name).detach().clone() for name in written_attributes(gm.graph)}
+    return {name: attribute(gm, name).detach().clone() for name in written_attributes(gm)}
 
 
-def _group_records(plan: Plan, observers: list[nn.Module], names: list[str]) -> list[GroupRecord]:
+def _group_records(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list[str]) -> list[GroupRecord]:
     return [
         GroupRecord(
-            observer=name,
+            observer=in_graph(gm, name),
             kind=spec_kind(group.spec),
             spec=describe_spec(group.spec),
             members=tuple(map(describe_site, group.members)),

@@ -6,7 +6,8 @@ turns it into something to read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,11 @@ class PointRecord:
     observer: str
     constant: bool
     location: str
+
+    def inside(self) -> PointRecord:
+        """The same with the names of its own graph; those recorded lead there from the outermost one."""
+        consumers = tuple(map(_last, self.consumers))
+        return replace(self, producer=_last(self.producer), consumers=consumers, observer=_last(self.observer))
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,13 @@ class Record:
     state: dict[str, Tensor] = field(default_factory=dict)
     representation: Representation | None = None
 
+    def points_by_graph(self) -> dict[str, list[PointRecord]]:
+        """The points of each graph by its path ('' is the outermost), with the names that things have inside it."""
+        found: dict[str, list[PointRecord]] = defaultdict(list)
+        for point in self.points:
+            found[point.producer.rpartition(".")[0]].append(point.inside())
+        return found
+
     @property
     def quantized(self) -> list[Decision]:
         return [decision for decision in self.decisions if decision.quantized]
@@ -173,6 +186,10 @@ class Record:
     @property
     def skipped(self) -> list[Decision]:
         return [decision for decision in self.decisions if not decision.quantized]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def record_of(model: object) -> Record | None:

@@ -4,13 +4,14 @@ A *site* is the output of a node or one use of it (an edge). Two things join sit
 1. a SharedQuantizationSpec joins a site with the one that it names;
 2. uses of one tensor are joined with each other and with its output when their specs ask for the same integers
    (`spec_key`) and the consumer's annotation allows implicit sharing. The observer is that of the output, without one
-   that of the first use in the graph. A use whose spec differs is requantized instead.
+   that of the first use in the graph. A use whose spec differs is requantized instead. A value that a loop carries is
+   one tensor as the result of its body and as the input of the next run.
 Joining is symmetric and transitive, so neither the order of annotations nor the choice of anchor matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch.fx import Node
@@ -57,12 +58,15 @@ class DisjointSets(Generic[T]):
         return first
 
 
-def share(specs: dict[EdgeOrNode, Any], implicit: set[EdgeOrNode]) -> dict[EdgeOrNode, tuple[EdgeOrNode, Any]]:
+def share(
+    specs: dict[EdgeOrNode, Any], implicit: set[EdgeOrNode], same: Mapping[Node, Node] | None = None
+) -> dict[EdgeOrNode, tuple[EdgeOrNode, Any]]:
     """(representative, concrete spec) of the group of each site.
 
     Args:
         specs: spec of each annotated site, in graph order.
         implicit: the edges that may be joined with other uses of the same tensor.
+        same: nodes that count as one tensor with another one, as the result of a loop and its input do.
 
     Raises:
         SharingError: a spec shares with a site that has none, or a group is a circle without a concrete spec.
@@ -74,7 +78,7 @@ def share(specs: dict[EdgeOrNode, Any], implicit: set[EdgeOrNode]) -> dict[EdgeO
         if spec_kind(spec) == "shared":
             sets.union(site, _anchor(site, spec, specs))
     concrete = _concrete(specs, sets)
-    _join_uses(specs, implicit, sets, concrete)
+    _join_uses(specs, implicit, sets, concrete, same or {})
     return {site: (root := sets.find(site), concrete[root]) for site in specs}
 
 
@@ -108,13 +112,15 @@ def _join_uses(
     implicit: set[EdgeOrNode],
     sets: DisjointSets[EdgeOrNode],
     concrete: dict[EdgeOrNode, Any],
+    same: Mapping[Node, Node],
 ) -> None:
     """Rule 2 of the module docstring. The first use of each kind stands for those that follow."""
     first_of: dict[tuple[Node, Hashable], EdgeOrNode] = {}
     outputs = [site for site in specs if isinstance(site, Node)]
     for site in (*outputs, *(site for site in specs if site in implicit)):
         root = sets.find(site)
-        key = (site if isinstance(site, Node) else site[0], spec_key(concrete[root]))
+        tensor = site if isinstance(site, Node) else site[0]
+        key = (same.get(tensor, tensor), spec_key(concrete[root]))
         if key in first_of:
             spec = concrete[sets.find(first_of[key])]
             concrete[sets.union(first_of[key], site)] = spec

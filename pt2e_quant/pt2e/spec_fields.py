@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch.fx import Node
 
-from ..errors import AnnotationError
+from ..errors import AnnotationError, node_id
 from ..specs import EdgeOrNode, integer_range, is_per_channel, is_symmetric
 
 __all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "same_observer", "spec_key", "spec_kind"]
@@ -108,7 +108,7 @@ def _scheme_of(constructor: Any) -> Any:
 
 def describe_site(site: EdgeOrNode) -> str:
     """'conv2d' for a node's output, 'x -> conv2d' for one use of x."""
-    return site.name if isinstance(site, Node) else f"{site[0].name} -> {site[1].name}"
+    return node_id(site) if isinstance(site, Node) else f"{node_id(site[0])} -> {site[1].name}"
 
 
 def describe_spec(spec: Any) -> str:

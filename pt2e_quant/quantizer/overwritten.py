@@ -6,15 +6,13 @@ misses it. Rules refuse such tensors with a reason; the plan of the engine does 
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from ..ops import has_hidden_alias, mutated_arguments
+from ..ops import memory_of, mutated_arguments
 
-__all__ = ["memory_of", "overwritten", "overwritten_reason"]
+__all__ = ["overwritten", "overwritten_reason"]
 
 
 def overwritten(graph: Graph) -> dict[Node, Node]:
@@ -44,21 +42,6 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
 
 def overwritten_reason(tensor: Node, write: Node) -> str:
     return f"{write.name} writes to the memory of {tensor.name}, which a quantized copy would miss"
-
-
-def memory_of(node: Node) -> Node | None:
-    """The argument in whose memory the result of a view or an in-place op lies."""
-    if node.op != "call_function":
-        return None
-    if node.target is operator.getitem:
-        return node.args[0]  # type: ignore[return-value]  # one of the views that split returns
-    if has_hidden_alias(node):
-        return node.args[0]  # type: ignore[return-value]
-    if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):
-        return None
-    shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)
-    first = next(shared, None)
-    return first if isinstance(first, Node) else None
 
 
 def _written(node: Node) -> list[Node]:

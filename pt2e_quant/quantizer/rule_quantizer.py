@@ -109,7 +109,7 @@ class RuleQuantizer(Quantizer):
         """
         if self._targets.is_empty:
             raise TargetingError(f"{self.name} has no configuration; call set_global(...) or another set_ method")
-        _Annotator(self, model, self._targets.choose(model.graph, model.meta.get(FOLDED_KEY, ()))).run()
+        _Annotator(self, model, self._targets.choose(model, model.meta.get(FOLDED_KEY, ()))).run()
         return model
 
     def validate(self, model: GraphModule) -> None:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import GraphModule, Node
 
-from ..errors import TargetingError, module_stack, type_name
+from ..errors import NESTED_KEY, TargetingError, module_stack, node_id, type_name
+from ..nested import graphs
 from ..ops import resolve
 from .base import Folded
 from .config import QuantizationConfig
@@ -63,31 +64,31 @@ class Targets:
         selected = (self.operators, self.module_types, self.module_names, self.nodes)
         return not any(selected) and self.everything in (_UNSET, None)
 
-    def choose(self, graph: Graph, folded: Iterable[Folded] = ()) -> dict[Node, Choice]:
-        """The choice for every call_function node of the graph.
+    def choose(self, model: GraphModule, folded: Iterable[Folded] = ()) -> dict[Node, Choice]:
+        """The choice for every call_function node of the graph itself, without those of nested graphs.
 
         Args:
-            graph: of the model.
+            model: the graph.
             folded: batch norms that are no longer in it; a selector that names one is told where it went.
 
         Raises:
-            TargetingError: a selector matches no node.
+            TargetingError: a selector matches no node, neither in this graph nor in one nested in it. Of a nested
+                graph nothing is demanded; the outermost one speaks for all.
         """
-        nodes = [node for node in graph.nodes if node.op == "call_function"]
         by_operator = _by_overload(self.operators)
-        used: set[str] = set()
-        choices = {}
-        for node in nodes:
-            matches = self._matches(node, by_operator)
-            used.update(choice.selector for choice in matches)
-            choices[node] = self._filtered(node, matches)
-        self._raise_on_unused(used, nodes, list(folded))
-        return choices
+        matches = {node: self._matches(node, by_operator) for node in _calls(model)}
+        if NESTED_KEY not in model.meta:
+            inner = [node for path, part in graphs(model, opaque=False) if path for node in _calls(part)]
+            everywhere = matches | {node: self._matches(node, by_operator) for node in inner}
+            used = {choice.selector for found in everywhere.values() for choice in found}
+            self._raise_on_unused(used, list(everywhere), list(folded))
+        return {node: self._filtered(node, found) for node, found in matches.items()}
 
     def _matches(self, node: Node, by_operator: dict[Any, list[Choice]]) -> list[Choice]:
         """Every selector that matches the node, strongest first."""
-        names = [pattern for pattern in reversed(self.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
-        names.sort(key=lambda pattern: pattern != node.name)
+        called = {node.name, node_id(node)}
+        names = [pattern for pattern in reversed(self.nodes) if any(fnmatch.fnmatchcase(n, pattern) for n in called)]
+        names.sort(key=lambda pattern: pattern not in called)
         found = [Choice(self.nodes[pattern], f"node {pattern!r}") for pattern in names]
         stack = module_stack(node) if self.module_names or self.module_types else []
         found += self._by_module_name([path for path, _ in stack])
@@ -123,7 +124,7 @@ class Targets:
     def _raise_on_unused(self, used: set[str], nodes: list[Node], folded: list[Folded]) -> None:
         stacks = [module_stack(node) for node in nodes]
         gone = {place: fold for fold in reversed(folded) for place in (fold.node, fold.module, fold.kind) if place}
-        self._check("node", self.nodes, used, {node.name for node in nodes}, gone)
+        self._check("node", self.nodes, used, {node_id(node) for node in nodes}, gone)
         names = {path for stack in stacks for path, _ in stack}
         self._check("module name", self.module_names, used, names, gone)
         types = {type_name(kind) for stack in stacks for _, kind in stack}
@@ -148,6 +149,10 @@ class Targets:
                 close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3) or sorted(known)[:5]
                 hint = f"The nearest in this graph: {', '.join(close)}."
             raise TargetingError(f"the selector {what} {name!r} matches nothing. {hint}")
+
+
+def _calls(gm: GraphModule) -> list[Node]:
+    return [node for node in gm.graph.nodes if node.op == "call_function"]
 
 
 def _by_overload(operators: dict[Any, QuantizationConfig | None]) -> dict[Any, list[Choice]]:

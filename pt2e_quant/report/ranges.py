@@ -63,7 +63,8 @@ def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -
         raise CalibrationError("explain(prepared, data): there is no batch in data")
     for number, group in enumerate(record.groups):
         observer = attribute(prepared, group.observer)
-        if has_data(observer) and hasattr(observer, "calculate_qparams"):
+        writes_its_own = hasattr(observer, "convert")  # q/dq of another package, whose qparams only it knows
+        if not writes_its_own and has_data(observer) and hasattr(observer, "calculate_qparams"):
             record.groups[number] = _with_ranges(group, read_qparams(observer), watchers)
 
 

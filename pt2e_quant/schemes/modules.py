@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CalibrationError, SpecError
 from ..fake_quantize import FakeQuantizeBase
 from ..observer import AffineQuantizedMinMaxObserver, MappingType
-from ..observer.base import checked_constant, move_towards
+from ..observer.base import checked_constant, move_range
 from .arithmetic import choose_qparams, fake_quantize
 from .scheme import Scheme
 
@@ -89,8 +89,7 @@ class SchemeObserver(AffineQuantizedMinMaxObserver):
         if self.averaging_constant is None:
             super()._take_in(low, high)
         else:
-            move_towards(self.min_val, low, self.averaging_constant)
-            move_towards(self.max_val, high, self.averaging_constant)
+            move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
 
 
 class SchemeFakeQuantize(FakeQuantizeBase):

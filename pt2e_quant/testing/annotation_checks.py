@@ -143,7 +143,7 @@ def _batch_norms(gm: GraphModule) -> Found:
 def _plan(gm: GraphModule) -> Found:
     """sharing-solvable, and legal-specs for what only the observers know."""
     try:
-        make_observers(make_plan(gm, "the quantizer", allow_empty=True))
+        make_observers(make_plan(gm, "the quantizer"))
     except (SharingError, AnnotationError) as error:
         yield "sharing-solvable", "", first_line(error)
     except QuantizationError as error:

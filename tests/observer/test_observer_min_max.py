@@ -111,3 +111,11 @@ def test_another_number_of_channels_is_an_error():
 def test_an_axis_that_the_tensor_lacks_is_an_error():
     with pytest.raises(SpecError, match=r"ch_axis=2 does not exist in a tensor of shape \(3, 4\)"):
         ours.PerChannelMinMaxObserver(ch_axis=2)(torch.ones(3, 4))
+
+
+def test_a_moving_range_that_rounding_turned_inside_out_is_the_one_seen_last():
+    """-3e38 + (-1 + 3e38) is 0 in float32, which is above the largest value of a negative batch."""
+    observer = ours.MovingAverageMinMaxObserver(averaging_constant=1.0, dtype=torch.int8)
+    for batch in (torch.tensor([-3e38, 0.0]), torch.tensor([-2.0, -1.0])):
+        observer(batch)
+    assert (observer.min_val.item(), observer.max_val.item()) == (-2.0, -1.0)

@@ -57,11 +57,13 @@ def test_a_demand_that_names_nothing_is_an_error(entry):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch, while it captures cond
-def test_ops_in_the_branches_of_cond_stand_in_the_report_and_count_as_misses():
-    exported = export(Branches(), torch.randn(2, 4))
-    report = explain(prepare_pt2e(exported, XNNPACKQuantizer(STATIC)))
+@pytest.mark.parametrize("strict", [False, True])
+def test_ops_in_the_branches_of_cond_stand_in_the_report_and_count_as_misses(strict):
+    exported = export(Branches(), torch.randn(2, 4), strict=strict)
+    quantizer = XNNPACKQuantizer(STATIC).set_module_name("left", None)
+    report = explain(prepare_pt2e(exported, quantizer))
     nested = [decision for decision in report.skipped if "." in decision.node]
     assert sorted(decision.op for decision in nested) == ["aten.linear.default", "aten.relu.default"]
-    assert all("nested graph of cond" in decision.reason for decision in nested)
-    with pytest.raises(CoverageError, match="1 of the 2 ops"):
-        prepare_pt2e(exported, XNNPACKQuantizer(STATIC), require="linear")
+    with pytest.raises(CoverageError, match="1 of the 2 ops") as caught:
+        prepare_pt2e(exported, quantizer, require="linear")
+    assert "true_graph_0.linear_1 = aten.linear.default: kept in float by module name 'left'" in str(caught.value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.errors import AnnotationError
 from pt2e_quant.quantizer import SharedQuantizationSpec
 from pt2e_quant.testing import check_converted
 from tests.nets import export
@@ -93,3 +94,20 @@ def test_a_constant_behind_one_that_shares_with_an_activation_is_quantized():
     assert check_converted(converted, (x,)) == []
     step = max(group.scale for group in explain(converted).groups)
     assert (converted(x) - model.module()(x)).abs().max() < 2 * step
+
+
+def test_the_body_of_a_branch_cannot_be_quantized_as_if_it_were_a_parameter():
+    """It is read by a get_attr without a recorded value, as a parameter may be; an observer would have been called on
+    the graph."""
+
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+    def function(gm: GraphModule) -> None:
+        (cond,) = gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
+        annotate(cond, {cond.args[1]: ACT})
+
+    model = export(Branch(), torch.randn(2, 3))
+    with pytest.raises(AnnotationError, match="true_graph_0 is a nested graph, not one tensor"):
+        prepare_pt2e(model, ByHand(function))

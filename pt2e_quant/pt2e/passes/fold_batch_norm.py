@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from ...errors import module_path, module_type, source_line
+from ...errors import module_path, module_type, node_id, source_line
 from ...graph import Constants, free_name, insert_attribute, tidy
 from ...ops import BATCH_NORM, LINEAR, bind, is_conv, is_conv_transpose, set_argument, training_argument
 from ...quantizer.base import FOLDED_KEY, Folded, refuse
@@ -49,7 +49,14 @@ def fold_batch_norm(gm: GraphModule) -> GraphModule:
 
 
 def _folded_norm(norm: Node, layer: Node) -> Folded:
-    return Folded(norm.name, layer.name, module_path(norm), module_type(norm), module_path(layer), source_line(norm))
+    return Folded(
+        node=node_id(norm),
+        into=node_id(layer),
+        module=module_path(norm),
+        kind=module_type(norm),
+        into_module=module_path(layer),
+        source=source_line(norm),
+    )
 
 
 def _is_batch_norm(node: Node) -> bool:

@@ -1,0 +1,133 @@
+"""Parameters of nested graphs: into the graphs that read them before quantization, out again behind it.
+
+torch.export hands a parameter that the branches of cond read to cond as an operand. Seen from inside it is an input
+like any other, which cannot be stored in integers. So the engine, and quantizers with it, work on bodies that hold
+their own parameters: `move_constants_in`. What the converted bodies hold becomes operands again, `move_constants_out`,
+so that the graph has the form that torch.export, save and the lowerings take.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ...graph import attribute, copy_origin, free_name, set_attribute, tidy
+from ...nested import bodies, nested_calls, operands, placeholders_of_operands, set_operands, written
+
+__all__ = ["move_constants_in", "move_constants_out"]
+
+
+def move_constants_in(gm: GraphModule) -> GraphModule:
+    """Give each body the parameters and buffers that it is passed, in place of the operands.
+
+    Not those that are written to somewhere, and not those that a body returns: they are values of the graph around it.
+    """
+    calls = _calls(gm)
+    if not calls:
+        return gm
+    overwritten = {str(node.target) for node in written(gm) if node.op == "get_attr"}
+    for call, called in calls:
+        arrivals = [placeholders_of_operands(call, body) for body in called]
+        kept = []
+        for index, operand in enumerate(operands(call)):
+            arriving = [placeholders[index] for placeholders in arrivals]
+            if _is_tensor(gm, operand) and str(operand.target) not in overwritten and not any(map(_returned, arriving)):
+                for body, placeholder in zip(called, arriving, strict=True):
+                    _own(body, placeholder, str(operand.target), attribute(gm, str(operand.target)))
+            else:
+                kept.append(operand)
+        set_operands(call, kept)
+        for body in called:
+            move_constants_in(body)
+    return tidy(gm)
+
+
+def _calls(gm: GraphModule) -> list[tuple[Node, list[GraphModule]]]:
+    """The calls whose bodies no other call runs, with other operands."""
+    calls = nested_calls(gm)
+    runs = Counter(id(body) for _, called in calls for body in called)
+    return [(call, called) for call, called in calls if all(runs[id(body)] == 1 for body in called)]
+
+
+def _is_tensor(gm: GraphModule, node: Any) -> bool:
+    return isinstance(node, Node) and node.op == "get_attr" and isinstance(attribute(gm, str(node.target)), Tensor)
+
+
+def _returned(placeholder: Node) -> bool:
+    return any(user.op == "output" for user in placeholder.users)
+
+
+def _own(body: GraphModule, placeholder: Node, target: str, value: Tensor) -> None:
+    if placeholder.users:
+        module = target.rpartition(".")[0]
+        for user in placeholder.users:
+            if not user.meta.get("nn_module_stack"):  # torch.export records none in nested graphs, unless it is strict
+                user.meta["nn_module_stack"] = {module: (module, "?")}
+        target = _register(body, target, value)
+        with body.graph.inserting_after(body.graph.find_nodes(op="placeholder")[-1]):  # later ones come before it
+            node = body.graph.get_attr(target)
+        node.meta.update(placeholder.meta)
+        placeholder.replace_all_uses_with(node)
+    body.graph.erase_node(placeholder)
+
+
+def move_constants_out(gm: GraphModule) -> GraphModule:
+    """Turn the parameters and buffers that bodies hold into operands; one that several bodies share is passed once."""
+    for _, body in bodies(gm):
+        move_constants_out(body)
+    for call, called in _calls(gm):
+        passed: dict[int, Node] = {}
+        for body in called:
+            for node in body.graph.find_nodes(op="get_attr"):
+                value = attribute(body, str(node.target))
+                if isinstance(value, Tensor) and id(value) not in passed:
+                    passed[id(value)] = _outer(gm, call, node, value)
+        for body in called:
+            _take(body, passed)
+        set_operands(call, [*operands(call), *passed.values()])
+    return tidy(gm)
+
+
+def _outer(gm: GraphModule, call: Node, inner: Node, value: Tensor) -> Node:
+    with gm.graph.inserting_before(call):
+        node = gm.graph.get_attr(_register(gm, str(inner.target), value))
+    copy_origin(node, inner, "move_constants_out")
+    node.meta.update({key: inner.meta[key] for key in ("val", "tensor_meta") if key in inner.meta})
+    return node
+
+
+def _take(body: GraphModule, passed: dict[int, Node]) -> None:
+    """Placeholders for all constants that a call passes, whether this body reads them or not."""
+    held: dict[int, list[Node]] = {}
+    for node in body.graph.find_nodes(op="get_attr"):
+        held.setdefault(id(attribute(body, str(node.target))), []).append(node)
+    last = next(reversed(body.graph.find_nodes(op="placeholder")), None)
+    for key, outer in passed.items():
+        with (
+            body.graph.inserting_before(next(iter(body.graph.nodes)))
+            if last is None
+            else body.graph.inserting_after(last)
+        ):
+            last = body.graph.placeholder(outer.name)
+        last.meta.update({key: outer.meta[key] for key in ("val", "tensor_meta") if key in outer.meta})
+        for node in held.get(key, ()):
+            node.replace_all_uses_with(last)
+            body.graph.erase_node(node)
+
+
+def _register(gm: GraphModule, target: str, value: Tensor) -> str:
+    """Hold a tensor under its name, or under a free one when another tensor has that; the name."""
+    try:
+        taken = attribute(gm, target)
+    except AttributeError:
+        taken = None
+    if taken is value:
+        return target
+    if taken is not None:
+        target = next(free_name(gm, re.sub(r"\d+$", "", target).replace(".", "_")))
+    set_attribute(gm, target, value)
+    return target
