@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "emit",
     "exported_name",
     "finish",
     "free_name",
@@ -39,6 +41,7 @@ __all__ = [
     "is_guard",
     "is_quantizable",
     "own_written",
+    "refresh_values",
     "set_attribute",
     "set_training",
     "set_value",
@@ -308,6 +311,21 @@ def copy_origin(node: Node, source: Node, by: str) -> Node:
     return node
 
 
+def emit(like: Node, by: str, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """Add a call at the insertion point, with the origin of `like` and, where its inputs have one, its value."""
+    node = like.graph.call_function(target, args, kwargs)
+    copy_origin(node, like, by)
+    sources = node.all_input_nodes
+    if not sources or any("val" not in source.meta for source in sources):
+        return node
+
+    def value_of(source: Node) -> Any:
+        return source.meta["val"]
+
+    values = torch.fx.node.map_arg((args, kwargs), value_of)
+    return with_value(node, sources[0], lambda: target(*values[0], **values[1]))
+
+
 def exported_name(node: Node) -> str:
     """Name of the node of the exported program that this one is, or stems from; its own where that is not recorded."""
     name, sources = node.name, node.meta.get("from_node")
@@ -324,6 +342,21 @@ def set_value(node: Node, value: Any) -> Node:
     if isinstance(value, Tensor):
         node.meta["tensor_meta"] = _extract_tensor_metadata(value)
     return node
+
+
+def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:
+    """Record anew the values behind nodes whose memory layout (strides) a pass has changed."""
+    stale = set(changed)
+    for node in gm.graph.nodes:
+        old = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(old, Tensor) or stale.isdisjoint(node.all_input_nodes):
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload) or any("val" not in n.meta for n in node.all_input_nodes):
+            continue
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        with_value(node, node, functools.partial(node.target, *args, **kwargs))
+        if str(node.meta["val"].stride()) != str(old.stride()):
+            stale.add(node)
 
 
 def with_value(node: Node, source: Node, compute: Callable[[], Any]) -> Node:

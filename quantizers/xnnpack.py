@@ -20,6 +20,7 @@ from pt2e_quant.observer import (
     MinMaxObserver,
     MSEObserver,
     PerChannelMinMaxObserver,
+    PerGroupMinMaxObserver,
     PerTokenPlaceholderObserver,
     PlaceholderObserver,
 )
@@ -43,7 +44,7 @@ from pt2e_quant.quantizer import (
 )
 from pt2e_quant.specs import QuantizationSpec, QuantizationSpecBase, is_per_channel
 
-__all__ = ["RULES", "XNNPACKQuantizer", "get_symmetric_quantization_config"]
+__all__ = ["RULES", "XNNPACKQuantizer", "get_8da4w_config", "get_symmetric_quantization_config"]
 
 aten = torch.ops.aten
 
@@ -90,6 +91,27 @@ def get_symmetric_quantization_config(
         observer_or_fake_quant_ctr=(PerChannelMinMaxObserver if is_per_channel else MinMaxObserver).with_args(eps=_EPS),
     )
     return QuantizationConfig(activation, None if is_dynamic else activation, weight)
+
+
+def get_8da4w_config(group_size: int = 32) -> QuantizationConfig:
+    """Linears only: int8 activations per row at run time, weights of 4 bits (-8..7) in groups, for decoders.
+
+    Args:
+        group_size: weights that share a scale, a multiple of 32. The scales are rounded to bfloat16, which is what
+            XNNPACK stores, so the converted graph and the program compute with the same ones.
+
+    Raises:
+        SpecError: XNNPACK has no kernel for groups of that size.
+    """
+    if group_size < 32 or group_size % 32:
+        raise SpecError(f"XNNPACK takes groups of a multiple of 32, got group_size={group_size}")
+    weight = QuantizationSpec(
+        dtype=torch.int8, quant_min=-8, quant_max=7, qscheme=torch.per_channel_symmetric, ch_axis=0,
+        observer_or_fake_quant_ctr=PerGroupMinMaxObserver.with_args(
+            group_size=group_size, eps=_EPS, scale_dtype=torch.bfloat16
+        ),
+    )  # fmt: skip
+    return QuantizationConfig(get_symmetric_quantization_config(True, is_dynamic=True).input_activation, None, weight)
 
 
 # Ops ------------------------------------------------------------------------------------------------------------------
@@ -144,6 +166,25 @@ def dynamic_per_tensor(match: Match) -> str | None:
     if not _config(match).is_dynamic or is_per_channel(getattr(_config(match).weight, "qscheme", None)):
         return None
     return "XNNPACK's dynamic kernels need weights per channel; set is_per_channel=True"
+
+
+def grouped_weights(match: Match) -> str | None:
+    """Groups of weights: a static kernel has none, and rows must fill them."""
+    size = _group_size(match)
+    if not size:
+        return None
+    w = match.value("w")
+    if w is None or w.dim() != 2:
+        return "XNNPACK's convolutions take one weight scale per channel, none per group"
+    if not _config(match).is_dynamic:
+        return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
+    return f"its {w.shape[1]} inputs do not split into groups of {size}" if w.shape[1] % size else None
+
+
+def _group_size(match: Match) -> int:
+    made = getattr(_config(match).weight, "observer_or_fake_quant_ctr", None)
+    keywords = getattr(getattr(made, "p", made), "keywords", {})
+    return int(keywords.get("group_size", 0))
 
 
 def computed_parameters(match: Match) -> str | None:
@@ -291,7 +332,7 @@ def rows(config: QuantizationConfig) -> QuantizationSpecBase | None:
     return spec
 
 
-PARAMETERS = (half_in_float, dynamic_per_tensor, computed_parameters)
+PARAMETERS = (half_in_float, dynamic_per_tensor, grouped_weights, computed_parameters)
 
 
 # Rules: the first that fits a node takes it ---------------------------------------------------------------------------
@@ -421,19 +462,19 @@ RULES = (
 IN_FLOAT = (
     aten.abs.default, aten.avg_pool2d.default, aten.baddbmm.default, aten.batch_norm.default, aten.bmm.default,
     aten.ceil.default, aten.channel_shuffle.default, aten.constant_pad_nd.default, aten.cos.default, aten.div.Tensor,
-    aten.exp.default, aten.floor.default, aten.gelu.default, aten.glu.default, aten.hardswish.default,
-    aten.leaky_relu.default, aten.log.default, aten.maximum.default, aten.minimum.default, aten.neg.default,
-    aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.prelu.default, aten.rsqrt.default,
-    aten.rsub.Scalar, aten.sigmoid.default, aten.silu.default, aten.sin.default, aten.softmax.int, aten.sqrt.default,
-    aten.square.default, aten.stack.default, aten.tanh.default, aten.upsample_bilinear2d.vec,
+    aten.exp.default, aten.expand.default, aten.floor.default, aten.gelu.default, aten.glu.default,
+    aten.hardswish.default, aten.layer_norm.default, aten.leaky_relu.default, aten.log.default, aten.maximum.default,
+    aten.minimum.default, aten.neg.default, aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.prelu.default, aten.rms_norm.default, aten.rsqrt.default, aten.rsub.Scalar, aten.sigmoid.default,
+    aten.silu.default, aten.sin.default, aten.softmax.int, aten.sqrt.default, aten.square.default, aten.stack.default,
+    aten.tanh.default, aten.upsample_bilinear2d.vec,
 )  # fmt: skip
 OUTSIDE = (
     aten.amax.default, aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.cumsum.default,
-    aten.elu.default, aten.embedding.default, aten.erf.default, aten.expand.default, aten.flip.default,
-    aten.group_norm.default, aten.index.Tensor, aten.instance_norm.default, aten.layer_norm.default,
-    aten.log_softmax.int, aten.masked_fill.Scalar, aten.max_pool1d.default, aten.mean.default, aten.reciprocal.default,
-    aten.repeat.default, aten.round.default, aten.scaled_dot_product_attention.default, aten.sum.dim_IntList,
-    aten.tile.default, aten.upsample_nearest2d.vec,
+    aten.elu.default, aten.embedding.default, aten.erf.default, aten.flip.default, aten.group_norm.default,
+    aten.index.Tensor, aten.instance_norm.default, aten.log_softmax.int, aten.masked_fill.Scalar,
+    aten.max_pool1d.default, aten.mean.default, aten.reciprocal.default, aten.repeat.default, aten.round.default,
+    aten.sum.dim_IntList, aten.tile.default, aten.upsample_nearest2d.vec,
 )  # fmt: skip
 OF_ACTIVATIONS = (aten.mm.default, aten.matmul.default, aten.addmm.default)
 
@@ -454,3 +495,4 @@ class XNNPACKQuantizer(RuleQuantizer):
     rules = RULES
     reasons = REASONS
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars, split_to_slices)
+    decompose = frozenset({"sdpa"})

@@ -15,8 +15,19 @@ import torch
 from torch.fx import Node
 
 from ..errors import LoweringError
+from .partition import by_level
 
-__all__ = ["ORIGIN", "Rejections", "is_implicit", "origin", "quietly", "require", "runtime", "xnnpack_partitioner"]
+__all__ = [
+    "ORIGIN",
+    "Rejections",
+    "is_implicit",
+    "origin",
+    "quietly",
+    "require",
+    "require_embeddings",
+    "runtime",
+    "xnnpack_partitioner",
+]
 
 ORIGIN = "pt2e_quant"
 """Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
@@ -48,6 +59,12 @@ def require() -> None:
             "this installation of ExecuTorch lacks its library of quantized ops (quantized_ops_aot_lib). "
             'Install a build for this platform: pip install --force-reinstall "pt2e_quant[executorch]"'
         )
+
+
+def require_embeddings() -> None:
+    """Register quantized_decomposed.embedding_byte and its kin, which ExecuTorch defines beside its passes."""
+    with quietly():
+        import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
 
 
 def _load() -> None:
@@ -96,14 +113,24 @@ def xnnpack_partitioner() -> Any:
 
     To judge a convolution or matrix product, the partitioner marks the dequantize in front of it as part of the integer
     kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
-    the portable kernel, with wrong results. Here a refusal leaves no mark behind.
+    the portable kernel, with wrong results. Here a refusal leaves no mark behind. And partitions are merged by level,
+    see `partition`.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     partitioner = XnnpackPartitioner()
     for config in partitioner.target_partitioner_configs.values():
         config.check_constraints = _without_marks_on_refusal(config.check_constraints)
+    stock = partitioner.generate_partitions
+    partitioner.generate_partitions = lambda program: _partitions(partitioner, program) or stock(program)
     return partitioner
+
+
+def _partitions(partitioner: Any, program: Any) -> list[Any] | None:
+    from torch.fx.passes.infra.partitioner import Partition
+
+    parts = by_level(program.graph, partitioner.get_matched_nodes_from_configs(program))
+    return None if parts is None else [Partition(id=number, nodes=part) for number, part in enumerate(parts)]
 
 
 def is_implicit(node: Node) -> bool:

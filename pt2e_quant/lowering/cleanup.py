@@ -116,9 +116,17 @@ def spell_out_shapes(gm: GraphModule) -> GraphModule:
             continue
         sizes = _literal_sizes(node)
         if sizes is not None:
-            viewable = op_name(node) in ("squeeze", "unsqueeze", "view")
-            _replace(node, [(aten.view.default if viewable else aten.reshape.default, (sizes,))])
+            _replace(node, _reshaped(node, sizes))
     return tidy(gm)
+
+
+def _reshaped(node: Node, sizes: list[int]) -> list[Step]:
+    """A view, behind a copy where it needs one: for a reshape, export writes computed sizes instead of -1."""
+    if op_name(node) in ("squeeze", "unsqueeze", "view"):
+        return [(aten.view.default, (sizes,))]
+    if -1 in sizes:
+        return [(aten.contiguous.default, ()), (aten.view.default, (sizes,))]
+    return [(aten.reshape.default, (sizes,))]
 
 
 def spell_out_strides(gm: GraphModule) -> GraphModule:

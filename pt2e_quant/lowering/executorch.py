@@ -23,7 +23,9 @@ from ..pt2e.record import record_of
 from . import _executorch
 from .account import take_account
 from .cleanup import PASSES, XNNPACK_PASSES
+from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
+from .embeddings import embeddings_to_kernels
 from .program import ExecutorchProgram, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
 
@@ -63,14 +65,14 @@ def lower_to_executorch(
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     gm, (args, kwargs) = _take(model, example_inputs, example_kwargs)
     _executorch.require()
-    for step in PASSES:
+    for step in (*PASSES, embeddings_to_kernels):
         step(gm)
     findings: tuple[Violation, ...] = ()
     if backend == "xnnpack":
         findings = check_xnnpack_contract(gm)
         if preflight:
             raise_fatal(findings)
-        for step in XNNPACK_PASSES:
+        for step in (*DELEGABLE_PASSES, *XNNPACK_PASSES):
             step(gm)
     finish(gm)
     if dynamic_shapes is None:

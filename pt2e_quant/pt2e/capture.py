@@ -7,7 +7,7 @@ writes to are copied, what is only read is shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -41,8 +41,12 @@ class Captured(NamedTuple):
     state_bytes: int
 
 
-def capture(model: object) -> Captured:
+def capture(model: object, steps: Iterable[Callable[[GraphModule], GraphModule]] = ()) -> Captured:
     """Copy an exported graph and bring it into the form that quantizers expect.
+
+    Args:
+        model: an ExportedProgram or its module.
+        steps: rewrites to run last, such as the decompositions that a backend asks for.
 
     Raises:
         CaptureError: the model is not an exported one, or was prepared or converted before.
@@ -54,7 +58,10 @@ def capture(model: object) -> Captured:
     draft = run_everywhere(follow_in_place, run_pass(move_constants_in, draft))
     own_written(draft)
     before = state_bytes(draft)
-    return Captured(run_everywhere(fold_batch_norm, draft), example_inputs, before)
+    gm = run_everywhere(fold_batch_norm, draft)
+    for step in steps:
+        gm = run_everywhere(step, gm)
+    return Captured(gm, example_inputs, before)
 
 
 def run_everywhere(

@@ -32,6 +32,7 @@ from ..specs import EdgeOrNode
 from .capture import capture, run_everywhere, run_pass
 from .coverage import check_required
 from .observers import make_observers
+from .passes.decompose import decompositions
 from .passes.plain_control_flow import to_plain_functions
 from .plan import Plan, Point, make_plan, nothing_quantized, opaque_decisions
 from .record import RECORD_KEY, GroupRecord, PointRecord, Record
@@ -47,6 +48,7 @@ def prepare_pt2e(
     *,
     require: Iterable[str] = (),
     allow_empty: bool = False,
+    decompose: Iterable[str] | None = None,
 ) -> ExportedModule:
     """Insert the observers that a quantizer asks for; run calibration data through the result, then `convert_pt2e` it.
 
@@ -56,6 +58,8 @@ def prepare_pt2e(
         require: what must be quantized: families of ops ("linear", "conv", "matmul", "embedding"), or names and globs
             of graph nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
+        decompose: fused ops to write as simple ones first: {"sdpa"} is scaled_dot_product_attention as matmul, mask,
+            softmax, matmul. None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
 
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
@@ -74,7 +78,7 @@ def prepare_pt2e(
             f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
-    captured = capture(model)
+    captured = capture(model, decompositions(decompose, quantizer))
     name = quantizer_name(quantizer)
     gm = run_everywhere(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
     mark(gm)

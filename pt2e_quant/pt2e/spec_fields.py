@@ -57,7 +57,8 @@ def spec_key(spec: Any) -> Hashable:
 def _says_more_than_a_range(spec: Any, constructor: Any) -> bool:
     """True where dtype, bounds, qscheme and axis do not say all: qparams at run time, blocks, own q/dq."""
     dynamic = bool(getattr(spec, "is_dynamic", False))
-    return dynamic or hasattr(_class_of(constructor), "convert") or _scheme_of(constructor) is not None
+    made = _class_of(constructor)
+    return dynamic or hasattr(made, "convert") or hasattr(made, "group_size") or _scheme_of(constructor) is not None
 
 
 def _constructor_key(constructor: Any) -> Hashable:

@@ -42,6 +42,7 @@ WAYS_OUT = {
     "dtype": "cast to float32, float16 or bfloat16 in the model",
     "non_float": "nothing to do: integers and booleans stay what they are",
     "no_value": "export the model again, so that the graph records dtypes and shapes",
+    "mask": "nothing to do: masks stay in float",
     "constant": "nothing to do: no input of the model flows through it",
     "overwritten": "write `x = x + y` instead of the in-place op in the model",
     "not_folded": "see the reason; batch norm has no integer kernel of its own",
@@ -56,7 +57,11 @@ class Quantizer(ABC):
 
     `prepare_pt2e` works on a copy of the model and calls, in this order: transform_for_annotation, annotate, validate
     and, once observers exist, prepare_obs_or_fq_callback.
+
+    decompose: fused ops that the backend wants written as simple ones first, by the names that prepare_pt2e takes.
     """
+
+    decompose: frozenset[str] = frozenset()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrite the graph so that it can be annotated, for example decompose a fused op. Default: as it is."""

@@ -35,6 +35,10 @@ class ComposableQuantizer(Quantizer):
     def name(self) -> str:
         return " + ".join(quantizer_name(part) for part in self.quantizers)
 
+    @property
+    def decompose(self) -> frozenset[str]:  # type: ignore[override]  # the parts say it
+        return frozenset().union(*(getattr(part, "decompose", ()) for part in self.quantizers))
+
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         for part in self.quantizers:
             model = part.transform_for_annotation(model)

@@ -23,6 +23,7 @@ from ..graph import Constants, is_float_tensor
 from ..specs import ANNOTATION_KEY
 from .base import FOLDED_KEY, UNUSED_RULES_KEY, Quantizer, Refusal, refusals, refuse
 from .config import QuantizationConfig
+from .masks import MASK_REASON, masked
 from .overwritten import overwritten, overwritten_reason
 from .pattern import Match
 from .rule import Rule
@@ -125,6 +126,7 @@ class _Annotator:
         self._choices = choices
         self._constants = Constants(model)
         self._overwritten = overwritten(model.graph)
+        self._masked = masked(model.graph)
         self._foreign = {node for node in choices if _is_annotated(node)}
         self._used: set[str] = set()
 
@@ -173,13 +175,14 @@ class _Annotator:
             refuse(refused, found.by, found.reason, found.code)
 
     def _obstacle(self, rule: Rule, match: Match) -> Refusal | None:
-        """What forbids every rule here: memory that is written to, and values that no input changes."""
+        """What forbids every rule here: memory that is written to, values that no input changes, and masks."""
         for node in (match.root, *(captured for _, captured in match.pairs())):
             if node in self._overwritten:
                 return Refusal(rule.name, overwritten_reason(node, self._overwritten[node]), "overwritten")
         if match.root in self._constants:
             return Refusal(rule.name, "it is computed from parameters alone, no input flows through it", "constant")
-        return None
+        tensors = [match.root, *(node for name, node in match.pairs() if rule.specs.get(name) is not None)]
+        return None if self._masked.isdisjoint(tensors) else Refusal(rule.name, MASK_REASON, "mask")
 
     def _config(self, match: Match) -> QuantizationConfig | None:
         """The anchor's config; None when another node of the match was explicitly given a different one."""

@@ -50,9 +50,9 @@ class Expectation:
 BERT_OUTSIDE = frozenset(
     ("aten.arange.start_step", "aten.full.default", "scalar_tensor.default", "aten.slice_copy.Tensor",
      "aten.add.Tensor", "aten.gather.default", "aten.view_copy.default", "aten.ge.Scalar", "aten.where.self",
-     "aten.embedding.default", "aten.native_layer_norm.default", "aten.expand_copy.default")
+     "aten.embedding.default", "aten.expand_copy.default")
 )  # fmt: skip
-"""The mask and the positions (integers), embeddings, layer norm, and the expand in the decomposition of matmul."""
+"""The mask and the positions (integers), embeddings, and what the mask of the scores is made from."""
 
 QUICK = {
     "resnet": Expectation(SMALL["resnet"], sqnr=30.7, ratio=0.35),

@@ -161,5 +161,6 @@ def test_every_observer_can_merge():
     kinds = {name for name in ours.__all__ if name.endswith("Observer") and isinstance(getattr(ours, name), type)}
     assert kinds - tested == {
         "DistributionObserver",
+        "PerGroupMinMaxObserver",
         "PerTokenPlaceholderObserver",
-    }  # a base, and a PlaceholderObserver
+    }  # a base, a PerChannelMinMaxObserver of constant shape, and a PlaceholderObserver

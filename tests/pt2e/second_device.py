@@ -54,7 +54,8 @@ def register() -> None:
     aten.impl("empty.memory_format", lambda size, dtype=None, **_: Far(torch.empty(size, dtype=dtype)), "PrivateUse1")
     aten.impl("resize_", _resize, "PrivateUse1")
     aten.impl("arange", lambda end, dtype=None, **_: Far(torch.arange(end, dtype=dtype)), "PrivateUse1")
-    for op in (torch.ops.aten.abs.default, torch.ops.aten.view.dtype):  # these have kernels for every device
+    ops = torch.ops.aten
+    for op in (ops.abs.default, ops.bitwise_and_.Scalar, ops.view.dtype):  # these have kernels for every device
         aten.impl(op, functools.partial(_kernel, op), "PrivateUse1")
     aten.impl(
         "empty_strided", lambda size, stride, dtype=None, **_: Far(torch.empty_strided(size, stride, dtype=dtype)),

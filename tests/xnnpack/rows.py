@@ -7,7 +7,7 @@ one module, each on inputs of its own, and every row is judged on its own kernel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config, get_symmetric_quantization_config
 from tests.nets import randomize
 
 __all__ = ["RECIPES", "Net", "Outcome", "Row", "after_conv", "chain", "outcomes", "report"]
@@ -27,6 +27,8 @@ RECIPES = {
     "per tensor": get_symmetric_quantization_config(is_per_channel=False),
     "dynamic": get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True),
     "dynamic per tensor": get_symmetric_quantization_config(is_per_channel=False, is_dynamic=True),
+    "groups": get_8da4w_config(32),
+    "static groups": replace(_PER_CHANNEL, weight=get_8da4w_config(32).weight),
     "weight only": _PER_CHANNEL.weight_only(),
     "activation only": _PER_CHANNEL.activation_only(),
 }

@@ -74,13 +74,13 @@ CALLS = {
     aten.sum.dim_IntList: lambda n, x: x.sum((2, 3)),
     aten.tile.default: lambda n, x: x.tile(1, 2),
     aten.layer_norm.default: lambda n, x: F.layer_norm(x, (6,)),
+    aten.rms_norm.default: lambda n, x: F.rms_norm(x, (6,)),
     aten.elu.default: lambda n, x: F.elu(x),
     aten.embedding.default: lambda n, x: F.embedding(x.abs().long(), n.table),
     aten.expand.default: lambda n, x: x[:, :1].expand(1, 4, 6, 6),
     aten.repeat.default: lambda n, x: x.repeat(1, 2, 1, 1),
     aten.flip.default: lambda n, x: x.flip(1),
     aten.stack.default: lambda n, x: torch.stack([x, -x]),
-    aten.scaled_dot_product_attention.default: lambda n, x: F.scaled_dot_product_attention(x, x, x),
     aten.upsample_nearest2d.vec: lambda n, x: F.interpolate(x, scale_factor=2),
 }
 IMPOSSIBLE = {

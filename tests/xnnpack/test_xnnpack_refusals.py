@@ -62,6 +62,18 @@ REFUSALS = {
         Row(linear, VECTOR, "dynamic per tensor"), "aten.linear.default", "dynamic_per_tensor",
         "XNNPACK's dynamic kernels need weights per channel; set is_per_channel=True",
     ),
+    "convolution, groups of weights": Refusal(
+        Row(conv, ONE_IMAGE, "groups"), "aten.conv2d.default", "grouped_weights",
+        "XNNPACK's convolutions take one weight scale per channel, none per group", runs=False,
+    ),
+    "static, groups of weights": Refusal(
+        Row(lambda: nn.Linear(32, 6), ((2, 32),), "static groups"), "aten.linear.default", "grouped_weights",
+        "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True", runs=False,
+    ),
+    "rows that fill no group": Refusal(
+        Row(linear, VECTOR, "groups"), "aten.linear.default", "grouped_weights",
+        "its 6 inputs do not split into groups of 32", runs=False,
+    ),
     "computed weight": Refusal(
         Row(lambda: Net(lambda n, x, w: F.conv2d(x, w)), (*IMAGE, (4, 3, 1, 1))), "aten.conv2d.default",
         "computed_parameters", "inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
@@ -130,7 +142,7 @@ REFUSALS = {
         "scaled_operand", "alpha=0.5, the integer kernel takes 1",
     ),
     "attention mask": Refusal(
-        Row(_net(lambda n, x: torch.softmax(n.f(x) + n.mask, -1), f=linear(), mask=torch.tensor([0.0] * 5 + [-1e9])),
+        Row(_net(lambda n, x: torch.sigmoid(n.f(x) + n.mask), f=linear(), mask=torch.tensor([0.0] * 5 + [-1e9])),
             VECTOR),
         "aten.add.Tensor", "huge_constant",
         "the constant mask reaches beyond 1e+06, next to it all other values would round to one",

@@ -1,0 +1,70 @@
+"""One scale for each group of neighbours in a row: for weights of few bits.
+
+Before this: `base`. After it: the engine reads `granularity` beside the qparams and emits q/dq per channel group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import SpecError
+from ..qparams import FLOAT32_EPS
+from .base import PER_CHANNEL
+from .granularity import PerGroup
+from .min_max import PerChannelMinMaxObserver
+
+__all__ = ["PerGroupMinMaxObserver"]
+
+
+class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
+    """Keep the range of each `group_size` neighbours in each row of a matrix.
+
+    Args:
+        group_size: values that share a scale; the width of a row must be a multiple of it. A row that is narrower
+            than a group is one group.
+        scale_dtype: type that the backend stores scales in; scales are rounded to it here, so that the converted
+            graph computes with the same ones. They stay float32 tensors.
+        others: as in PerChannelMinMaxObserver; ch_axis is 0, since each row has scales of its own.
+
+    qparams have one element for each group, in the shape (rows, groups in a row).
+    """
+
+    group_size = 32
+    schemes = PER_CHANNEL
+
+    def __init__(
+        self,
+        group_size: int = 32,
+        dtype: torch.dtype = torch.int8,
+        qscheme: torch.qscheme | None = torch.per_channel_symmetric,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = FLOAT32_EPS,
+        ch_axis: int | None = 0,
+        scale_dtype: torch.dtype = torch.float32,
+        is_dynamic: bool = False,
+    ) -> None:
+        if group_size < 2 or ch_axis not in (0, None):
+            raise SpecError(f"groups are 2 values or more of one row (ch_axis=0), got {group_size=}, {ch_axis=}")
+        super().__init__(0, dtype, qscheme, False, quant_min, quant_max, None, eps, is_dynamic)
+        self.group_size = group_size
+        self.granularity = PerGroup(group_size)
+        self.block_size: tuple[int, int] | None = None
+        self.scale_dtype = scale_dtype
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) of shape (rows, groups in a row)."""
+        scale, zero_point = super().calculate_qparams()
+        return scale.to(self.scale_dtype).to(scale.dtype), zero_point
+
+    def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        size = min(self.group_size, x.shape[-1])
+        if x.dim() != 2 or x.shape[-1] % size:
+            raise SpecError(
+                f"{self._where}: a tensor of shape {tuple(x.shape)} is no matrix whose rows split into groups of "
+                f"{self.group_size}; choose a divisor of the width, or one scale for each row"
+            )
+        self.block_size = (1, size)
+        ranges = super()._channel_ranges(x.reshape(-1, size))
+        return None if ranges is None else (ranges[0].reshape(len(x), -1), ranges[1].reshape(len(x), -1))

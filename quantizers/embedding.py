@@ -1,0 +1,93 @@
+"""EmbeddingQuantizer: embedding tables in 8 or 4 bits, one scale for each row or for each group in a row.
+
+Combine it with the quantizer of a backend: ComposableQuantizer([EmbeddingQuantizer(), XNNPACKQuantizer(...)]).
+ExecuTorch has a kernel for each form, which reads only the rows that are asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pt2e_quant.errors import SpecError
+from pt2e_quant.observer import PerChannelMinMaxObserver, PerGroupMinMaxObserver
+from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, op, rule
+from pt2e_quant.specs import QuantizationSpec
+
+__all__ = ["RULES", "EmbeddingQuantizer", "get_embedding_config"]
+
+aten = torch.ops.aten
+_RANGES = {8: (-127, 127), 4: (-8, 7)}
+
+embedding_of = op(aten.embedding.default)
+
+
+def get_embedding_config(bits: int = 8, group_size: int | None = None) -> QuantizationConfig:
+    """Symmetric integers of 8 or 4 bits.
+
+    Eight bits per row are the integers that XNNPACK's linears have: a table that a linear shares (tied embedding and
+    output layer) is then quantized and stored once in the converted graph.
+
+    Args:
+        bits: 8 (-127..127) or 4 (-8..7).
+        group_size: values of a row that share a scale; None is one scale for each row.
+
+    Raises:
+        SpecError: another number of bits.
+    """
+    if bits not in _RANGES:
+        raise SpecError(f"embeddings have 8 or 4 bits, got {bits}")
+    low, high = _RANGES[bits]
+    observer = PerChannelMinMaxObserver.with_args(eps=2**-20)
+    if group_size is not None:
+        observer = PerGroupMinMaxObserver.with_args(group_size=group_size, eps=2**-20)
+    weight = QuantizationSpec(
+        dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_channel_symmetric, ch_axis=0,
+        observer_or_fake_quant_ctr=observer,
+    )  # fmt: skip
+    return QuantizationConfig(None, None, weight)
+
+
+def no_weight(match: Match) -> str | None:
+    weight = match.config.weight if match.config is not None else None
+    return "the configuration keeps weights in float" if weight is None else None
+
+
+def computed_table(match: Match) -> str | None:
+    return None if match.is_constant("w") else f"{match.captures['w']} is computed at run time, no table is stored"
+
+
+def uneven_groups(match: Match) -> str | None:
+    size, value = _group_size(match), match.value("w")
+    width = value.shape[-1] if value is not None else size
+    if size and width % min(size, width):
+        return f"rows of {width} do not split into groups of {size}"
+    weight = match.config.weight if match.config is not None else None
+    if getattr(weight, "quant_min", None) == -8 and width % 2:
+        return f"rows of {width} values of 4 bits do not fill bytes"
+    return None
+
+
+def _group_size(match: Match) -> int:
+    made = getattr(match.config.weight if match.config is not None else None, "observer_or_fake_quant_ctr", None)
+    return int(getattr(getattr(made, "p", made), "keywords", {}).get("group_size", 0))
+
+
+@rule(w=WEIGHT, unless=[no_weight, computed_table, uneven_groups])
+def embedding(w, indices):
+    """Only the table: what the kernel returns is floating point."""
+    return embedding_of(w, indices)
+
+
+RULES = (embedding,)
+
+
+class EmbeddingQuantizer(RuleQuantizer):
+    """Quantizes embedding tables and nothing else; 8 bits per row unless a configuration says otherwise.
+
+    quantizer = EmbeddingQuantizer(get_embedding_config(bits=4, group_size=32))
+    """
+
+    rules = RULES
+
+    def __init__(self, config: QuantizationConfig | None = None) -> None:
+        super().__init__(get_embedding_config() if config is None else config)

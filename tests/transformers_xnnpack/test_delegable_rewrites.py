@@ -1,0 +1,133 @@
+"""Each rewrite for XNNPACK keeps the values, up to float32 rounding, and leaves no trace of what it replaces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.graph import clone, finish, tidy
+from pt2e_quant.lowering.delegable import (
+    attention_on_merged_heads,
+    copies_to_concatenate,
+    expands_to_products,
+    fold_factors_into_linears,
+    means_to_linears,
+    norms_to_linears,
+    weighted_sums_to_products,
+)
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from tests.transformers_xnnpack.small_transformers import calls
+
+aten = torch.ops.aten
+
+
+class Net(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.scale, self.shift = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self, *inputs)
+
+
+X = torch.randn(2, 3, 6) * 3 + 1
+HEADS = torch.randn(2, 4, 5, 6)
+
+CASES = {
+    "layer_norm": (
+        norms_to_linears,
+        lambda n, x: F.layer_norm(x, (6,), n.scale, n.shift, 1e-3),
+        aten.layer_norm.default,
+    ),
+    "layer_norm, bare": (norms_to_linears, lambda n, x: F.layer_norm(x, (6,)), aten.layer_norm.default),
+    "rms_norm": (norms_to_linears, lambda n, x: F.rms_norm(x, (6,), n.scale, 1e-3), aten.rms_norm.default),
+    "rms_norm, default eps": (norms_to_linears, lambda n, x: F.rms_norm(x, (6,)), aten.rms_norm.default),
+    "mean": (means_to_linears, lambda n, x: x.mean(-1, keepdim=True), aten.mean.dim),
+    "mean, dropped": (means_to_linears, lambda n, x: x.mean(2), aten.mean.dim),
+    "weighted sum": (weighted_sums_to_products, lambda n, x: (x * x[..., :1]).sum(1), aten.sum.dim_IntList),
+    "weighted sum, expanded": (
+        weighted_sums_to_products,
+        lambda n, x: (x[..., :1].expand(2, 3, 6) * x).sum(1, keepdim=True),
+        aten.sum.dim_IntList,
+    ),
+    "expand": (expands_to_products, lambda n, x: (x * 2)[:, :, None].expand(2, 3, 4, 6), aten.expand.default),
+    "factor": (fold_factors_into_linears, lambda n, x: n.linear(x).transpose(0, 1) * 0.3, aten.mul.Tensor),
+    "quotient": (fold_factors_into_linears, lambda n, x: n.linear(x) / 4.0, aten.div.Tensor),
+    "factor behind a product": (
+        fold_factors_into_linears,
+        lambda n, x: (n.linear(x) @ x.transpose(1, 2)) * 0.3,
+        aten.mul.Tensor,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_values_stay_and_the_operator_goes(name):
+    step, function, gone = CASES[name]
+    model = Net(function).eval()
+    gm = clone(torch.export.export(model, (X,)).module())
+    assert calls(gm, gone)
+    step(gm)
+    assert not calls(gm, gone)
+    torch.testing.assert_close(finish(gm)(X), model(X), rtol=1e-5, atol=1e-5)
+
+
+KEPT = {
+    "norm over two dimensions": (norms_to_linears, lambda n, x: F.layer_norm(x, (3, 6))),
+    "mean over another dimension": (means_to_linears, lambda n, x: x.mean(1)),
+    "unweighted sum": (weighted_sums_to_products, lambda n, x: (x * x).sum(1)),
+    "expand of integers": (expands_to_products, lambda n, x: (x > 0)[:, :, None].expand(2, 3, 4, 6)),
+    "factor of a value read twice": (fold_factors_into_linears, lambda n, x: (lambda y: y * 0.3 + y)(n.linear(x))),
+    "negative factor": (fold_factors_into_linears, lambda n, x: n.linear(x) * -0.3),
+    "factor behind gelu": (fold_factors_into_linears, lambda n, x: F.gelu(n.linear(x)) * 0.3),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_does_not_fit_is_left_alone(name):
+    step, function = KEPT[name]
+    gm = tidy(clone(torch.export.export(Net(function).eval(), (X,)).module()))
+    before = [(str(node.target), node.name) for node in gm.graph.nodes]
+    step(gm)
+    assert [(str(node.target), node.name) for node in gm.graph.nodes] == before
+
+
+@pytest.mark.parametrize("per_channel_batch", [1, 2])
+def test_attention_runs_in_three_dimensions(per_channel_batch):
+    def attend(n, q, mask):
+        scores = (q @ q.transpose(-2, -1)) * 0.4 + mask
+        return torch.softmax(scores, -1) @ q
+
+    model, q = Net(attend).eval(), HEADS[:per_channel_batch]
+    mask = torch.zeros(1, 1, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -1e30)
+    gm = clone(torch.export.export(model, (q, mask)).module())
+    attention_on_merged_heads(gm)
+    assert not calls(gm, aten.matmul.default)
+    assert {node.meta["val"].dim() for node in calls(gm, aten.softmax.int)} == {3}
+    torch.testing.assert_close(finish(gm)(q, mask), model(q, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_a_cat_of_one_tensor_gets_a_second():
+    model = Net(lambda n, x: torch.cat((x, x), -1)).eval()
+    gm = clone(torch.export.export(model, (X,)).module())
+    copies_to_concatenate(gm)
+    (cat,) = calls(gm, aten.cat.default)
+    assert len(cat.all_input_nodes) == 2
+    assert torch.equal(finish(gm)(X), torch.cat((X, X), -1))
+
+
+def test_a_factor_goes_into_the_scale_of_an_integer_weight():
+    model = Net(lambda n, x: n.linear(x) * 0.3).eval()
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    quantizer = XNNPACKQuantizer().set_operator_type(aten.linear.default, config)
+    gm = convert_pt2e(prepare_pt2e(torch.export.export(model, (X,)), quantizer))
+    expected, copy = gm(X), clone(gm)
+    fold_factors_into_linears(copy)
+    assert not calls(copy, aten.mul.Tensor)
+    torch.testing.assert_close(finish(copy)(X), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gm(X), expected)  # the graph that was given keeps its scales
