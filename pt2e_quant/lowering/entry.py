@@ -21,12 +21,13 @@ from ..graph import ExportedModule, clone, is_guard, own_written
 from ..nested import graphs, mark
 from ..pt2e.record import record_of
 
-__all__ = ["ORIGIN", "explaining", "origin", "quietly", "take"]
+__all__ = ["ORIGIN", "Inputs", "explaining", "origin", "quietly", "take"]
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
 _NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model."""
 
 ORIGIN = "pt2e_quant"
 """Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""

@@ -19,10 +19,10 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
-from ..graph import finish
+from ..graph import ExportedModule, finish
 from .cleanup import PASSES
 from .dynamic_shapes import derive_dynamic_shapes
-from .entry import explaining, take
+from .entry import Inputs, explaining, take
 from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
@@ -60,16 +60,7 @@ def lower_to_inductor(
     """
     if mode not in ("compile", "aoti"):
         raise LoweringError(f"mode must be 'compile' or 'aoti', got {mode!r}")
-    gm, (args, kwargs) = take(model, example_inputs, example_kwargs, "lower_to_inductor")
-    ops = {node.name: str(node.target) for node in gm.graph.nodes}
-    check_inductor_contract(gm)
-    remarks = tuple(Remark(node.name, text) for node, text in remarks_on_this_machine(gm))
-    for step in (*PASSES, *INDUCTOR_PASSES):
-        step(gm)
-    finish(gm)
-    remarks += tuple(
-        Remark(name, "no integer kernel reads it, so it was dropped") for name in gm.meta.get(DROPPED_KEY, ())
-    )
+    gm, ops, remarks, (args, kwargs) = _cleaned(take(model, example_inputs, example_kwargs, "lower_to_inductor"))
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     # Inductor freezes weights, which every pattern needs, in no_grad alone, whatever its configuration says.
@@ -95,6 +86,20 @@ def lower_to_inductor(
         package=package,
         compiled=compiled,
     )
+
+
+def _cleaned(taken: tuple[ExportedModule, Inputs]) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
+    """The graph behind all passes, the operators that it had by name, what there is to remark, and the inputs."""
+    gm, inputs = taken
+    ops = {node.name: str(node.target) for node in gm.graph.nodes}
+    check_inductor_contract(gm)
+    remarks = [Remark(node.name, text) for node, text in remarks_on_this_machine(gm)]
+    for step in (*PASSES, *INDUCTOR_PASSES):
+        step(gm)
+    finish(gm)
+    dropped = gm.meta.get(DROPPED_KEY, ())
+    remarks += [Remark(name, "no integer kernel reads it, so it was dropped") for name in dropped]
+    return gm, ops, tuple(remarks), inputs
 
 
 def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
