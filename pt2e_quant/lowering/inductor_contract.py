@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..errors import LoweringError, locate
-from ..ops import MAX_POOL, bind, is_conv, is_conv_transpose
+from ..ops import MAX_POOL, is_conv, is_conv_transpose
 from .xnnpack_patterns import Gemm, as_gemm, constant, grid, is_call, is_dequantize, is_quantize
 
 __all__ = ["check_inductor_contract", "remarks_on_this_machine"]

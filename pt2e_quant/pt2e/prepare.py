@@ -72,20 +72,10 @@ def prepare_pt2e(
         TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
         CoverageError: nothing would be quantized, or less than `require` demands; lists the misses with reasons.
     """
-    if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
-        kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
-        raise CaptureError(
-            f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
-            "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
-        )
+    name = _checked_name(quantizer)
     captured = capture(model, decompositions(decompose, quantizer))
-    name = quantizer_name(quantizer)
-    gm = run_everywhere(lambda graph: _transform(quantizer, graph), captured.gm, name="transform_for_annotation")
-    mark(gm)
-    gm = run_everywhere(quantizer.annotate, gm)
+    gm = _annotate(quantizer, captured.gm)
     parts = [part for _, part in graphs(gm, opaque=False)]
-    for part in parts:
-        quantizer.validate(part)
     plans = [make_plan(part, name) for part in parts]
     if not allow_empty and not any(plan.groups for plan in plans):
         raise CoverageError(nothing_quantized(parts, name))
@@ -114,6 +104,26 @@ def prepare_pt2e(
         state=_state_to_restore(gm, observers),
     )
     return finish(run_pass(to_plain_functions, gm))
+
+
+def _checked_name(quantizer: object) -> str:
+    if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
+        kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
+        raise CaptureError(
+            f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
+            "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
+        )
+    return quantizer_name(quantizer)
+
+
+def _annotate(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
+    """What the quantizer does to the graph and all that are nested in it: rewrites, annotations, its own checks."""
+    gm = run_everywhere(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
+    mark(gm)
+    gm = run_everywhere(quantizer.annotate, gm)
+    for _, part in graphs(gm, opaque=False):
+        quantizer.validate(part)
+    return gm
 
 
 def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:

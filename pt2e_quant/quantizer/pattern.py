@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..arguments import bind
 from ..errors import AnnotationError
 from ..graph import Constants
-from ..ops import bind, is_commutative, twins
+from ..ops import is_commutative, twins
 from .config import QuantizationConfig
 
 __all__ = ["Capture", "Match", "Op", "Pattern", "op", "trace"]

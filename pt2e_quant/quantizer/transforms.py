@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind, set_argument
 from ..graph import Constants, copy_origin, free_name, insert_attribute, is_float_tensor, tidy, with_value
-from ..ops import ADD, MUL, PAD, SPLIT, SUB, UNBIND, bind, functional, set_argument
+from ..ops import ADD, MUL, PAD, SPLIT, SUB, UNBIND, functional
 
 __all__ = [
     "clamp_to_hardtanh",
