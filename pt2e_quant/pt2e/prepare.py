@@ -58,14 +58,13 @@ def prepare_pt2e(
         require: what must be quantized: families of ops ("linear", "conv", "matmul", "embedding"), or names and globs
             of graph nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
-        decompose: fused ops to write as simple ones first: {"sdpa"} is scaled_dot_product_attention as matmul, mask,
-            softmax, matmul. None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
+        decompose: fused ops to write as simple ones first, such as {"sdpa"}; None is what the quantizer's backend
+            needs (`Quantizer.decompose`), () is nothing.
 
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
         of constant tensors (weights) hang in the graph without being called: a weight is observed once, at convert.
-        The bodies of torch.cond, while_loop, scan and map, and autocast regions, hold observers of their own. train()
-        and eval() work on it.
+        Nested graphs (torch.cond, while_loop, ...) hold observers of their own. train() and eval() work on it.
 
     Raises:
         CaptureError: `model` is not an exported model, or was prepared before.
