@@ -55,8 +55,7 @@ def prepare_pt2e(
     Args:
         model: an exported float model: what torch.export.export returns, or its .module(). It stays as it was.
         quantizer: a Quantizer of this package, or any object with the same methods.
-        require: what must be quantized: families of ops ("linear", "conv", "matmul", "embedding"), or names and globs
-            of graph nodes and modules.
+        require: what must be quantized: families of ops ("linear", "conv"), or names and globs of nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
         decompose: fused ops to write as simple ones first, such as {"sdpa"}; None is what the quantizer's backend
             needs (`Quantizer.decompose`), () is nothing.

@@ -484,7 +484,7 @@ def test_the_reference_gives_what_xnnpack_gives():
 def test_models_compute_in_integers_what_the_runtime_computes(
     model: nn.Module, shape: tuple[int, ...], per_channel: bool
 ):
-    """The float graph may round an operand of an add the other way, and then the sum: two steps where two layers follow."""
+    """The float graph may round an operand of an add the other way, and then the sum: two steps for two layers."""
     pytest.importorskip("executorch")
     from pt2e_quant.lowering.executorch import lower_to_executorch
 

@@ -45,8 +45,8 @@ def survive(sketch: Sketch, recipe: Recipe) -> GraphModule | None:
     except QuantizationError as error:
         event(type(error).__name__ if str(error).strip() else "an error without words")
         return None
-    # Observers change nothing. What differs is rounding, where a batch norm was folded: in half precision by up to 0.4 %
-    # of each of the terms, which a difference of them may make any part of the result, so there the power is compared.
+    # Observers change nothing. What differs is rounding, where a batch norm was folded. In half precision that is up to
+    # 0.4 % of each term, any part of a difference of terms, so there the power is compared.
     for actual, expected in zip(before, run(sketch.exported.module(), batches[0]), strict=True):
         if expected.dtype in (torch.float16, torch.bfloat16):
             assert sqnr([actual], [expected]) > 20
