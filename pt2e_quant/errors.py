@@ -114,10 +114,12 @@ def locate(node: Node) -> str:
         if node.op != "placeholder"
         else f"input {node_id(node)}"
     )
-    path, kind, line = module_path(node), module_type(node), source_line(node)
+    path, kind, line = module_path(node), module_type(node).rpartition(".")[2], source_line(node)
     places = []
-    if path is not None:
-        places.append(f"in module {path!r} ({kind.rpartition('.')[2]})" if path else f"in {kind.rpartition('.')[2]}")
+    if kind == "?":  # of a nested graph, which records no modules, the path may be known from a parameter
+        places += [f"in module {path!r}"] if path else []
+    elif path is not None:
+        places.append(f"in module {path!r} ({kind})" if path else f"in {kind}")
     if line is not None:
         places.append(line)
     return f"{first}\n  {', '.join(places)}" if places else first

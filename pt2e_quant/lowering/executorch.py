@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import LoweringError, locate_all
 from ..graph import finish
+from ..nested import graphs
 from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
@@ -107,7 +108,7 @@ def _lower(
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 
     partitioner = _executorch.xnnpack_partitioner() if backend == "xnnpack" else None
-    with explaining("ExecuTorch cannot lower this graph"), _executorch.Rejections().listen() as rejections:
+    with explaining(_what_failed(gm, partitioner)), _executorch.Rejections().listen() as rejections:
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[partitioner] if partitioner is not None else None,
@@ -130,6 +131,23 @@ def _lower(
         remarks=account.remarks,
         sizes=Sizes(file=len(buffer), delegates=account.delegate_bytes, constants=constants),
         input_tree=exported.call_spec.in_spec,
+    )
+
+
+def _what_failed(gm: GraphModule, partitioner: Any) -> str:
+    """What to say when lowering fails. The likely cause are ops that ExecuTorch keeps whole for a backend, in branches.
+
+    In nested graphs parameters are arguments, and its XNNPACK partitioner takes only ops whose weights are constants.
+    """
+    kept = () if partitioner is None else partitioner.ops_to_not_decompose(None)[0]
+    parts = [part for path, part in graphs(gm) if path]
+    nested = [node for part in parts for node in part.graph.nodes if node.target in kept]
+    if not nested:
+        return "ExecuTorch cannot lower this graph"
+    return (
+        "ExecuTorch cannot lower this graph. Inside of branches and loops its XNNPACK partitioner takes no weights, "
+        f"and lets nothing else have these ops:\n{locate_all(nested)}\n"
+        "  Lower the model for portable kernels, lower_to_executorch(model, backend=None).\nThe error was"
     )
 
 

@@ -70,6 +70,7 @@ TOKENS = torch.arange(10).reshape(2, 5)
 
 
 def test_a_tied_weight_with_one_spec_is_stored_once_and_as_integers():
+    """Users' item 7: a parameter of two layers stays one tensor. Users' item 31: and no float copy of it is left."""
     prepared = prepare_pt2e(export(Tied(), TOKENS), tied_by_hand(PER_CHANNEL, PER_CHANNEL))
     prepared(TOKENS)
     state = convert_pt2e(prepared).state_dict()
@@ -78,6 +79,7 @@ def test_a_tied_weight_with_one_spec_is_stored_once_and_as_integers():
 
 
 def test_a_tied_weight_with_two_specs_is_an_error_that_names_both_sites():
+    """Users' item 7: two specs for one parameter are refused, with both sites and the way out."""
     asymmetric = replace(ACT, dtype=torch.uint8, quant_min=3, quant_max=250)
     with pytest.raises(SharingError, match=r"'head.weight' would be stored 2 times") as raised:
         prepare_pt2e(export(Tied(), TOKENS), tied_by_hand(asymmetric, PER_CHANNEL))
@@ -97,6 +99,8 @@ def test_a_tied_weight_that_a_float_op_reads_too_is_stored_twice_and_the_reason_
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_two_modules_with_one_weight_store_it_once(strict):
+    """Users' items 7 and 31: one parameter under two names is one tensor of the state dict."""
+
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -157,6 +161,7 @@ def free_sizes(request):
 
 
 def test_free_sizes_stay_free(free_sizes):
+    """Users' item 18: dimensions and ranges of the export are those of the converted graph."""
     _, exported, converted, _ = free_sizes
     (placeholder,) = converted.graph.find_nodes(op="placeholder")
     sizes = placeholder.meta["val"].shape
@@ -196,6 +201,7 @@ HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f
 @HALF
 @pytest.mark.parametrize("config", [XNNPACK, DYNAMIC], ids=["static", "dynamic"])
 def test_a_half_precision_model_computes_in_its_dtype_and_its_statistics_are_float32(dtype, config):
+    """Users' item 20: no op meets two dtypes, and observers accumulate in float32."""
     torch.manual_seed(0)
     model, tokens = Attention().to(dtype).eval(), torch.randint(0, 30, (3, 6))
     prepared = prepare_pt2e(export(model, tokens), XNNPACKQuantizer(config))
@@ -215,6 +221,7 @@ def test_a_half_precision_model_computes_in_its_dtype_and_its_statistics_are_flo
 
 
 def test_a_float16_convnet_runs_in_the_pte():
+    """Users' item 20: from export to the runtime."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 16).half()
     prepared = prepare_pt2e(export(randomize(ConvNet()).half(), x), XNNPACKQuantizer(XNNPACK))

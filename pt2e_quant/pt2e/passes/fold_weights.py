@@ -11,13 +11,16 @@ from torch.fx import GraphModule, Node
 
 from ...graph import Constants, free_name, insert_attribute, tidy
 
-__all__ = ["fold_weights"]
+__all__ = ["FROZEN", "fold_weights"]
+
+FROZEN = "_frozen_param"
+"""What the names of the buffers with integer weights start with."""
 
 
 def fold_weights(gm: GraphModule) -> GraphModule:
     """Replace every quantize op (and cast of a constant) on constant inputs by a buffer with its result."""
     constants = Constants(gm)
-    names = free_name(gm, "_frozen_param")
+    names = free_name(gm, FROZEN)
     for node in list(gm.graph.nodes):
         if node not in constants or not _is_quantize(node.target):
             continue

@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ...graph import attribute, copy_origin, free_name, set_attribute, tidy
 from ...nested import bodies, nested_calls, operands, placeholders_of_operands, set_operands, written
+from .fold_weights import FROZEN
 
 __all__ = ["move_constants_in", "move_constants_out"]
 
@@ -80,47 +82,61 @@ def move_constants_out(gm: GraphModule) -> GraphModule:
     for _, body in bodies(gm):
         move_constants_out(body)
     for call, called in _calls(gm):
-        passed: dict[int, Node] = {}
+        names: dict[int, str] = {}
+        passed: dict[str, Node] = {}
         for body in called:
             for node in body.graph.find_nodes(op="get_attr"):
                 value = attribute(body, str(node.target))
-                if isinstance(value, Tensor) and id(value) not in passed:
-                    passed[id(value)] = _outer(gm, call, node, value)
+                if isinstance(value, Tensor) and id(value) not in names:
+                    name = names[id(value)] = _register(gm, str(node.target), value)
+                    if name not in passed:
+                        passed[name] = _outer(gm, call, node, name)
         for body in called:
-            _take(body, passed)
+            _take(body, passed, names)
         set_operands(call, [*operands(call), *passed.values()])
     return tidy(gm)
 
 
-def _outer(gm: GraphModule, call: Node, inner: Node, value: Tensor) -> Node:
+def _outer(gm: GraphModule, call: Node, inner: Node, name: str) -> Node:
     with gm.graph.inserting_before(call):
-        node = gm.graph.get_attr(_register(gm, str(inner.target), value))
+        node = gm.graph.get_attr(name)
     copy_origin(node, inner, "move_constants_out")
     node.meta.update({key: inner.meta[key] for key in ("val", "tensor_meta") if key in inner.meta})
     return node
 
 
-def _take(body: GraphModule, passed: dict[int, Node]) -> None:
+def _take(body: GraphModule, passed: dict[str, Node], names: dict[int, str]) -> None:
     """Placeholders for all constants that a call passes, whether this body reads them or not."""
-    held: dict[int, list[Node]] = {}
+    held: dict[str, list[Node]] = {}
     for node in body.graph.find_nodes(op="get_attr"):
-        held.setdefault(id(attribute(body, str(node.target))), []).append(node)
+        name = names.get(id(attribute(body, str(node.target))))
+        if name is not None:
+            held.setdefault(name, []).append(node)
     last = next(reversed(body.graph.find_nodes(op="placeholder")), None)
-    for key, outer in passed.items():
+    for name, outer in passed.items():
         with (
             body.graph.inserting_before(next(iter(body.graph.nodes)))
             if last is None
             else body.graph.inserting_after(last)
         ):
             last = body.graph.placeholder(outer.name)
+        last.target = last.name  # the argument; under another name it could be that of a value of the body
         last.meta.update({key: outer.meta[key] for key in ("val", "tensor_meta") if key in outer.meta})
-        for node in held.get(key, ()):
+        for node in held.get(name, ()):
             node.replace_all_uses_with(last)
             body.graph.erase_node(node)
 
 
 def _register(gm: GraphModule, target: str, value: Tensor) -> str:
-    """Hold a tensor under its name, or under a free one when another tensor has that; the name."""
+    """Hold a tensor under its name, or under a free one when another tensor has that; the name.
+
+    Each graph folds the weights that it reads: what became the same integers is held once.
+    """
+    if target.startswith(FROZEN):
+        held = ((name, buffer) for name, buffer in gm.named_buffers(recurse=False) if name.startswith(FROZEN))
+        same = next((name for name, buffer in held if _is_same(buffer, value)), None)
+        if same is not None:
+            return same
     try:
         taken = attribute(gm, target)
     except AttributeError:
@@ -131,3 +147,7 @@ def _register(gm: GraphModule, target: str, value: Tensor) -> str:
         target = next(free_name(gm, re.sub(r"\d+$", "", target).replace(".", "_")))
     set_attribute(gm, target, value)
     return target
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
-from ...errors import CaptureError
+from ...errors import CaptureError, node_id
 from ...graph import Constants, ExportedModule, clone, collector_paused, finish, tidy
+from ...nested import graphs, mark
 from ...ops import DEQUANTIZE, QUANTIZE
 from ..record import RECORD_KEY, BorderQParams, Record, Representation, record_of
 from .emit import Emitter, Symbol
@@ -38,7 +39,8 @@ def reference_representation_rewrite(
 
     Float remains at the borders (the quantize of an input, the dequantize of an output or in front of a float op), in
     the qparams that dynamic quantization computes at run time, and in ops without an integer form;
-    `explain(result)` names those with the reason.
+    `explain(result)` names those with the reason. Nested graphs (the branches of cond, the bodies of loops) stay as
+    they are.
 
     Args:
         model: what convert_pt2e, or another project's convert, returned. Stays as it was.
@@ -55,6 +57,7 @@ def reference_representation_rewrite(
             f"reference_representation_rewrite takes what convert_pt2e returned, got {type(model).__name__}"
         )
     gm = clone(model)
+    mark(gm)
     walk = _Walk(gm, rounding)
     before = list(gm.graph.nodes)
     for node in before:
@@ -164,10 +167,22 @@ class _Walk:
 
     def account(self, alive: set[str]) -> Representation:
         """What became of each op; one whose integers nobody reads, as all its readers are float ops, is left."""
-        left = {node.name: reason for node, reason in self.left.items() if node.name in alive}
+        left = {node.name: reason for node, reason in self.left.items() if node.name in alive} | _left_inside(self.gm)
         forms = {node.name: kind for node, kind in self.formed.items() if node.name not in alive}
         codes = {name: node.name for name, node in self.codes.items()}
         return Representation(self.rounding.value, forms, left, codes)
+
+
+def _left_inside(gm: GraphModule) -> dict[str, str]:
+    """The ops that read quantized tensors in nested graphs, which hold their parameters as inputs: nothing to fold."""
+    reason = "inside {}, a nested graph: those keep quantize, float op, dequantize"
+    return {
+        node_id(node): reason.format(path)
+        for path, part in graphs(gm)
+        for node in part.graph.nodes
+        if path and node.op == "call_function" and any(one.target in DEQUANTIZE for one in node.all_input_nodes)
+        if node.target not in QUANTIZE
+    }
 
 
 def _describe(value: Value) -> str:
