@@ -55,7 +55,8 @@ def reference_representation_rewrite(
         raise CaptureError(
             f"reference_representation_rewrite takes what convert_pt2e returned, got {type(model).__name__}"
         )
-    gm = mark(clone(model))
+    gm = clone(model)
+    mark(gm)
     walk = _Walk(gm, rounding)
     before = list(gm.graph.nodes)
     for node in before:
