@@ -79,21 +79,7 @@ def convert_pt2e(
     record = _checked(model)
     gm = run_pass(to_operators, clone(model))
     own_written(gm, record.state)
-    points = record.points_by_graph()
-    calls: dict[str, list[Node]] = {}
-    silent: set[str] = set()
-    for path, part in graphs(gm):
-        _observe_constants(part, points[path])
-        calls[path] = _observer_calls(part, points[path])
-        silent |= _never_ran(part, calls[path])
-    if silent and not allow_uncalibrated:
-        raise CalibrationError(_uncalibrated(silent, record))
-    qparams: dict[str, QParams] = {}
-    for path, part in graphs(gm):
-        qparams |= _emit(part, calls[path], silent)
-        for node in part.graph.nodes:
-            node.meta.pop(ANNOTATION_KEY, None)
-            node.meta.pop(REFUSALS_KEY, None)
+    qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)
     tidy(gm)
@@ -128,6 +114,26 @@ def _checked(model: object) -> Record:
             "  Load the weights, prepared.load_state_dict(state, assign=True), and calibrate, before convert_pt2e."
         )
     return record
+
+
+def _replace_observers(gm: GraphModule, record: Record, allow_uncalibrated: bool) -> dict[str, QParams]:
+    """Put q/dq pairs in the place of the observers of all graphs; the qparams by the names of the observers."""
+    points = record.points_by_graph()
+    calls: dict[str, list[Node]] = {}
+    silent: set[str] = set()
+    for path, part in graphs(gm):
+        _observe_constants(part, points[path])
+        calls[path] = _observer_calls(part, points[path])
+        silent |= _never_ran(part, calls[path])
+    if silent and not allow_uncalibrated:
+        raise CalibrationError(_uncalibrated(silent, record))
+    qparams: dict[str, QParams] = {}
+    for path, part in graphs(gm):
+        qparams |= _emit(part, calls[path], silent)
+        for node in part.graph.nodes:
+            node.meta.pop(ANNOTATION_KEY, None)
+            node.meta.pop(REFUSALS_KEY, None)
+    return qparams
 
 
 def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:

@@ -105,8 +105,8 @@ def test_the_body_of_a_branch_cannot_be_quantized_as_if_it_were_a_parameter():
             return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
 
     def function(gm: GraphModule) -> None:
-        (cond,) = gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
-        annotate(cond, {cond.args[1]: ACT})
+        for cond in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
+            annotate(cond, {cond.args[1]: ACT})
 
     model = export(Branch(), torch.randn(2, 3))
     with pytest.raises(AnnotationError, match="true_graph_0 is a nested graph, not one tensor"):
