@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import engine, observers, report
+from benchmarks import engine, observers, report, x86
 
 engine.main()
 observers.main()
 report.main()
+x86.main()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-__all__ = ["MODELS", "BenchmarkModel", "chain"]
+__all__ = ["MODELS", "BenchmarkModel", "bert", "chain", "mlp", "mobilenet_v2", "mobilenet_v3", "resnet18", "resnet50"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ def resnet18() -> BenchmarkModel:
     return BenchmarkModel("resnet18", module, (torch.randn(1, 3, 224, 224),), dynamic=False)
 
 
+def resnet50() -> BenchmarkModel:
+    """25.6 M parameters, 224 x 224, bottleneck blocks."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    module = _Logits(_randomize_batch_norm(ResNetForImageClassification(ResNetConfig(num_labels=1000))), "logits")
+    return BenchmarkModel("resnet50", module.eval(), (torch.randn(1, 3, 224, 224),), dynamic=False)
+
+
 def mobilenet_v2() -> BenchmarkModel:
     """3.5 M parameters, 224 x 224."""
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
@@ -69,6 +78,68 @@ def mobilenet_v2() -> BenchmarkModel:
         _randomize_batch_norm(MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))), "logits"
     )
     return BenchmarkModel("mobilenet_v2", module.eval(), (torch.randn(1, 3, 224, 224),), dynamic=False)
+
+
+class _Excite(nn.Module):
+    """Squeeze and excitation, as in MobileNetV3: scale channels by a gate of their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.down, self.up = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, channels, 1)
+        self.relu, self.gate = nn.ReLU(), nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.up(self.relu(self.down(self.pool(x)))))
+
+
+class _Inverted(nn.Module):
+    """Expand, depthwise convolution, squeeze and excitation, project; added to its input where shapes agree."""
+
+    def __init__(self, into: int, wide: int, out: int, size: int, stride: int, excite: bool, hard: bool) -> None:
+        super().__init__()
+        act = nn.Hardswish if hard else nn.ReLU
+        layers: list[nn.Module] = []
+        if wide != into:
+            layers += [nn.Conv2d(into, wide, 1, bias=False), nn.BatchNorm2d(wide, eps=1e-3), act()]
+        layers += [
+            nn.Conv2d(wide, wide, size, stride, size // 2, groups=wide, bias=False), nn.BatchNorm2d(wide, eps=1e-3),
+            act(),
+        ]  # fmt: skip
+        layers += [_Excite(wide)] if excite else []
+        layers += [nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out, eps=1e-3)]
+        self.layers, self.adds = nn.Sequential(*layers), stride == 1 and into == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+def mobilenet_v3() -> BenchmarkModel:
+    """5.5 M parameters in the shape of MobileNetV3-Large, 224 x 224."""
+    torch.manual_seed(0)
+    rows = [
+        (16, 16, 16, 3, 1, False, False), (16, 64, 24, 3, 2, False, False), (24, 72, 24, 3, 1, False, False),
+        (24, 72, 40, 5, 2, True, False), (40, 120, 40, 5, 1, True, False), (40, 120, 40, 5, 1, True, False),
+        (40, 240, 80, 3, 2, False, True), (80, 200, 80, 3, 1, False, True), (80, 184, 80, 3, 1, False, True),
+        (80, 184, 80, 3, 1, False, True), (80, 480, 112, 3, 1, True, True), (112, 672, 112, 3, 1, True, True),
+        (112, 672, 160, 5, 2, True, True), (160, 960, 160, 5, 1, True, True), (160, 960, 160, 5, 1, True, True),
+    ]  # fmt: skip
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16, eps=1e-3), nn.Hardswish(),
+        *(_Inverted(*row) for row in rows),
+        nn.Conv2d(160, 960, 1, bias=False), nn.BatchNorm2d(960, eps=1e-3), nn.Hardswish(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(960, 1280), nn.Hardswish(), nn.Linear(1280, 1000),
+    )  # fmt: skip
+    module = _randomize_batch_norm(module).eval()
+    return BenchmarkModel("mobilenet_v3", module, (torch.randn(1, 3, 224, 224),), dynamic=False)
+
+
+def mlp() -> BenchmarkModel:
+    """Four layers of width 1024."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (nn.Linear(1024, 1024), nn.ReLU())]
+    module = nn.Sequential(*layers, nn.Linear(1024, 1024)).eval()
+    return BenchmarkModel("mlp", module, (torch.randn(1, 1024),), dynamic=False)
 
 
 def bert() -> BenchmarkModel:

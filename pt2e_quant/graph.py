@@ -19,11 +19,11 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from .arguments import bind, mutated_arguments, set_argument, training_argument
 from .devices import device_of, move_graph, recorded_device
 from .errors import CaptureError, locate
 from .graph_pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 from .nested import bodies, graphs, written
-from .ops import bind, mutated_arguments, set_argument, training_argument
 
 __all__ = [
     "Constants",

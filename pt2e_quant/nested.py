@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from .arguments import mutated_arguments
 from .errors import NESTED_KEY
-from .ops import memory_of, mutated_arguments
+from .ops import memory_of
 
 __all__ = [
     "bodies",

@@ -1,10 +1,10 @@
 """What we know of ATen ops, in one table; and the registration of the q/dq ops, in one place.
 
 A row of the table says what an op is (its family) and what quantization may rely on (its traits). In-place and `_copy`
-twins are not written down: they are found in torch by schema and share the row of their functional form. All else here
-reads the schema that torch holds: which arguments an op has, writes to, or switches to inference with.
+twins are not written down: they are found in torch by schema and share the row of their functional form. What the
+schema of a single op says of its arguments, `arguments` tells.
 
-Nothing comes before but `errors`; patterns, passes and backends ask here instead of keeping lists of ops.
+Patterns, passes and backends ask here instead of keeping lists of ops.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
-from torch.fx.immutable_collections import immutable_list
 
 from . import _quantized_decomposed
-from .errors import CaptureError, QuantizationError, TargetingError, locate
+from .arguments import bind
+from .errors import QuantizationError, TargetingError
 
 __all__ = [
     "ADAPTIVE_AVG_POOL",
@@ -59,8 +58,6 @@ __all__ = [
     "SUB",
     "UNBIND",
     "UPSAMPLE_NEAREST",
-    "argument_index",
-    "bind",
     "fills_zeros",
     "functional",
     "has_hidden_alias",
@@ -68,16 +65,11 @@ __all__ = [
     "is_commutative",
     "is_conv",
     "is_conv_transpose",
-    "is_in_place",
     "is_value_preserving",
     "known",
     "memory_of",
-    "mutated_arguments",
-    "mutates",
     "register_quantized_decomposed",
     "resolve",
-    "set_argument",
-    "training_argument",
     "twins",
 ]
 
@@ -481,135 +473,3 @@ def resolve(op: OpOverload | OpOverloadPacket) -> frozenset[OpOverload]:
         f"{op!r} is no operator: pass an overload such as torch.ops.aten.add.Tensor, "
         "or a packet such as torch.ops.aten.add, which means all of its overloads"
     )
-
-
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-_REQUIRED = object()
-# torch hands out the defaults of these types as bare numbers.
-_ENUMS = {("MemoryFormat", 0): torch.contiguous_format, ("ScalarType", 4): torch.int64}
-
-
-@dataclass(frozen=True)
-class _Signature:
-    positions: dict[str, int]
-    defaults: dict[str, Any]  # every argument in the order of the schema; _REQUIRED where there is no default
-    required: tuple[str, ...]
-
-
-@functools.cache
-def _signature(op: OpOverload) -> _Signature:
-    arguments = op._schema.arguments
-    defaults = {a.name: _default(a) if a.has_default_value() else _REQUIRED for a in arguments}
-    return _Signature(
-        {a.name: position for position, a in enumerate(a for a in arguments if not a.kwarg_only)},
-        defaults,
-        tuple(name for name, value in defaults.items() if value is _REQUIRED),
-    )
-
-
-def _default(argument: Any) -> Any:
-    value = argument.default_value
-    if isinstance(value, list):
-        return immutable_list(value)  # equal to a list, and safe to hand out more than once
-    kind = str(argument.real_type).removeprefix("Optional[").removesuffix("]")
-    return _ENUMS.get((kind, value), value) if isinstance(value, int) else value
-
-
-def bind(node: Node) -> dict[str, Any]:
-    """The arguments of a call_function node by the names of its op's schema, in their order, defaults filled in.
-
-    Raises:
-        CaptureError: the node calls no ATen (or custom) op, or its arguments do not fit the schema.
-    """
-    signature = _signature(_op_of(node))
-    bound = signature.defaults.copy()
-    bound.update(zip(signature.positions, node.args, strict=False))
-    bound.update(node.kwargs)
-    absent = [name for name in signature.required if bound[name] is _REQUIRED]
-    if absent or len(node.args) > len(signature.positions) or len(bound) > len(signature.defaults):
-        raise CaptureError(f"the arguments do not fit the schema {_op_of(node)._schema}\n{locate(node)}")
-    return bound
-
-
-def argument_index(op: OpOverload, name: str) -> int | None:
-    """Position of the argument `name` in node.args; None for one that is passed by keyword only.
-
-    Raises:
-        CaptureError: the op has no such argument.
-    """
-    signature = _signature(op)
-    if name not in signature.defaults:
-        raise CaptureError(f"{op} has no argument {name!r}; it takes {', '.join(signature.defaults)}")
-    return signature.positions.get(name)
-
-
-def set_argument(node: Node, name: str, value: Any) -> bool:
-    """Give one argument of a node another value, by position or by keyword as before; True when that changed it.
-
-    An argument that was left to its default is added by position, as torch.export writes it, where the ones before it
-    stand by position too.
-
-    Raises:
-        CaptureError: the op has no such argument.
-    """
-    op = _op_of(node)
-    index = argument_index(op, name)
-    bound = bind(node)
-    if _is_same(bound[name], value):
-        return False
-    if index is None or name in node.kwargs:
-        node.update_kwarg(name, value)
-    elif index < len(node.args):
-        node.update_arg(index, value)
-    else:
-        between = list(_signature(op).positions)[len(node.args) : index]
-        if any(other in node.kwargs for other in between):
-            node.update_kwarg(name, value)
-        else:
-            node.args = (*node.args, *(bound[other] for other in between), value)
-    return True
-
-
-def _op_of(node: Node) -> OpOverload:
-    if not isinstance(node.target, OpOverload):
-        raise CaptureError(f"expected a call of an ATen op, which has a schema\n{locate(node)}")
-    return node.target
-
-
-def _is_same(old: Any, new: Any) -> bool:
-    if isinstance(old, list) and isinstance(new, list):  # a graph keeps lists as immutable_list
-        return len(old) == len(new) and all(map(_is_same, old, new))
-    return old is new or (type(old) is type(new) and not isinstance(old, Tensor) and bool(old == new))
-
-
-@functools.cache
-def training_argument(op: object) -> str | None:
-    """Name of the argument that switches `op` between training and inference (batch_norm: "training"), if any."""
-    if not isinstance(op, OpOverload):
-        return None
-    names = (a.name for a in op._schema.arguments if str(a.type) in ("bool", "Optional[bool]"))
-    return next((name for name in names if name in ("train", "training")), None)
-
-
-@functools.cache
-def mutated_arguments(op: object) -> tuple[int, ...]:
-    """Positions in the schema of the arguments that `op` writes to.
-
-    The running statistics that a batch norm in training writes to are not among them unless its schema says so
-    (aten.batch_norm and aten.native_batch_norm do not).
-    """
-    if not isinstance(op, OpOverload):
-        return ()
-    aliases = ((index, argument.alias_info) for index, argument in enumerate(op._schema.arguments))
-    return tuple(index for index, alias in aliases if alias is not None and alias.is_write)
-
-
-def mutates(op: object) -> bool:
-    """Whether `op` writes to any of its arguments."""
-    return bool(mutated_arguments(op))
-
-
-def is_in_place(op: object) -> bool:
-    """Whether `op` writes its result into its first argument, as add_ does and add.out does not."""
-    return 0 in mutated_arguments(op)

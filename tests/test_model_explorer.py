@@ -21,9 +21,9 @@ class Net(nn.Module):
         super().__init__()
         self.net = ConvNet()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.net.bn1(self.net.stem(x)), 16 * torch.relu(self.net.stem(x))], 1)
-        x = torch.cond(x.sum() > 0, lambda x: x.cos(), lambda x: x * 2, (x,))
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.cat([self.net.bn1(self.net.stem(images)), 16 * torch.relu(self.net.stem(images))], 1)
+        x = torch.cond(images.sum() > 0, lambda x: x.cos(), lambda x: x * 2, (x,))
         return x.mean((2, 3)).sin()
 
 
@@ -34,8 +34,9 @@ def saved() -> tuple[ExportedProgram, Report]:
     with torch.no_grad():
         model = export(Net(), x)
         prepared = prepare_pt2e(model, XNNPACKQuantizer(get_symmetric_quantization_config(is_per_channel=True)))
-        prepared(x)
-        explain(prepared, [x])
+        for batch in (x, -x):  # both branches
+            prepared(batch)
+        explain(prepared, [x, -x])
     return model, explain(convert_pt2e(prepared))
 
 

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pt2e_quant import ops
+from pt2e_quant import arguments, ops
 from pt2e_quant.errors import CaptureError, QuantizationError, TargetingError
 
 aten = torch.ops.aten
@@ -536,33 +536,33 @@ def test_anything_else_is_an_error_with_the_way_out(thing):
 
 def test_bind_names_arguments_and_fills_in_defaults_in_the_order_of_the_schema():
     node = call(aten.conv2d.default, x(), torch.randn(8, 2, 3, 3), groups=2)
-    bound = ops.bind(node)
+    bound = arguments.bind(node)
     assert list(bound) == ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
     assert bound["input"] is node.args[0]
     assert [bound[name] for name in list(bound)[2:]] == [None, [1, 1], [0, 0], [1, 1], 2]
 
 
 def test_bind_gives_enumerations_as_torch_spells_them():
-    assert ops.bind(call(aten.contiguous.default, x()))["memory_format"] is torch.contiguous_format
-    assert ops.bind(call(aten.clone.default, x()))["memory_format"] is None
-    assert ops.bind(call(aten.tril_indices.default, 3, 3))["dtype"] is torch.int64
+    assert arguments.bind(call(aten.contiguous.default, x()))["memory_format"] is torch.contiguous_format
+    assert arguments.bind(call(aten.clone.default, x()))["memory_format"] is None
+    assert arguments.bind(call(aten.tril_indices.default, 3, 3))["dtype"] is torch.int64
 
 
 def test_what_bind_returns_is_the_callers_to_change():
     node = call(aten.conv2d.default, x(), torch.randn(8, 4, 3, 3))
-    ops.bind(node).clear()
+    arguments.bind(node).clear()
     with pytest.raises(TypeError, match="immutable"):
-        ops.bind(node)["stride"].append(3)
-    assert ops.bind(node)["stride"] == [1, 1]
+        arguments.bind(node)["stride"].append(3)
+    assert arguments.bind(node)["stride"] == [1, 1]
 
 
 @pytest.mark.parametrize("op", SHOULD_PRESERVE, ids=str)
 def test_calling_with_what_bind_says_is_the_same_call(op):
     args, kwargs = sample(op), keywords(op)
     node = call(op, *args, **kwargs)
-    bound = tree_map(lambda leaf: copied(leaf.meta["val"]) if isinstance(leaf, Node) else leaf, ops.bind(node))
-    by_place = [value for name, value in bound.items() if ops.argument_index(op, name) is not None]
-    by_name = {name: value for name, value in bound.items() if ops.argument_index(op, name) is None}
+    bound = tree_map(lambda leaf: copied(leaf.meta["val"]) if isinstance(leaf, Node) else leaf, arguments.bind(node))
+    by_place = [value for name, value in bound.items() if arguments.argument_index(op, name) is not None]
+    by_name = {name: value for name, value in bound.items() if arguments.argument_index(op, name) is None}
     again = floats(op(*by_place, **by_name))
     for first, second in zip(floats(node.meta["val"]), again, strict=True):
         assert torch.equal(first, second)
@@ -574,20 +574,20 @@ def test_calling_with_what_bind_says_is_the_same_call(op):
 def test_arguments_that_fit_no_schema_are_an_error_that_names_the_node(args, kwargs):
     node = Graph().call_function(aten.add.Tensor, args, kwargs)
     with pytest.raises(CaptureError, match=r"(?s)do not fit the schema aten::add\.Tensor.*node add_tensor"):
-        ops.bind(node)
+        arguments.bind(node)
 
 
 def test_binding_a_call_without_schema_is_an_error_that_names_the_node():
     node = Graph().call_function(operator.getitem, ((1, 2), 0))
     with pytest.raises(CaptureError, match=r"(?s)which has a schema.*node getitem"):
-        ops.bind(node)
+        arguments.bind(node)
 
 
 def test_argument_index_counts_positions():
-    assert ops.argument_index(aten.batch_norm.default, "training") == 5
-    assert ops.argument_index(aten.add.Tensor, "alpha") is None
+    assert arguments.argument_index(aten.batch_norm.default, "training") == 5
+    assert arguments.argument_index(aten.add.Tensor, "alpha") is None
     with pytest.raises(CaptureError, match="no argument 'train'; it takes input, weight, bias"):
-        ops.argument_index(aten.batch_norm.default, "train")
+        arguments.argument_index(aten.batch_norm.default, "train")
 
 
 @pytest.mark.parametrize(
@@ -601,44 +601,44 @@ def test_argument_index_counts_positions():
 )
 def test_an_argument_keeps_its_form_when_it_is_set(args, kwargs, name, value, args_after, kwargs_after):
     node = Graph().call_function(aten.dropout.default, (None, *args), kwargs)
-    assert ops.set_argument(node, name, value)
+    assert arguments.set_argument(node, name, value)
     assert node.args == (None, *args_after)
     assert node.kwargs == kwargs_after
-    assert not ops.set_argument(node, name, value)
+    assert not arguments.set_argument(node, name, value)
 
 
 def test_an_argument_at_its_default_is_added_by_position():
     node = call(aten.conv2d.default, x(), torch.randn(8, 4, 3, 3))
-    assert ops.set_argument(node, "groups", 2)
+    assert arguments.set_argument(node, "groups", 2)
     assert node.args[2:] == (None, [1, 1], [0, 0], [1, 1], 2)
     assert not node.kwargs
-    assert not ops.set_argument(node, "padding", [0, 0])
+    assert not arguments.set_argument(node, "padding", [0, 0])
 
 
 def test_an_argument_behind_one_given_by_keyword_is_added_by_keyword():
     node = call(aten.conv2d.default, x(), torch.randn(8, 4, 3, 3), stride=[2, 2])
-    assert ops.set_argument(node, "padding", [1, 1])
+    assert arguments.set_argument(node, "padding", [1, 1])
     assert len(node.args) == 2
     assert node.kwargs == {"stride": [2, 2], "padding": [1, 1]}
 
 
 def test_an_argument_that_is_keyword_only_is_added_by_keyword():
     node = call(aten.add.Tensor, x(), y())
-    assert ops.set_argument(node, "alpha", 2)
+    assert arguments.set_argument(node, "alpha", 2)
     assert node.kwargs == {"alpha": 2}
-    assert not ops.set_argument(node, "alpha", 2)
+    assert not arguments.set_argument(node, "alpha", 2)
 
 
 def test_true_and_one_are_different_values_of_an_argument():
     node = Graph().call_function(aten.dropout.default, (None, 0.5, 1))
-    assert ops.set_argument(node, "train", True)
+    assert arguments.set_argument(node, "train", True)
     assert node.args[2] is True
 
 
 def test_an_argument_can_be_set_to_another_node_and_the_graph_knows():
     node = call(aten.add.Tensor, x(), y())
     left, right = node.args
-    assert ops.set_argument(node, "other", left)
+    assert arguments.set_argument(node, "other", left)
     assert node.args == (left, left)
     assert not right.users
 
@@ -660,7 +660,7 @@ def test_the_ops_of_aten_that_behave_differently_in_training_are_exactly_these()
     found: dict[str, set[str]] = {"training": set(), "train": set()}
     for op in all_of_aten():
         named = [a.name for a in op._schema.arguments if "train" in a.name and "bool" in str(a.type)]
-        assert [ops.training_argument(op)] == (named or [None])
+        assert [arguments.training_argument(op)] == (named or [None])
         name = op._schema.name.removeprefix("aten::")
         if named and not name.endswith("_backward"):
             found[named[0]].add(name)
@@ -669,16 +669,16 @@ def test_the_ops_of_aten_that_behave_differently_in_training_are_exactly_these()
 
 def test_the_training_argument_really_switches():
     node = call(aten.dropout.default, x(), 0.5, False)
-    name = ops.training_argument(node.target)
+    name = arguments.training_argument(node.target)
     assert name is not None
-    ops.set_argument(node, name, True)
+    arguments.set_argument(node, name, True)
     assert (aten.dropout.default(x(), *node.args[1:]) == 0).any()
 
 
 def test_what_is_no_aten_op_is_not_switched_and_writes_nothing():
-    assert ops.training_argument(operator.getitem) is None
-    assert ops.mutated_arguments(operator.getitem) == ()
-    assert not ops.mutates("output")
+    assert arguments.training_argument(operator.getitem) is None
+    assert arguments.mutated_arguments(operator.getitem) == ()
+    assert not arguments.mutates("output")
 
 
 @pytest.mark.parametrize(
@@ -694,12 +694,12 @@ def test_what_is_no_aten_op_is_not_switched_and_writes_nothing():
     ids=str,
 )
 def test_what_an_op_writes_to_is_read_from_its_schema(op, written, in_place):
-    assert ops.mutated_arguments(op) == written
-    assert ops.mutates(op) == bool(written)
-    assert ops.is_in_place(op) == in_place
+    assert arguments.mutated_arguments(op) == written
+    assert arguments.mutates(op) == bool(written)
+    assert arguments.is_in_place(op) == in_place
 
 
 def test_every_in_place_twin_writes_to_its_first_argument_and_no_copy_twin_does():
     for op in ops.known():
         if op is not ops.functional(op):
-            assert ops.is_in_place(op) == op._schema.name.endswith("_"), op
+            assert arguments.is_in_place(op) == op._schema.name.endswith("_"), op

@@ -66,7 +66,7 @@ def report() -> Report:
         ("dtype", "add"),
         ("input_not_quantized", "view"),
         ("overwritten", "linear_2"),
-        ("nested_graph", "true_graph_0.sin"),
+        ("unsupported_op", "true_graph_0.sin"),
         ("constant", "add_1"),
     ],
 )

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from ..arguments import bind
 from ..errors import CalibrationError
 from ..graph import Constants
-from ..ops import LINEAR, bind
+from ..ops import LINEAR
 
 __all__ = ["NO_BATCH", "Batches", "constant_linears", "inputs_of", "rounded_weight", "run"]
 

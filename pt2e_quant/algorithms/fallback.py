@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from ..arguments import bind
 from ..errors import CalibrationError
 from ..graph import Constants, clone, finish
-from ..ops import bind
 from ..qparams import affine_qparams, fake_quantize
 from .calibrated import NO_BATCH, Batches, constant_linears, rounded_weight, run
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..graph import Constants, ExportedModule, attribute, clone, emit, finish, free_name, insert_attribute, tidy
-from ..ops import LINEAR, MUL, RELU, bind, is_value_preserving
+from ..ops import LINEAR, MUL, RELU, is_value_preserving
 from ..qparams import affine_qparams, fake_quantize
 from .calibrated import Batches, constant_linears, inputs_of, rounded_weight
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from ..arguments import bind
 from ..errors import CaptureError, QuantizationError, locate
-from ..ops import bind, is_value_preserving
+from ..ops import is_value_preserving
 from ..pt2e.record import BorderQParams, record_of
 from ..pt2e.representation import reference_representation_rewrite
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,29 +14,14 @@ import torch
 from torch.fx import Node
 
 from ..errors import LoweringError
+from .entry import origin, quietly
 from .partition import by_level
 
-__all__ = [
-    "ORIGIN",
-    "PORTABLE",
-    "Rejections",
-    "is_implicit",
-    "origin",
-    "quietly",
-    "require",
-    "require_embeddings",
-    "runtime",
-    "xnnpack_partitioner",
-]
-
-ORIGIN = "pt2e_quant"
-"""Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
+__all__ = ["PORTABLE", "Rejections", "is_implicit", "require", "require_embeddings", "runtime", "xnnpack_partitioner"]
 
 PORTABLE = "pt2e_quant_portable"
 """Key in node.meta["custom"] of a node that no delegate may take: the reason."""
 
-# torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
-_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 _PARTITION_LOGGER = "executorch.backends.xnnpack.partition"
 
 
@@ -77,26 +61,6 @@ def _load() -> None:
     import executorch.kernels.quantized  # noqa: F401  loads the library, or leaves it without a word
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without what ExecuTorch, torchao and torch warn of in their own code; a user can do nothing about it."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning, UserWarning):
-            warnings.simplefilter("ignore", category)
-        for logger in loggers:
-            logger.addFilter(_is_error)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeFilter(_is_error)
-
-
-def _is_error(entry: logging.LogRecord) -> bool:
-    return entry.levelno >= logging.ERROR
-
-
 def runtime() -> Any:
     """ExecuTorch's runtime in this process, with the quantized kernels loaded."""
     require()
@@ -104,12 +68,6 @@ def runtime() -> Any:
         from executorch.runtime import Runtime
 
         return Runtime.get()
-
-
-def origin(node: Node) -> str:
-    """Name of the node of the converted graph that a node of the exported or lowered graph comes from."""
-    custom = node.meta.get("custom") or {}
-    return str(custom.get(ORIGIN, node.name))
 
 
 def xnnpack_partitioner() -> Any:

@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 
 from ..errors import module_path, node_id, source_line
 from ..nested import graphs
-from ._executorch import PORTABLE, Rejections, is_implicit, origin
+from ._executorch import PORTABLE, Rejections, is_implicit
+from .entry import origin
 from .program import Kernel, Remark, Undelegated
 from .xnnpack_contract import Violation
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind, mutates, set_argument
 from ..graph import attribute, copy_origin, free_name, insert_attribute, set_attribute, tidy
-from ..ops import DROPOUT, bind, is_value_preserving, mutates, set_argument
+from ..ops import DROPOUT, is_value_preserving
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name, refusals
 
 __all__ = [

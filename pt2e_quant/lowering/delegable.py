@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..graph import attribute, emit, free_name, insert_attribute, tidy
-from ..ops import ADD, CAT, LINEAR, MUL, bind, is_value_preserving
+from ..ops import ADD, CAT, LINEAR, MUL, is_value_preserving
 from ..pt2e.passes.decompose_attention import decompose_attention
 from .xnnpack_patterns import Q, constant, is_call, is_dequantize, op_name
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..graph import copy_origin, free_name, insert_attribute, tidy
-from ..ops import bind
 from . import _executorch
 from .xnnpack_patterns import Q, constant
 

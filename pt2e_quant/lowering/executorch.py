@@ -6,18 +6,15 @@ contract, a new export, partitioning and lowering, and the account of what was d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..errors import CaptureError, LoweringError, locate, locate_all, node_id
-from ..graph import ExportedModule, clone, finish, is_guard, own_written
-from ..nested import graphs, mark
+from ..errors import LoweringError, locate_all
+from ..graph import finish
+from ..nested import graphs
 from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
@@ -27,12 +24,11 @@ from .control_flow import check_control_flow, copy_results_of_branches
 from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
 from .embeddings import embeddings_to_kernels
+from .entry import explaining, take
 from .program import ExecutorchProgram, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
 
 __all__ = ["lower_to_executorch"]
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def lower_to_executorch(
@@ -64,7 +60,8 @@ def lower_to_executorch(
     """
     if backend not in ("xnnpack", None):
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
-    gm, (args, kwargs) = _take(model, example_inputs, example_kwargs)
+    gm, (args, kwargs) = take(model, example_inputs, example_kwargs, "lower_to_executorch")
+    _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
     for step in (*PASSES, embeddings_to_kernels):
@@ -83,42 +80,6 @@ def lower_to_executorch(
     exported = _export(gm, args, kwargs, dynamic_shapes)
     check_bounds(exported)
     return _lower(exported, gm, findings, backend)
-
-
-def _take(model: object, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> tuple[ExportedModule, Inputs]:
-    """A private copy of the model's graph, each node marked with its name, and the inputs to export it with."""
-    record = record_of(model)
-    held = record.example_inputs if record is not None else None
-    if isinstance(model, ExportedProgram):
-        held, model = model.example_inputs, model.module()
-    if not isinstance(model, GraphModule):
-        kind = f"the nn.Module {type(model).__name__}" if isinstance(model, nn.Module) else repr(type(model))
-        raise CaptureError(
-            f"lower_to_executorch takes a converted graph or an exported model, got {kind}. "
-            "Export it first: torch.export.export(model.eval(), example_inputs)"
-        )
-    foreign = [node for node in model.graph.nodes if node.op == "call_module" and not is_guard(node)]
-    if foreign:
-        raise CaptureError(
-            f"this graph calls submodules, as a prepared model calls its observers: call convert_pt2e first\n"
-            f"  {locate(foreign[0])}"
-        )
-    if args is None and not kwargs:
-        if held is None:
-            raise LoweringError(
-                "this graph holds no example inputs to export it with: pass them, lower_to_executorch(model, (x,)), or "
-                "prepare the ExportedProgram instead of its module"
-            )
-        args, kwargs = held
-    if not isinstance(args, (tuple, list, type(None))):
-        raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
-    gm = clone(model)
-    own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
-    _refuse_bfloat16(gm)
-    for node in (node for _, part in graphs(mark(gm)) for node in part.graph.nodes):
-        node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), _executorch.ORIGIN: node_id(node)}
-    return gm, (tuple(args or ()), dict(kwargs or {}))
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
@@ -141,7 +102,7 @@ def _is_bfloat16(node: Node) -> bool:
 
 def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
     # Without no_grad, a buffer that values with gradients are written to would count as one with gradients.
-    with _explaining("torch.export cannot export the converted graph again with these example inputs"), torch.no_grad():
+    with explaining("torch.export cannot export the converted graph again with these example inputs"), torch.no_grad():
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 
@@ -151,7 +112,7 @@ def _lower(
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 
     partitioner = _executorch.xnnpack_partitioner() if backend == "xnnpack" else None
-    with _explaining("ExecuTorch cannot lower this graph"), _executorch.Rejections().listen() as rejections:
+    with explaining("ExecuTorch cannot lower this graph"), _executorch.Rejections().listen() as rejections:
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[partitioner] if partitioner is not None else None,
@@ -162,7 +123,7 @@ def _lower(
     lowered = edge.exported_program().graph_module
     backend_ops = partitioner.target_partitioner_configs if partitioner is not None else None
     account = take_account(lowered, gm, findings, rejections, backend_ops)
-    with _explaining("ExecuTorch cannot turn the lowered graph into a program"):
+    with explaining("ExecuTorch cannot turn the lowered graph into a program"):
         program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
     buffer = program.buffer
     constants = sum(len(constant.storage) for constant in program.executorch_program.constant_buffer)
@@ -199,24 +160,3 @@ def _border_constants(gm: GraphModule) -> dict[str, float | int]:
         for index, qparams in border.items()
         for name in ("scale", "zero_point")
     }
-
-
-@contextmanager
-def _explaining(what: str) -> Iterator[None]:
-    """Turn whatever ExecuTorch or torch.export raise into one error that says which step failed.
-
-    Raises:
-        LoweringError: something was raised.
-    """
-    try:
-        with _executorch.quietly():
-            yield
-    except LoweringError:
-        raise
-    except Exception as error:
-        causes: list[str] = []
-        cause: BaseException | None = error
-        while cause is not None:  # ExecuTorch wraps what a pass raised
-            causes.append(f"{type(cause).__name__}: {str(cause).strip()}")
-            cause = cause.__cause__
-        raise LoweringError(f"{what}: " + "\n  because of ".join(causes)) from error

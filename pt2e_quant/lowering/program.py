@@ -19,8 +19,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
+from .entry import quietly
 
-__all__ = ["ExecutorchProgram", "Kernel", "Remark", "Sizes", "Undelegated"]
+__all__ = [
+    "ExecutorchProgram",
+    "Kernel",
+    "Remark",
+    "Sizes",
+    "Undelegated",
+    "flatten_inputs",
+    "section",
+    "write_file",
+]
 
 
 @dataclass(frozen=True)
@@ -114,17 +124,7 @@ class ExecutorchProgram:
 
     def save(self, path: str | Path) -> Path:
         """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("xb") as file:
-                file.write(self.buffer)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return write_file(Path(path), self.buffer)
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Execute the program in ExecuTorch's runtime, with the arguments that the model takes; its outputs, flat.
@@ -135,7 +135,7 @@ class ExecutorchProgram:
         Raises:
             LoweringError: the arguments do not fit the model, or the runtime refuses the program or the arguments.
         """
-        inputs = _flatten(args, kwargs, self.input_tree)
+        inputs = flatten_inputs(args, kwargs, self.input_tree)
         try:
             with torch.no_grad():
                 outputs = self._method.execute(inputs)
@@ -153,7 +153,7 @@ class ExecutorchProgram:
         Raises:
             LoweringError: the program has no constant of this name.
         """
-        from ._executorch import quietly, runtime
+        from ._executorch import runtime
 
         with quietly():
             program = runtime().load_program(self.buffer)
@@ -164,7 +164,7 @@ class ExecutorchProgram:
 
     @cached_property
     def _method(self) -> Any:
-        from ._executorch import quietly, runtime
+        from ._executorch import runtime
 
         try:
             with quietly():
@@ -184,12 +184,12 @@ class ExecutorchProgram:
         """All there is to tell, for people: the summary, then operators outside, float kernels and remarks."""
         parts = [str(self)]
         if self.undelegated:
-            parts.append(_section("Outside every delegate, in portable kernels", self.undelegated))
+            parts.append(section("Outside every delegate, in portable kernels", self.undelegated))
         floating = [f"{kernel.node} ({kernel.op})" for kernel in self.kernels if kernel.precision == "float"]
         if floating and len(floating) < len(self.kernels):
-            parts.append(_section("In a delegate, in floating point", floating))
+            parts.append(section("In a delegate, in floating point", floating))
         if self.remarks:
-            parts.append(_section("Expect", self.remarks))
+            parts.append(section("Expect", self.remarks))
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,7 +222,12 @@ class ExecutorchProgram:
         return f"<{self}>"
 
 
-def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any], tree: pytree.TreeSpec) -> list[Any]:
+def flatten_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], tree: pytree.TreeSpec) -> list[Any]:
+    """The arguments of a call as the flat inputs of a program, contiguous.
+
+    Raises:
+        LoweringError: they do not fit the calling convention `tree`.
+    """
     expected = tree.child(1).context if tree.child(1).type is dict else []
     if set(expected) == set(kwargs):
         kwargs = {name: kwargs[name] for name in expected}  # keywords may come in any order
@@ -235,13 +240,28 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any], tree: pytree.TreeSpe
     return [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the whole new one, never a part. Returns the path."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
 def _describe(tree: pytree.TreeSpec) -> str:
     positional = tree.child(0).num_leaves
     keywords = list(tree.child(1).context or [])
     return f"{positional} positional tensors" + (f" and keywords {', '.join(map(str, keywords))}" if keywords else "")
 
 
-def _section(title: str, rows: Any) -> str:
+def section(title: str, rows: Any) -> str:
+    """A title and indented lines."""
     return "\n".join([f"{title}:", *(f"  {row}" for row in rows)])
 
 

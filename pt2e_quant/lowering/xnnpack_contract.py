@@ -14,8 +14,9 @@ from typing import Literal, TypeVar
 import torch
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..errors import LoweringError, locate
-from ..ops import LINEAR, bind, is_conv_transpose
+from ..ops import LINEAR, is_conv_transpose
 from .xnnpack_patterns import (
     Gemm,
     IntegerOp,

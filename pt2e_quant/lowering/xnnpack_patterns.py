@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..graph import attribute
 from ..ops import (
     ADAPTIVE_AVG_POOL,
@@ -33,7 +34,6 @@ from ..ops import (
     RELU,
     RELU6,
     SUB,
-    bind,
     functional,
     is_conv_transpose,
 )

@@ -79,7 +79,7 @@ def convert_pt2e(
     record = _checked(model)
     gm = run_pass(to_operators, clone(model))
     own_written(gm, record.state)
-    qparams = _write_qdq(gm, record, allow_uncalibrated)
+    qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)
     tidy(gm)
@@ -116,12 +116,8 @@ def _checked(model: object) -> Record:
     return record
 
 
-def _write_qdq(gm: GraphModule, record: Record, allow_uncalibrated: bool) -> dict[str, QParams]:
-    """Replace the observers of all graphs; the qparams that each observer gave, by its name.
-
-    Raises:
-        CalibrationError: one never saw data, and that is not allowed.
-    """
+def _replace_observers(gm: GraphModule, record: Record, allow_uncalibrated: bool) -> dict[str, QParams]:
+    """Put q/dq pairs in the place of the observers of all graphs; the qparams by the names of the observers."""
     points = record.points_by_graph()
     calls: dict[str, list[Node]] = {}
     silent: set[str] = set()

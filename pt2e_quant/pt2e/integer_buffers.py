@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind, mutates
 from ..errors import ConversionError, locate
 from ..graph import attribute, copy_origin, is_float_tensor, is_guard, set_value, with_value, written_attributes
-from ..ops import bind, is_value_preserving, memory_of, mutates
+from ..ops import is_value_preserving, memory_of
 from .record import BorderQParams, Record
 
 __all__ = ["make_buffers_integer"]

@@ -55,27 +55,24 @@ def prepare_pt2e(
     Args:
         model: an exported float model: what torch.export.export returns, or its .module(). It stays as it was.
         quantizer: a Quantizer of this package, or any object with the same methods.
-        require: what must be quantized: families of ops ("linear", "conv", "matmul", "embedding"), or names and globs
-            of graph nodes and modules.
+        require: what must be quantized: families of ops ("linear", "conv"), or names and globs of nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
-        decompose: fused ops to write as simple ones first: {"sdpa"} is scaled_dot_product_attention as matmul, mask,
-            softmax, matmul. None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
+        decompose: fused ops to write as simple ones first, such as {"sdpa"}; None is what the quantizer's backend
+            needs (`Quantizer.decompose`), () is nothing.
 
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those
         of constant tensors (weights) hang in the graph without being called: a weight is observed once, at convert.
-        The bodies of torch.cond, while_loop, scan and map, and autocast regions, hold observers of their own. train()
-        and eval() work on it.
+        Nested graphs (torch.cond, while_loop, ...) hold observers of their own. train() and eval() work on it.
 
     Raises:
         CaptureError: `model` is not an exported model, or was prepared before.
         TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
         CoverageError: nothing would be quantized, or less than `require` demands; lists the misses with reasons.
     """
-    _check_quantizer(quantizer)
+    name = _checked_name(quantizer)
     captured = capture(model, decompositions(decompose, quantizer))
-    name = quantizer_name(quantizer)
-    gm = _annotated(quantizer, captured.gm)
+    gm = _annotate(quantizer, captured.gm)
     parts = [part for _, part in graphs(gm, opaque=False)]
     plans = [make_plan(part, name) for part in parts]
     if not allow_empty and not any(plan.groups for plan in plans):
@@ -86,7 +83,12 @@ def prepare_pt2e(
     groups: list[GroupRecord] = []
     observers: list[nn.Module] = []
     for part, plan in zip(parts, plans, strict=True):
-        observers += _observe(part, plan, quantizer, points, groups)
+        made = make_observers(plan)
+        _call_back(quantizer, part, plan, made)
+        names = _register(part, made)
+        points += _insert(part, plan, made, names)
+        groups += _group_records(part, plan, made, names)
+        observers += made
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -102,17 +104,18 @@ def prepare_pt2e(
     return finish(run_pass(to_plain_functions, gm))
 
 
-def _check_quantizer(quantizer: Any) -> None:
+def _checked_name(quantizer: object) -> str:
     if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
         kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
         raise CaptureError(
             f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
+    return quantizer_name(quantizer)
 
 
-def _annotated(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
-    """The graph, and those nested in it, as the quantizer rewrote and annotated them."""
+def _annotate(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
+    """What the quantizer does to the graph and all that are nested in it: rewrites, annotations, its own checks."""
     gm = run_everywhere(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
     mark(gm)
     gm = run_everywhere(quantizer.annotate, gm)
@@ -139,18 +142,6 @@ def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
         if name not in named:
             guard.name = name  # the graph remembers the name as taken
     return transformed
-
-
-def _observe(
-    gm: GraphModule, plan: Plan, quantizer: Quantizer, points: list[PointRecord], groups: list[GroupRecord]
-) -> list[nn.Module]:
-    """Carry out the plan of one graph; its observers. What was done is added to `points` and `groups`."""
-    observers = make_observers(plan)
-    _call_back(quantizer, gm, plan, observers)
-    names = _register(gm, observers)
-    points += _insert(gm, plan, observers, names)
-    groups += _group_records(gm, plan, observers, names)
-    return observers
 
 
 def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> None:

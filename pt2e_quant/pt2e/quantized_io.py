@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ..arguments import bind
 from ..errors import ConversionError, locate
 from ..graph import is_guard, tidy, with_value
-from ..ops import bind
 from .record import BorderQParams, Record
 
 __all__ = ["QuantizedIO", "quantize_io"]

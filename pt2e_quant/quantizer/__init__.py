@@ -20,7 +20,14 @@ from .pattern import Match, Op, Pattern, op, trace
 from .registry import find_quantizers, load_quantizer
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
-from .transforms import clamp_to_hardtanh, lift_scalars, matmul_to_linear, mean_keeps_dims, split_to_slices
+from .transforms import (
+    clamp_to_hardtanh,
+    fold_zero_padding,
+    lift_scalars,
+    matmul_to_linear,
+    mean_keeps_dims,
+    split_to_slices,
+)
 
 __all__ = [
     "BIAS",
@@ -47,6 +54,7 @@ __all__ = [
     "SharedQuantizationSpec",
     "clamp_to_hardtanh",
     "find_quantizers",
+    "fold_zero_padding",
     "lift_scalars",
     "load_quantizer",
     "matmul_to_linear",

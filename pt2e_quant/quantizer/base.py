@@ -35,6 +35,7 @@ WAYS_OUT = {
     "unsupported_op": "write a rule for it, if the backend has a kernel",
     "arguments": "change these arguments in the model, or write a rule that takes them",
     "input_not_quantized": "quantize what computes its input; it then passes those integers on",
+    "output_not_read": "quantize what reads its output, or leave it: integers alone between floats cost time",
     "not_selected": "add a selector that covers it, such as set_global",
     "config_none": "remove the selector that keeps it in float",
     "already_annotated": "put this quantizer first in the composition, or narrow the other one",

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ..arguments import bind
 from ..graph import is_float_tensor
-from ..ops import ADD, CLAMP, HARDTANH, RELU6, bind
+from ..ops import ADD, CLAMP, HARDTANH, RELU6
 
 __all__ = ["HUGE", "MASK_REASON", "masked"]
 

@@ -10,7 +10,8 @@ from collections import defaultdict
 
 from torch.fx import Graph, Node
 
-from ..ops import memory_of, mutated_arguments
+from ..arguments import mutated_arguments
+from ..ops import memory_of
 
 __all__ = ["overwritten", "overwritten_reason"]
 

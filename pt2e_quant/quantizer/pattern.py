@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..arguments import bind
 from ..errors import AnnotationError
 from ..graph import Constants
-from ..ops import bind, is_commutative, twins
+from ..ops import is_commutative, twins
 from .config import QuantizationConfig
 
 __all__ = ["Capture", "Match", "Op", "Pattern", "op", "trace"]
@@ -90,6 +91,7 @@ class Match:
     captures: node, tuple of nodes, or None (an argument that is absent, such as a bias), by parameter name
     users:    the matched node that reads each capture
     config:   what the user selected for the anchor
+    explicit: a selector narrower than the global one said so
     """
 
     calls: tuple[tuple[Op, Node], ...]
@@ -97,6 +99,7 @@ class Match:
     users: dict[str, Node]
     constants: Constants = field(repr=False)
     config: QuantizationConfig | None = None
+    explicit: bool = False
 
     @property
     def root(self) -> Node:

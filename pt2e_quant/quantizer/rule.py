@@ -138,6 +138,11 @@ class Rule:
         """True when the rule only passes on what its producer was given."""
         return any(isinstance(spec, Inherit) for spec in self.specs.values())
 
+    @property
+    def passes_on(self) -> bool:
+        """True when the output has the qparams of an input, or the rule follows its producer: it has no own range."""
+        return self.inherits or isinstance(self.output, SameAs)
+
     def refusal(self, match: Match) -> Refusal | None:
         """The first reason against this match, None when the rule applies."""
         for name, node in match.pairs():

@@ -39,8 +39,10 @@ class RuleQuantizer(Quantizer):
 
     Class attributes, for a backend to set:
         rules: the first that fits a node takes it.
-        reasons: what to say of ops that no rule starts from, by overload.
+        reasons: what to say of ops that no rule starts from, or fits, by overload.
         transforms: rewrites before annotation, graph in, graph out.
+        trims_outputs: quantize an output only where an integer op reads it. An op whose output has the qparams of its
+            input, or none but those, is then left in float altogether. For backends whose kernels can end in float.
 
     Args:
         config: the global configuration; `set_global` sets it later.
@@ -50,6 +52,7 @@ class RuleQuantizer(Quantizer):
     rules: ClassVar[tuple[Rule, ...]] = ()
     reasons: ClassVar[Mapping[Any, str]] = {}
     transforms: ClassVar[tuple[Callable[[GraphModule], GraphModule], ...]] = ()
+    trims_outputs: ClassVar[bool] = False
 
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
         self._rules = type(self).rules if rules is None else tuple(rules)
@@ -60,6 +63,11 @@ class RuleQuantizer(Quantizer):
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def global_config(self) -> QuantizationConfig | None:
+        """What `set_global` was given last; None before."""
+        return self._targets.everything if isinstance(self._targets.everything, QuantizationConfig) else None
 
     @property
     def selects_by_module(self) -> bool:
@@ -128,17 +136,11 @@ class _Annotator:
         self._overwritten = overwritten(model.graph)
         self._masked = masked(model.graph)
         self._foreign = {node for node in choices if _is_annotated(node)}
-        self._used: set[str] = set()
+        self._applied: dict[Node, tuple[Rule, Match]] = {}
 
     def run(self) -> None:
-        by_target: dict[Any, list[Node]] = defaultdict(list)
-        for node in self._choices:
-            by_target[node.target].append(node)
         rules = self._quantizer._rules
-        for rule in rules:
-            if not rule.inherits:
-                for node in self._candidates(rule, by_target):
-                    self._try(rule, node)
+        self._run_independent(rules)
         inheriting: dict[Any, list[Rule]] = defaultdict(list)
         for rule in rules:
             if rule.inherits:
@@ -147,9 +149,21 @@ class _Annotator:
         for node in self._choices:  # in graph order: producers are settled before their consumers
             for rule in inheriting.get(node.target, ()):
                 self._try(rule, node)
+        if self._quantizer.trims_outputs:
+            self._trim_outputs()
         self._explain_the_rest()
-        unused = [rule.name for rule in rules if rule.name not in self._used]
+        used = {rule.name for rule, _ in self._applied.values()}
+        unused = [rule.name for rule in rules if rule.name not in used]
         self._model.meta.setdefault(UNUSED_RULES_KEY, []).extend(unused)
+
+    def _run_independent(self, rules: tuple[Rule, ...]) -> None:
+        by_target: dict[Any, list[Node]] = defaultdict(list)
+        for node in self._choices:
+            by_target[node.target].append(node)
+        for rule in rules:
+            if not rule.inherits:
+                for node in self._candidates(rule, by_target):
+                    self._try(rule, node)
 
     @staticmethod
     def _candidates(rule: Rule, by_target: dict[Any, list[Node]]) -> Iterator[Node]:
@@ -165,14 +179,28 @@ class _Annotator:
         config = self._config(match)
         if config is None:
             return
-        match = replace(match, config=config)
+        match = replace(match, config=config, explicit=self._choices[match.anchor].is_explicit)
         found = self._obstacle(rule, match) or rule.refusal(match)
         if found is None:
             rule.apply(match, config)
-            self._used.add(rule.name)
+            self._applied[match.root] = rule, match
             return
         for refused in dict.fromkeys((match.anchor, match.root)):
             refuse(refused, found.by, found.reason, found.code)
+
+    def _trim_outputs(self) -> None:
+        """From the last node to the first: what a trimmed op no longer reads need not be quantized for it either."""
+        for node in reversed(self._choices):
+            if node not in self._applied or any(_reads_integers(user, node) for user in node.users):
+                continue
+            rule, match = self._applied[node]
+            if not rule.passes_on:
+                node.meta[ANNOTATION_KEY].output_qspec = None
+                continue
+            for matched in match.nodes:
+                del matched.meta[ANNOTATION_KEY]
+            del self._applied[node]
+            refuse(node, rule.name, "nothing that runs in integers reads its output", "output_not_read")
 
     def _obstacle(self, rule: Rule, match: Match) -> Refusal | None:
         """What forbids every rule here: memory that is written to, values that no input changes, and masks."""
@@ -206,7 +234,8 @@ class _Annotator:
                 elif node.target not in roots:
                     refuse(node, self._quantizer.name, self._without_rule(node), "unsupported_op")
                 elif not refusals(node):
-                    refuse(node, self._quantizer.name, f"no rule for {node.target} fits these arguments")
+                    misfit = f"no rule for {node.target} fits these arguments"
+                    refuse(node, self._quantizer.name, type(self._quantizer).reasons.get(node.target, misfit))
 
     def _without_rule(self, node: Node) -> str:
         if node.target is operator.getitem:
@@ -216,3 +245,8 @@ class _Annotator:
 
 def _is_annotated(node: Node) -> bool:
     return bool(getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False))
+
+
+def _reads_integers(user: Node, node: Node) -> bool:
+    inputs = getattr(user.meta.get(ANNOTATION_KEY), "input_qspec_map", None) or {}
+    return inputs.get(node) is not None

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind
 from ..errors import AnnotationError, QuantizationError, SharingError
 from ..graph import Constants, is_float_tensor
-from ..ops import BATCH_NORM, CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR, bind
+from ..ops import BATCH_NORM, CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR
 from ..pt2e.observers import make_observers
 from ..pt2e.plan import make_plan
 from ..pt2e.spec_fields import spec_kind

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..arguments import mutates
 from ..graph import ExportedModule, clone
-from ..ops import mutates
 
 __all__ = ["backwards", "reordered", "shuffled", "without_metadata"]
 

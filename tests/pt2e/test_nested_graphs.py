@@ -17,12 +17,12 @@ from torch._higher_order_ops.map import map as map_over
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import CalibrationError, CoverageError
+from pt2e_quant.errors import CalibrationError, CoverageError, LoweringError
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.nested import graphs
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import export, sqnr
-from tests.pt2e.kit import STATIC, Nothing, Toy, calls, dequantizes
+from tests.pt2e.kit import DYNAMIC, STATIC, WEIGHT_ONLY, Nothing, Toy, calls, dequantizes
 
 aten = torch.ops.aten
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(5)).abs()  # -X takes the other branch
@@ -185,6 +185,45 @@ def test_a_weight_that_both_branches_and_the_graph_around_them_read_is_stored_on
     assert torch.equal(again(-X), converted(-X))
 
 
+@torch.no_grad()  # with gradients, torch warns while it exports a cond behind a cond
+def test_branches_one_after_the_other_keep_their_own_qparams():
+    """The tensors of all branches get names next to each other; results are those of the exported graph as well."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.more = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
+            with torch.no_grad():
+                self.large.weight *= 9  # reading another's scale would show
+                self.more[1].weight *= 7
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.cond(x.sum() > 0, lambda x: self.small(x), lambda x: self.large(x), (x,))
+            return torch.cond(x.sum() > 0, lambda y: self.more[0](y), lambda y: self.more[1](torch.relu(y)), (y,))
+
+    torch.manual_seed(0)
+    model = Model().eval()
+    _, converted = quantized(model, X, -X / 9)
+    again = torch.export.export(converted, (X,)).module()
+    for x in (X, -X / 9):
+        assert sqnr(model(x), converted(x)) > 25
+        assert torch.equal(again(x), converted(x))
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_free_sizes_stay_free_in_branches(strict):
+    """Users' item 18 and 21."""
+    torch.manual_seed(0)
+    model, shapes = Branches().eval(), ({0: torch.export.Dim("batch", min=2, max=64)},)
+    prepared = prepare_pt2e(torch.export.export(model, (X,), dynamic_shapes=shapes, strict=strict), Toy(STATIC))
+    for x in (X, -X, X[:3]):
+        prepared(x)
+    converted = convert_pt2e(prepared)
+    for x in (X[:5], -X[:7]):
+        assert sqnr(model(x), converted(x)) > 25
+
+
 # --- loops ------------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +270,19 @@ def test_the_body_of_a_loop_is_quantized_and_computes_what_it_did(kind):
     _, converted = quantized(model, X)
     assert dtypes_of_weights(converted) == {torch.int8}
     assert sqnr(model(X), converted(X)) > 25
+
+
+@pytest.mark.parametrize("config", [DYNAMIC, WEIGHT_ONLY], ids=["dynamic", "weight-only"])
+@pytest.mark.parametrize("kind", [Branches, While, Scan, Map])
+def test_what_needs_no_data_needs_none_in_nested_graphs_either(kind, config):
+    """Users' item 3: dynamic and weight-only configurations convert without a calibration."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    converted = convert_pt2e(prepare_pt2e(export(model, X), Toy(config)))
+    assert dtypes_of_weights(converted) == {torch.int8}
+    for x in (X, -X):
+        with torch.no_grad():  # with gradients torch traces scan backwards as well, and warns of ops that have none
+            assert sqnr(model(x), converted(x)) > 25
 
 
 @pytest.mark.parametrize("kind", [While, Scan])
@@ -412,3 +464,17 @@ def test_integer_arithmetic_leaves_branches_as_they_are_and_says_so(branches):
     assert {name for name in representation.left if name.endswith("linear")} == {f"{TRUE}.linear", f"{FALSE}.linear"}
     assert "nested graph" in representation.left[f"{TRUE}.linear"]
     assert f"{TRUE}.linear: " in str(explain(rewritten))
+
+
+def test_a_loop_that_executorch_does_not_know_is_a_typed_error():
+    """Users' item 39: ExecuTorch 1.5 runs cond, map and some scans, but no while_loop."""
+    _, converted = quantized(While(), X)
+    with pytest.raises(LoweringError, match="ExecuTorch has no while_loop"):
+        lower_to_executorch(converted, backend=None)
+
+
+def test_a_mapped_body_runs_in_portable_kernels():
+    """Users' item 21: the same values, but for single steps of rounding."""
+    torch.manual_seed(0)
+    _, converted = quantized(Map(), X)
+    assert sqnr(converted(X), lower_to_executorch(converted, backend=None).run(X)[0]) > 40

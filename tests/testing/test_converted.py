@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.ops import set_argument
+from pt2e_quant.arguments import set_argument
 from pt2e_quant.testing import CONVERTED_RULES, check_converted
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import DYNAMIC, STATIC, Toy, annotate, dequantizes, quantizes, the_call

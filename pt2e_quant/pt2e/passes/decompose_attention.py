@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ...arguments import bind
 from ...graph import emit, refresh_values, tidy
-from ...ops import bind
 
 __all__ = ["decompose_attention"]
 

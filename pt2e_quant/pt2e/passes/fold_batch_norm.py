@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from ...arguments import bind, set_argument, training_argument
 from ...errors import module_path, module_type, node_id, source_line
 from ...graph import Constants, free_name, insert_attribute, tidy
-from ...ops import BATCH_NORM, LINEAR, bind, is_conv, is_conv_transpose, set_argument, training_argument
+from ...ops import BATCH_NORM, LINEAR, is_conv, is_conv_transpose
 from ...quantizer.base import FOLDED_KEY, Folded, refuse
 
 __all__ = ["fold_batch_norm"]

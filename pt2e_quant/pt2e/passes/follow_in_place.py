@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from ...arguments import is_in_place
 from ...graph import tidy
-from ...ops import is_in_place
 
 __all__ = ["follow_in_place"]
 

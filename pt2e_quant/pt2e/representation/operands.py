@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ... import ops
+from ...arguments import argument_index, bind
 from ...graph import Constants
 from .emit import Emitter, Symbol
 from .rounding import NoIntegerForm
@@ -34,7 +35,7 @@ class Call:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """By the names of the schema, defaults filled in."""
-        return ops.bind(self.node)
+        return bind(self.node)
 
     def value(self, name: str) -> Value:
         """What the argument is in integers.
@@ -94,7 +95,7 @@ class Call:
         """The op itself with other arguments."""
         arguments = {**self.arguments, **replaced}
         op = ops.functional(self.node.target)
-        named = [name for name in arguments if ops.argument_index(op, name) is None]
+        named = [name for name in arguments if argument_index(op, name) is None]
         return self.emit(op, *(v for n, v in arguments.items() if n not in named), **{n: arguments[n] for n in named})
 
     def shape_of(self, name: str) -> torch.Size:

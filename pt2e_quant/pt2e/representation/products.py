@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from ... import ops
+from ...arguments import bind
 from .emit import Symbol
 from .operands import Call
 from .rounding import NoIntegerForm
@@ -119,7 +120,7 @@ def embedding(call: Call) -> Value:
         if w.scale.numel() > 1:
             raise NoIntegerForm("its table was moved after it got a scale per channel")
         return replace(w, codes=call.emit(aten.embedding.default, w.codes, indices))
-    of = ops.bind(weight)
+    of = bind(weight)
     table, scale, zero_point = (call.constant(of[name]) for name in ("input", "scales", "zero_points"))
     if table is None or scale is None or int(of["axis"]) % table.dim():
         raise NoIntegerForm("its table is no constant with a scale for each row")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ...arguments import bind
 from ...errors import CaptureError, node_id
 from ...graph import Constants, ExportedModule, clone, collector_paused, finish, tidy
 from ...nested import graphs, mark
-from ...ops import DEQUANTIZE, QUANTIZE, bind
+from ...ops import DEQUANTIZE, QUANTIZE
 from ..record import RECORD_KEY, BorderQParams, Record, Representation, record_of
 from .emit import Emitter, Symbol
 from .forms import integer_form

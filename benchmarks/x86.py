@@ -1,0 +1,253 @@
+"""Speed on x86 with SQNR beside it: our int8 through Inductor and XNNPACK, torchao's, onnxruntime's and OpenVINO's.
+
+    python -m benchmarks.x86 [--models resnet18,mlp] [--batches 1,16] [--columns float,ours,aoti] [--threads 2]
+
+One run, all columns on the same weights, calibration data and inputs; medians of runs that take turns. SQNR is against
+eager fp32 on inputs that calibration did not see; a speed without one does not count. torchao, onnxruntime and OpenVINO
+are needed for their columns alone: without them the column says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.models import BenchmarkModel, bert, mlp, mobilenet_v2, mobilenet_v3, resnet18, resnet50
+from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
+from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+MODELS: dict[str, Callable[[], BenchmarkModel]] = {
+    "resnet18": resnet18, "resnet50": resnet50, "mobilenet_v2": mobilenet_v2, "mobilenet_v3": mobilenet_v3, "mlp": mlp,
+    "bert_base": bert,
+}  # fmt: skip
+CALIBRATION_BATCHES = 4
+Runnable = Callable[..., Any]
+
+
+class Skipped(Exception):
+    """Why a column has no number."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model with a batch: inputs to time, and others to calibrate with."""
+
+    model: BenchmarkModel
+    inputs: tuple[Tensor, ...]
+    calibration: list[tuple[Tensor, ...]]
+
+    def export(self, strict: bool = False) -> torch.export.ExportedProgram:
+        with torch.no_grad():
+            return torch.export.export(self.model.module, self.inputs, strict=strict)
+
+
+def task(model: BenchmarkModel, batch: int) -> Task:
+    def draw(seed: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            torch.randn((batch, *x.shape[1:]), generator=generator)
+            if x.is_floating_point()
+            else torch.randint(0, 30000, (batch, *x.shape[1:]), generator=generator)
+            for x in model.inputs
+        )
+
+    return Task(model, draw(0), [draw(seed) for seed in range(1, CALIBRATION_BATCHES + 1)])
+
+
+# Columns: each makes something to call --------------------------------------------------------------------------------
+
+
+def eager(job: Task) -> Runnable:
+    return job.model.module
+
+
+def inductor_float(job: Task) -> Runnable:
+    return lower_to_inductor(job.export())
+
+
+def quantized(job: Task, quantizer: Any) -> torch.fx.GraphModule:
+    prepared = prepare_pt2e(job.export(), quantizer)
+    with torch.no_grad():
+        for inputs in job.calibration:
+            prepared(*inputs)
+    return convert_pt2e(prepared)
+
+
+def ours(job: Task) -> InductorProgram:
+    config = get_default_x86_inductor_quantization_config(is_dynamic=job.model.dynamic)
+    return lower_to_inductor(quantized(job, X86InductorQuantizer().set_global(config)))
+
+
+def ours_aoti(job: Task) -> InductorProgram:
+    config = get_default_x86_inductor_quantization_config(is_dynamic=job.model.dynamic)
+    return lower_to_inductor(quantized(job, X86InductorQuantizer().set_global(config)), mode="aoti")
+
+
+def ours_xnnpack(job: Task) -> Runnable:
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=job.model.dynamic)
+    program = lower_to_executorch(quantized(job, XNNPACKQuantizer().set_global(config)))
+    return lambda *inputs: program.run(*inputs)[0]
+
+
+def torchao(job: Task) -> Runnable:
+    try:
+        from torchao.quantization.pt2e import quantize_pt2e as peer
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as xiq
+    except ImportError as error:
+        raise Skipped(f"not installed ({error})") from error
+    config = xiq.get_default_x86_inductor_quantization_config(is_dynamic=job.model.dynamic)
+    quantizer = xiq.X86InductorQuantizer().set_global(config)
+    prepared = peer.prepare_pt2e(
+        job.export(strict=True).module(), quantizer
+    )  # it crashes on, or skips, non-strict ones
+    with torch.no_grad():
+        for inputs in job.calibration:
+            prepared(*inputs)
+    converted = peer.convert_pt2e(prepared)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        compiled = torch.compile(converted)
+        compiled(*job.inputs)
+    return compiled
+
+
+def _onnx(job: Task, folder: str) -> Path:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise Skipped(f"not installed ({error})") from error
+    path = Path(folder) / "model.onnx"
+    torch.onnx.export(job.model.module, job.inputs, str(path), dynamo=True, verbose=False)
+    return path
+
+
+def onnxruntime(job: Task) -> Runnable:
+    try:
+        import onnxruntime as ort
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    except ImportError as error:
+        raise Skipped(f"not installed ({error})") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = _onnx(job, folder)
+        names = [value.name for value in ort.InferenceSession(str(path)).get_inputs()]
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.left = iter(job.calibration)
+
+            def get_next(self) -> dict[str, Any] | None:
+                inputs = next(self.left, None)
+                return None if inputs is None else dict(zip(names, (x.numpy() for x in inputs), strict=True))
+
+        made = Path(folder) / "int8.onnx"
+        quantize_static(
+            str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = ort.InferenceSession(made.read_bytes(), options)
+
+    def run(*inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0])
+
+    return run
+
+
+def openvino(job: Task) -> Runnable:
+    try:
+        import nncf
+        import openvino as ov
+    except ImportError as error:
+        raise Skipped(f"not installed ({error})") from error
+    converted = ov.convert_model(job.model.module, example_input=job.inputs[0] if len(job.inputs) == 1 else job.inputs)
+    data = nncf.Dataset(job.calibration, lambda inputs: inputs[0].numpy() if len(inputs) == 1 else inputs)
+    small = nncf.quantize(converted, data, subset_size=CALIBRATION_BATCHES)
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    request = ov.compile_model(small, "CPU", options)
+    return lambda *inputs: torch.from_numpy(request([x.numpy() for x in inputs])[0])
+
+
+COLUMNS: dict[str, Callable[[Task], Runnable]] = {
+    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "xnnpack": ours_xnnpack,
+    "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
+}  # fmt: skip
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def sqnr(found: Tensor, wanted: Tensor) -> float:
+    """Signal to quantization noise in decibels: 10 log10(sum wanted^2 / sum (found - wanted)^2)."""
+    noise = (found.double() - wanted.double()).square().sum()
+    return float("inf") if noise == 0 else float(10 * torch.log10(wanted.double().square().sum() / noise))
+
+
+def compare(job: Task, columns: list[str], rounds: int) -> None:
+    """A row for each column: wall and CPU milliseconds, relative speed, SQNR, and what became of the model.
+
+    On a machine that others use too, the CPU time of all threads says more than the wall time.
+    """
+    made: dict[str, Runnable] = {}
+    for name in columns:
+        try:
+            with torch.no_grad():
+                made[name] = COLUMNS[name](job)
+        except Skipped as reason:
+            print(f"  {name:12} {reason}")
+        except Exception as error:  # noqa: BLE001  a peer that fails is a result
+            print(f"  {name:12} failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+    walls: dict[str, list[float]] = {name: [] for name in made}
+    busy: dict[str, list[float]] = {name: [] for name in made}
+    answers: dict[str, Tensor] = {}
+    with torch.no_grad():
+        wanted = job.model.module(*job.inputs)
+        for turn in range(rounds + 2):  # the first two warm up
+            for name, run in made.items():
+                start, worked = time.perf_counter(), time.process_time()
+                answers[name] = run(*job.inputs)
+                if turn >= 2:
+                    walls[name].append(time.perf_counter() - start)
+                    busy[name].append(time.process_time() - worked)
+    for name, values in walls.items():
+        wall, cpu = (statistics.median(column) * 1e3 for column in (values, busy[name]))
+        relative = f"{statistics.median(walls['float']) * 1e3 / wall:6.2f}x" if "float" in walls else " " * 7
+        program = made[name]
+        remark = str(program) if isinstance(program, InductorProgram) and name != "float" else ""
+        noise = sqnr(answers[name], wanted)
+        print(f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {noise:7.1f} dB  {remark}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--batches", default="1,16")
+    parser.add_argument("--columns", default=",".join(COLUMNS))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments, _ = parser.parse_known_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")  # those of the peers
+    print(f"x86: torch {torch.__version__}, {torch.get_num_threads()} threads; speed relative to 'float'")
+    for name in arguments.models.split(","):
+        model = MODELS[name]()
+        for batch in map(int, arguments.batches.split(",")):
+            print(f"\n{name}, batch {batch}: medians of {arguments.rounds}, turn by turn")
+            compare(task(model, batch), arguments.columns.split(","), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

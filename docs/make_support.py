@@ -1,0 +1,196 @@
+"""Makes docs/support.md: which operator each backend runs in integers, under which recipe; and the reason where not.
+
+    python -m docs.make_support
+
+Nothing is written down by hand: each operator below is quantized alone, between two others where it needs neighbours,
+and the table says what the quantizer did with it. A test makes the table anew and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pt2e_quant import explain, prepare_pt2e
+from pt2e_quant.quantizer import RuleQuantizer
+from quantizers.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_linear_dynamic_fp16_config,
+    get_x86_inductor_weight_only_quantization_config,
+)
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+FILE = Path(__file__).with_name("support.md")
+IMAGE, ROWS, SIGNAL = (1, 4, 8, 8), (2, 3, 12), (1, 4, 9)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model around one operator: `function(net, x)`, the shape of x, and whether x counts tokens."""
+
+    function: Callable[[Any, Tensor], Tensor]
+    shape: tuple[int, ...]
+    tokens: bool = False
+
+
+class Net(nn.Module):
+    """Everything that a probe may call; `last` reads integers behind the operator in question."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.probe = probe
+        self.conv, self.other, self.last = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.conv1d, self.up1d, self.conv3d = nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3), nn.Conv3d(4, 4, 2)
+        self.up, self.depthwise = nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, 3, groups=4)
+        self.linear, self.behind = nn.Linear(12, 16), nn.Linear(16, 12)
+        self.table, self.matrix = nn.Embedding(9, 12), nn.Parameter(torch.randn(12, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.probe.function(self, x)
+
+
+def image(function: Callable[[Tensor], Tensor]) -> Probe:
+    """The operator between two convolutions."""
+    return Probe(lambda n, x: n.last(function(n.conv(x))), IMAGE)
+
+
+def flat(function: Callable[[Tensor], Tensor]) -> Probe:
+    """The operator behind a convolution, in front of a linear."""
+    return Probe(lambda n, x: F.linear(function(n.conv(x)), n.linear.weight), (1, 4, 3, 12))
+
+
+# The operator in question is the one of this name in the graph, the last of them where there are several.
+PROBES: dict[str, Probe] = {
+    "conv1d": Probe(lambda n, x: n.conv1d(x), SIGNAL),
+    "conv2d": Probe(lambda n, x: n.conv(x), IMAGE),
+    "conv2d, depthwise": Probe(lambda n, x: n.depthwise(x), IMAGE),
+    "conv3d": Probe(lambda n, x: n.conv3d(x), (1, 4, 4, 4, 4)),
+    "conv_transpose1d": Probe(lambda n, x: n.up1d(x), SIGNAL),
+    "conv_transpose2d": Probe(lambda n, x: n.up(x), IMAGE),
+    "relu behind conv_transpose2d": Probe(lambda n, x: F.relu(n.up(x)), IMAGE),
+    "relu behind uneven pad and conv2d": Probe(lambda n, x: F.relu(n.conv(F.pad(x, (1, 0, 1, 0)))), IMAGE),
+    "conv2d behind uneven pad": Probe(lambda n, x: n.conv(F.pad(x, (1, 0, 1, 0))), IMAGE),
+    "relu behind conv2d": Probe(lambda n, x: F.relu(n.conv(x)), IMAGE),
+    "hardtanh behind conv2d": Probe(lambda n, x: F.hardtanh(n.conv(x), 0.0, 6.0), IMAGE),
+    "hardswish behind conv2d": Probe(lambda n, x: F.hardswish(n.conv(x)), IMAGE),
+    "silu behind conv2d": Probe(lambda n, x: F.silu(n.conv(x)), IMAGE),
+    "sigmoid behind conv2d": Probe(lambda n, x: torch.sigmoid(n.conv(x)), IMAGE),
+    "add of conv2d": Probe(lambda n, x: n.last(n.conv(x) + n.other(x)), IMAGE),
+    "relu behind add of conv2d": Probe(lambda n, x: n.last(F.relu(n.conv(x) + n.other(x))), IMAGE),
+    "linear": Probe(lambda n, x: n.linear(x), ROWS),
+    "linear, from addmm": Probe(lambda n, x: torch.addmm(n.linear.bias, x, n.matrix), (3, 12)),
+    "relu behind linear": Probe(lambda n, x: F.relu(n.linear(x)), ROWS),
+    "gelu behind linear": Probe(lambda n, x: n.behind(F.gelu(n.linear(x))), ROWS),
+    "add of linear": Probe(lambda n, x: n.behind(n.linear(x)) + x, ROWS),
+    "relu behind add of linear": Probe(lambda n, x: F.relu(n.behind(n.linear(x)) + x), ROWS),
+    "matmul": Probe(lambda n, x: n.linear(x) @ n.linear(x).transpose(1, 2), ROWS),
+    "embedding": Probe(lambda n, x: n.linear(n.table(x)), (2, 3), tokens=True),
+    "add": Probe(lambda n, x: n.last(torch.tanh(x) + x), IMAGE),
+    "sub": Probe(lambda n, x: n.last(torch.tanh(x) - x), IMAGE),
+    "mul": Probe(lambda n, x: n.last(torch.tanh(x) * x), IMAGE),
+    "cat": Probe(lambda n, x: n.last(torch.cat([n.conv(x), n.other(x)], 2)), IMAGE),
+    "max_pool2d": image(lambda x: F.max_pool2d(x, 2)),
+    "avg_pool2d": image(lambda x: F.avg_pool2d(x, 2)),
+    "adaptive_avg_pool2d": image(lambda x: F.adaptive_avg_pool2d(x, 1)),
+    "mean over height and width": image(lambda x: x.mean((2, 3), True)),
+    "relu": image(lambda x: F.relu(F.max_pool2d(x, 2))),
+    "clamp": image(lambda x: F.max_pool2d(x, 2).clamp(max=1.0)),
+    "view": flat(lambda x: x.view(4, 3, 12)),
+    "flatten": flat(lambda x: x.flatten(1, 2)),
+    "permute": image(lambda x: x.permute(0, 1, 3, 2)),
+    "slice": image(lambda x: x[:, :, 1:]),
+    "unsqueeze": flat(lambda x: x.unsqueeze(0)),
+    "pad": image(lambda x: F.pad(x, (0, 1, 0, 1))),
+    "pixel_shuffle": flat(lambda x: F.pixel_shuffle(F.pixel_unshuffle(x[:, :, :2], 2), 2)),
+    "dropout": image(lambda x: F.dropout(x, 0.3, False)),
+    "softmax": Probe(lambda n, x: n.linear(torch.softmax(x, -1)), ROWS),
+    "layer_norm": Probe(lambda n, x: n.linear(F.layer_norm(x, (12,))), ROWS),
+    "scaled_dot_product_attention": Probe(lambda n, x: n.linear(F.scaled_dot_product_attention(x, x, x)), ROWS),
+}
+IN_GRAPH = {"mean over height and width": "mean", "linear, from addmm": "linear", "conv2d, depthwise": "conv2d"}
+
+
+def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
+    """Quantizer and configurations of each backend, by the names in the table."""
+    xnnpack, x86 = get_symmetric_quantization_config, get_default_x86_inductor_quantization_config
+    return {
+        "XNNPACK": (
+            XNNPACKQuantizer,
+            {
+                "static": xnnpack(is_per_channel=True),
+                "static per tensor": xnnpack(),
+                "dynamic": xnnpack(is_per_channel=True, is_dynamic=True),
+            },
+        ),
+        "x86": (
+            X86InductorQuantizer,
+            {
+                "static": x86(),
+                "dynamic": x86(is_dynamic=True),
+                "weight only": get_x86_inductor_weight_only_quantization_config(),
+                "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
+            },
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    rule: str | None
+    reason: str | None
+
+
+def cells() -> Iterator[tuple[str, dict[tuple[str, str], Cell]]]:
+    """For each probe, what each backend and recipe did with its operator."""
+    for name, probe in PROBES.items():
+        x = torch.randint(0, 9, probe.shape) if probe.tokens else torch.randn(probe.shape)
+        exported = torch.export.export(Net(probe).eval(), (x,))
+        found = {}
+        for backend, (quantizer, recipes) in backends().items():
+            for recipe, config in recipes.items():
+                report = explain(prepare_pt2e(exported, quantizer().set_global(config), allow_empty=True))
+                wanted = IN_GRAPH.get(name, name.split(" ")[0])
+                of_name = [d for d in report.record.decisions if d.op.split(".")[1].rstrip("_") == wanted]
+                decision = of_name[-1] if of_name else None
+                found[backend, recipe] = Cell(
+                    decision.rule if decision and decision.quantized else None,
+                    decision.reason if decision else "it is not in the graph that the quantizer sees",
+                )
+        yield name, found
+
+
+def markdown() -> str:
+    """The whole file."""
+    table = list(cells())
+    columns = [(backend, recipe) for backend, (_, recipes) in backends().items() for recipe in recipes]
+    reasons: dict[str, int] = {}
+    lines = [
+        "# What runs in integers",
+        "",
+        "Made by `python -m docs.make_support` from what the quantizers do with each operator; do not edit.",
+        "`x`: quantized, and the backend has a kernel for it. A number: in floating point, for the reason below.",
+        "",
+        "| operator | " + " | ".join(f"{backend}: {recipe}" for backend, recipe in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name, found in table:
+        marks = []
+        for column in columns:
+            cell = found[column]
+            why = cell.reason or ""
+            marks.append("x" if cell.rule else f"{reasons.setdefault(why, len(reasons) + 1)}")
+        lines.append(f"| {name} | " + " | ".join(marks) + " |")
+    lines += ["", "Reasons:", "", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    FILE.write_text(markdown())

@@ -1,0 +1,203 @@
+"""Passes for Inductor keep every value that they say they keep; breaches of its contract are errors with names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pt2e_quant.errors import LoweringError
+from pt2e_quant.graph import clone, finish
+from pt2e_quant.lowering.inductor_contract import check_inductor_contract
+from pt2e_quant.lowering.inductor_passes import (
+    contiguous_rows,
+    conv1d_as_conv2d,
+    drop_unread_rounding,
+    move_integers,
+    pack_weights_only,
+    second_channel,
+)
+from tests.lowering.handmade import Grid, Weight
+from tests.pt2e.kit import calls
+
+aten = torch.ops.aten
+Q = torch.ops.quantized_decomposed
+GRID = Grid(0.02, 131, 0, 255, torch.uint8)
+OTHER = Grid(0.05, 100, 0, 255, torch.uint8)
+
+
+class Body(nn.Module):
+    def __init__(self, function, **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def graph(function, x: Tensor, **parts: nn.Module) -> GraphModule:
+    return torch.export.export(Body(function, **parts), (x,)).module()
+
+
+def passed(step, function, x: Tensor, **parts: nn.Module) -> GraphModule:
+    """The graph behind a pass, whose values are asserted to be those before, to the last bit or float rounding."""
+    before = graph(function, x, **parts)
+    after = finish(step(clone(before)))
+    torch.testing.assert_close(after(x), before(x), atol=1e-6, rtol=1e-6)
+    return after
+
+
+MOVES = {
+    "view": lambda x: x.view(2, 4, 9),
+    "permute and slice": lambda x: GRID(x.permute(0, 2, 3, 1))[:, 1:],
+    "cat": lambda x: torch.cat([GRID(x), GRID(x * 2)], 1),
+    "pad": lambda x: nn.functional.pad(x, (1, 2, 0, 1)),
+    "pixel_shuffle": lambda x: nn.functional.pixel_shuffle(x, 2),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_values_are_moved_as_integers(name):
+    gm = passed(move_integers, lambda n, x: GRID(MOVES[name](GRID(x))), torch.randn(2, 4, 3, 3))
+    moved = [node for node in gm.graph.nodes if str(node.target).startswith("aten.") and "mul" not in str(node.target)]
+    assert moved
+    assert all(node.meta["val"].dtype is torch.uint8 for node in moved)
+
+
+UNMOVED = {
+    "other grid": lambda x: OTHER(GRID(x).flatten(1)),
+    "ones": lambda x: GRID(nn.functional.pad(GRID(x), (1, 1), value=1.0)),
+    "reflected": lambda x: GRID(nn.functional.pad(GRID(x), (1, 1, 1, 1), mode="reflect")),
+    "read twice": lambda x: (lambda y: GRID(y) + y)(GRID(x).flatten(1)),
+    "one of two in float": lambda x: GRID(torch.cat([GRID(x), x], 1)),
+}
+
+
+@pytest.mark.parametrize("name", UNMOVED)
+def test_what_is_no_mere_move_stays(name):
+    gm = passed(move_integers, lambda n, x: UNMOVED[name](x), torch.randn(2, 4, 3, 3))
+    ops = [node for node in gm.graph.nodes if str(node.target).startswith("aten.")]
+    assert all(node.meta["val"].dtype is torch.float32 for node in ops)
+
+
+def test_rounding_that_nothing_reads_is_dropped():
+    x = torch.randn(2, 5)
+    gm = finish(drop_unread_rounding(clone(graph(lambda n, x: torch.sigmoid(GRID(x)), x))))
+    assert calls(gm, Q.quantize_per_tensor.default) == []
+    torch.testing.assert_close(gm(x), torch.sigmoid(x))
+
+
+KEPT = {
+    "linear": lambda n, x: nn.functional.linear(GRID(x), n.w()),
+    "requantized": lambda n, x: OTHER(GRID(x).mean(1, True)) @ torch.ones(1, 1),
+    "the other operand of a sum": lambda n, x: nn.functional.linear(GRID(x), n.w()) + GRID(torch.tanh(x)),
+}
+
+
+@pytest.mark.parametrize("name", ["linear", "the other operand of a sum"])
+def test_rounding_that_an_integer_kernel_reads_is_kept(name):
+    x = torch.randn(2, 5)
+    before = graph(KEPT[name], x, w=Weight((5, 5)))
+    after = finish(drop_unread_rounding(clone(before)))
+    assert len(calls(after, Q.quantize_per_tensor.default)) == len(calls(before, Q.quantize_per_tensor.default))
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 1, 3, 6)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_weight_only_linear_becomes_the_kernel_for_it(shape, bias):
+    def function(n: Body, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, n.w(), n.b.bias if bias else None)
+
+    gm = passed(pack_weights_only, function, torch.randn(shape), w=Weight((12, 6)), b=nn.Linear(1, 12))
+    assert len(calls(gm, aten._weight_int8pack_mm.default)) == 1
+    assert calls(gm, aten.linear.default) == []
+
+
+def test_eight_outputs_are_too_few_for_the_weight_only_kernel():
+    gm = passed(pack_weights_only, lambda n, x: nn.functional.linear(x, n.w()), torch.randn(2, 6), w=Weight((8, 6)))
+    assert len(calls(gm, aten.linear.default)) == 1
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((2, 1, 6, 6), (3, 1, 2, 2)), ((2, 1, 7), (3, 1, 2))], ids=str)
+def test_one_channel_gets_a_second_one_of_zeros_where_sizes_are_dynamic(shape, kernel):
+    convolve = nn.functional.conv2d if len(shape) == 4 else nn.functional.conv1d
+    body, x = Body(lambda n, x: convolve(GRID(x), n.w()), w=Weight(kernel)), torch.randn(shape)
+    batch = torch.export.Dim("batch", min=1, max=9)
+    before = torch.export.export(body, (x,), dynamic_shapes={"x": {0: batch}}).module()
+    after = finish(second_channel(clone(before)))
+    assert len(calls(after, aten.constant_pad_nd.default)) == 1
+    torch.testing.assert_close(after(x), before(x), atol=1e-6, rtol=1e-6)
+    fixed = torch.export.export(body, (x,)).module()
+    assert calls(finish(second_channel(clone(fixed))), aten.constant_pad_nd.default) == []
+
+
+CONV1D = {
+    "relu, quantize": lambda n, x: GRID(torch.relu(nn.functional.conv1d(GRID(x), n.w(), padding=2, dilation=2))),
+    "same, float": lambda n, x: torch.sigmoid(nn.functional.conv1d(GRID(x), n.w(), n.b.bias, padding="same")),
+    "stride, flatten": lambda n, x: nn.functional.conv1d(GRID(x), n.w(), None, 3).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", CONV1D)
+def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
+    gm = passed(conv1d_as_conv2d, CONV1D[name], torch.randn(2, 4, 9), w=Weight((3, 4, 3)), b=nn.Linear(1, 3))
+    assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
+
+
+def test_rows_out_of_order_are_copied_as_integers():
+    def function(n: Body, x: Tensor) -> Tensor:
+        return nn.functional.linear(GRID(x.transpose(1, 2)), n.w())
+
+    gm = passed(contiguous_rows, function, torch.randn(2, 6, 4), w=Weight((12, 6)))
+    (copied,) = calls(gm, aten.clone.default)
+    assert copied.args[0].target is Q.quantize_per_tensor.default
+
+
+# name: (function, shape, weight, words of the error)
+BREACHES = {
+    "transposed": (
+        lambda n, x: nn.functional.conv_transpose2d(GRID(x), n.w()), (2, 4, 5, 5), lambda: Weight((4, 3, 2, 2), 1),
+        "computes this transposed convolution as an ordinary one",
+    ),
+    "zero point": (
+        lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), zero_point=3),
+        "a zero point other than 0",
+    ),
+    "axis": (
+        lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), 1), "channels on axis 1",
+    ),
+    "float64": (
+        lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), scale_dtype=torch.float64),
+        "torch.float64",
+    ),
+    "signed": (
+        lambda n, x: nn.functional.conv2d(Grid(0.02, 3)(x), n.w()), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
+        "input is signed",
+    ),
+    "pool": (
+        lambda n, x: OTHER(nn.functional.max_pool2d(GRID(x), 2)), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
+        "max pooling on integers keeps their scale",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BREACHES)
+def test_what_would_run_wrongly_is_an_error_that_names_the_node(name):
+    function, shape, weight, words = BREACHES[name]
+    gm = graph(function, torch.randn(shape), w=weight())
+    with pytest.raises(LoweringError, match=words) as caught:
+        check_inductor_contract(gm)
+    assert "nothing was compiled" in str(caught.value)
+    assert "node " in str(caught.value)
+
+
+def test_a_sound_graph_has_no_breach():
+    check_inductor_contract(
+        graph(
+            lambda n, x: GRID(nn.functional.max_pool2d(GRID(nn.functional.conv2d(GRID(x), n.w())), 2)),
+            torch.randn(2, 4, 7, 7), w=Weight((3, 4, 2, 2)),
+        )
+    )  # fmt: skip
