@@ -304,6 +304,7 @@ def test_without_the_preflight_the_program_fails_while_running(name: str) -> Non
         program.run(x)
 
 
+@pytest.mark.slow
 def test_a_weight_quantized_while_running_is_refused_and_would_end_the_process(tmp_path: Any) -> None:
     body = Body(unfolded, w=channels(), float_weight=torch.randn(17, 24) * 0.1)
     exported = torch.export.export(body.eval(), (torch.randn(ROWS),))

@@ -66,7 +66,8 @@ FULL = {
 }
 EXPECTATIONS = {f"quick {name}": value for name, value in QUICK.items()}
 EXPECTATIONS |= {f"full {name}": value for name, value in FULL.items()}
-MARKED = [pytest.param(name, marks=pytest.mark.slow if name.startswith("full") else ()) for name in EXPECTATIONS]
+SLOW = {"quick mobilenet_v2", *(f"full {name}" for name in FULL)}
+MARKED = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in EXPECTATIONS]
 
 
 @dataclass(frozen=True)
