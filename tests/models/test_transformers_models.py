@@ -39,12 +39,15 @@ class Expectation:
              10 log10(N) more, and the measured value lies in between. The bound is 3 dB below the measured one.
     ratio:   upper bound of the int8 .pte in units of the float .pte; None where it is not lowered a second time
     outside: ops left outside the delegate
+    agreement: lower bound, in dB, of the file's output over its difference to the graph's, where it is float: sums in
+             another order, until one moves a value across the border of two codes; twelve layers carry that on
     """
 
     build: functools.partial[BenchmarkModel]
     sqnr: float
     ratio: float | None
     outside: frozenset[str] = frozenset()
+    agreement: float = 100.0
 
 
 BERT_OUTSIDE = frozenset(
@@ -62,7 +65,7 @@ QUICK = {
 FULL = {
     "resnet18": Expectation(MODELS["resnet18"], sqnr=31.7, ratio=0.35),
     "mobilenet_v2": Expectation(MODELS["mobilenet_v2"], sqnr=35.0, ratio=0.35),
-    "bert_base": Expectation(MODELS["bert_base"], sqnr=0, ratio=0.5, outside=BERT_OUTSIDE),
+    "bert_base": Expectation(MODELS["bert_base"], sqnr=31.0, ratio=0.5, outside=BERT_OUTSIDE, agreement=33.0),
 }
 EXPECTATIONS = {f"quick {name}": value for name, value in QUICK.items()}
 EXPECTATIONS |= {f"full {name}": value for name, value in FULL.items()}
@@ -155,7 +158,7 @@ def test_the_file_computes_what_the_converted_graph_computes(outcome):
         assert (steps < 1.01).double().mean() >= 0.95  # a kernel may round the other way (1 LSB)
         assert steps.max() < 2.01  # a few such add up, on the way through twenty layers
     else:
-        torch.testing.assert_close(file, graph, rtol=1e-4, atol=1e-5)
+        assert sqnr(graph, file) > outcome.expectation.agreement
 
 
 def test_the_file_shrinks(outcome):
