@@ -37,6 +37,7 @@ __all__ = [
     "config_of",
     "copy",
     "embedding",
+    "embedding_bag",
     "matmul",
     "max_pool2d",
     "move",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+_MEAN, _MAX = 1, 2
 
 
 def refusing(rules: tuple[Rule, ...], *reasons: Callable[[Match], str | None]) -> tuple[Rule, ...]:
@@ -73,6 +75,7 @@ concatenate = op(aten.cat.default, aten.concat.default, aten.concatenate.default
 maximum_of = op(aten.max_pool2d.default)
 average = op(aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 lookup = op(aten.embedding.default)
+lookup_bags = op(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 padding = op(aten.pad.default, aten.constant_pad_nd.default)
 copying = op(
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
@@ -110,6 +113,29 @@ def not_weight_only(match: Match) -> str | None:
     )
 
 
+def no_table(match: Match) -> str | None:
+    if not match.is_constant("w"):
+        return f"{match.captures['w']} is computed at run time, no table is stored"
+    size, w = config_of(match).group_size, match.value("w")
+    if size and w is not None and w.shape[1] % min(size, w.shape[1]):
+        return f"rows of {w.shape[1]} do not split into groups of {size}"
+    return None
+
+
+def no_kernel_for_bags(match: Match) -> str | None:
+    """torch's kernel sums rows of 8 bits with a scale each; a mean divides what it returns."""
+    mode, left_out, w = (match.argument(lookup_bags, "mode"), match.argument(lookup_bags, "padding_idx"), match.value("w"))
+    if mode == _MAX:
+        return "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum"
+    if mode == _MEAN and left_out is not None:
+        return f"mode='mean' with padding_idx={left_out}: torch's kernel does not count what it leaves out"
+    if config_of(match).group_size:
+        return "weights in groups: torch's kernel for bags takes one scale for each row"
+    if w is not None and w.dtype is not torch.float32:
+        return f"its table is {str(w.dtype).removeprefix('torch.')}, torch's kernel for bags returns float32"
+    return None
+
+
 def not_asked_for(match: Match) -> str | None:
     if match.explicit:
         return None
@@ -117,8 +143,9 @@ def not_asked_for(match: Match) -> str | None:
 
 
 def not_float32(match: Match) -> str | None:
-    x = match.value("x")
-    if x is None or x.dtype is torch.float32:
+    x, config = match.value("x"), config_of(match)
+    weights_alone = config.is_weight_only and getattr(config.weight, "dtype", None) is torch.int8
+    if x is None or x.dtype is torch.float32 or weights_alone:
         return None
     return f"the input is {str(x.dtype).removeprefix('torch.')}; Inductor matches integer patterns in float32 models"
 
@@ -265,9 +292,14 @@ def matmul(a, b):
     return product(a, b)
 
 
-@rule(w=WEIGHT, unless=[not_weight_only])
+@rule(w=WEIGHT, unless=[not_weight_only, no_table])
 def embedding(w, index):
     return lookup(w, index)
+
+
+@rule(w=WEIGHT, unless=[not_weight_only, no_table, no_kernel_for_bags])
+def embedding_bag(w, index, offsets):
+    return lookup_bags(w, index, offsets)
 
 
 @rule(tensors=one_scale(INPUT), output=same_as("tensors"), unless=[not_static])
