@@ -124,15 +124,13 @@ def no_table(match: Match) -> str | None:
 
 def no_kernel_for_bags(match: Match) -> str | None:
     """torch's kernel sums rows of 8 bits with a scale each; a mean divides what it returns."""
-    mode, left_out, w = (match.argument(lookup_bags, "mode"), match.argument(lookup_bags, "padding_idx"), match.value("w"))
+    mode, left_out = match.argument(lookup_bags, "mode"), match.argument(lookup_bags, "padding_idx")
     if mode == _MAX:
         return "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum"
     if mode == _MEAN and left_out is not None:
         return f"mode='mean' with padding_idx={left_out}: torch's kernel does not count what it leaves out"
     if config_of(match).group_size:
         return "weights in groups: torch's kernel for bags takes one scale for each row"
-    if w is not None and w.dtype is not torch.float32:
-        return f"its table is {str(w.dtype).removeprefix('torch.')}, torch's kernel for bags returns float32"
     return None
 
 
@@ -142,12 +140,11 @@ def not_asked_for(match: Match) -> str | None:
     return "Inductor multiplies two activations in float; set_function_type_qconfig(torch.matmul, ...) quantizes them"
 
 
-def not_float32(match: Match) -> str | None:
-    x, config = match.value("x"), config_of(match)
-    weights_alone = config.is_weight_only and getattr(config.weight, "dtype", None) is torch.int8
-    if x is None or x.dtype is torch.float32 or weights_alone:
+def half_weights_in_half_models(match: Match) -> str | None:
+    x, weight = match.value("x"), config_of(match).weight
+    if x is None or x.dtype is torch.float32 or getattr(weight, "dtype", None) is not torch.float16:
         return None
-    return f"the input is {str(x.dtype).removeprefix('torch.')}; Inductor matches integer patterns in float32 models"
+    return f"the input is {str(x.dtype).removeprefix('torch.')}, oneDNN has float16 weights beside float32 only"
 
 
 def computed_parameters(match: Match) -> str | None:
@@ -234,8 +231,8 @@ def _is_dynamic(x: torch.Tensor) -> bool:
     return not all(isinstance(size, int) for size in x.shape)
 
 
-_CONV = (computed_parameters, not_float32, unbatched, uneven_same_padding)
-_LINEAR = (computed_parameters, not_float32, unbatched)
+_CONV = (computed_parameters, unbatched, uneven_same_padding)
+_LINEAR = (computed_parameters, half_weights_in_half_models, unbatched)
 
 
 # Rules: the first that fits a node takes it ---------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Integer weights beside float values, for Inductor: linears with float inputs, and tables that are looked up.
 
 Weights and tables stay integers in memory and in packages, those of 4 bits two in a byte. In bfloat16, linears become
-the kernels that torch has for them. In float32 and float16 the same kernels hold no vector instruction and take 2 to 60
-times as long as a loop that dequantizes the weight in front of an ordinary product (measured with torch 2.13, batches of
-1 to 128), so there the graph gets that loop. Of a table, the rows that are asked for are dequantized, and no others.
+the kernels that torch has for them. In float32 and float16 the same kernels use no vector instructions and take 2 to 60
+times as long (torch 2.13, batches of 1 to 128) as a loop that dequantizes the weight in front of an ordinary product,
+so there the graph gets that loop. Of a table, the rows that are asked for are dequantized, and no others.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _GROUPS = (32, 64, 128, 256)
 _ROWS = 16
 """The kernel for 4 bits takes outputs by 16. That for 8 bits needs more than 8: up to 8 scales are numbers in the code
 that Inductor 2.13 writes, where a kernel cannot read them."""
+
+_COLUMNS = 16
+"""The kernel for 8 bits reads weights by 16: with other numbers of inputs it returns wrong ones, or crashes."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def _fits_four(stored: _Stored) -> bool:
 
 
 def _fits_eight(stored: _Stored) -> bool:
-    return stored.scales.shape[1] == 1 and not bool(stored.zeros.any())
+    per_row = stored.scales.shape[1] == 1 and not bool(stored.zeros.any())
+    return per_row and stored.codes.shape[1] % _COLUMNS == 0
 
 
 def _by_kernel(made: _Constants, gemm: Gemm, stored: _Stored) -> Node:
@@ -180,10 +184,14 @@ def _embedding_bag(node: Node, made: _Constants) -> None:
     if stored is None or not _can_be_bagged(node, stored, bound["mode"], left_out):
         return
     rows = made.get(f"bags without {left_out}", table, stored.codes, lambda: _rows_of_bytes(stored, left_out))
-    weights = bound["per_sample_weights"]
+    dtype, weights = node.meta["val"][0].dtype, bound["per_sample_weights"]
+    if weights is not None and dtype is not torch.float32:
+        weights = _emit(node, aten.to.dtype, weights, torch.float32)
     value = _emit(node, _BAG, rows, indices, offsets, False, 0, False, weights, None, last)
     if bound["mode"] == _MEAN:
         value = _emit(node, aten.div.Tensor, value, _sizes_of_bags(node, indices, offsets, last))
+    if dtype is not torch.float32:
+        value = _emit(node, aten.to.dtype, value, dtype)
     for user in list(node.users):
         user.replace_all_uses_with(value)
 
@@ -191,7 +199,7 @@ def _embedding_bag(node: Node, made: _Constants) -> None:
 def _can_be_bagged(node: Node, stored: _Stored, mode: int, left_out: int | None) -> bool:
     read = [user for user in node.users if user.users]  # export writes all four results, three of them for training
     first = all(user.target is operator.getitem and user.args[1] == 0 for user in read)
-    if not first or stored.scales.shape[1] != 1 or node.meta["val"][0].dtype is not torch.float32:
+    if not first or stored.scales.shape[1] != 1:
         return False
     return mode == _SUM or (mode == _MEAN and left_out is None)
 
@@ -258,7 +266,7 @@ def _floats(
 
 
 def _two_in_a_byte(codes: Tensor) -> Tensor:
-    """uint8 (rows, columns / 2): code + 8 of a row's first half in the low bits, of its second half in the high ones."""
+    """uint8 (rows, columns / 2): code + 8 of a row's first half in the low bits, of its second in the high ones."""
     low, high = (codes + 8).to(torch.uint8).chunk(2, dim=1)
     return low | (high << 4)
 

@@ -59,7 +59,9 @@ def test_each_scheme_is_stored_as_integers(name):
 
 def test_a_chain_of_linears_is_rewritten_whole():
     """What one rewrite makes is the input of the next."""
-    gm = passed(lambda n, x: F.linear(F.linear(x, n.w()), n.v()), torch.randn(3, 64), w=Weight((64, 64)), v=Weight((9, 64)))
+    gm = passed(
+        lambda n, x: F.linear(F.linear(x, n.w()), n.v()), torch.randn(3, 64), w=Weight((64, 64)), v=Weight((9, 64))
+    )
     assert not [node for node in gm.graph.nodes if "dequantize_per_channel" in str(node.target)]
 
 
@@ -103,10 +105,18 @@ def test_a_linear_in_bfloat16_becomes_the_kernel_for_it(name, shape):
     assert len(getattr(gm, str(call.args[1].target))) == rows
 
 
-@pytest.mark.parametrize("make", [lambda: Groups((32, 64), 16), lambda: Weight((24, 64), zero_point=3)])
-def test_what_no_kernel_takes_is_dequantized_in_bfloat16_too(make):
-    x = torch.randn(3, 64, dtype=torch.bfloat16)
-    gm = passed(linear, x, w=InBfloat16(make()), b=None, rounding=2.0**-6)
+NO_KERNEL = {
+    "groups of 16": lambda: Groups((32, 64), 16),
+    "zero points": lambda: Weight((24, 64), zero_point=3),
+    "20 inputs, which torch's kernel multiplies wrongly": lambda: Weight((24, 20)),
+}
+
+
+@pytest.mark.parametrize("name", NO_KERNEL)
+def test_what_no_kernel_takes_is_dequantized_in_bfloat16_too(name):
+    weight = NO_KERNEL[name]()
+    x = torch.randn(3, weight.values.shape[1], dtype=torch.bfloat16)
+    gm = passed(linear, x, w=InBfloat16(weight), b=None, rounding=2.0**-6)
     assert len(calls(gm, aten.linear.default)) == 1
 
 
@@ -155,7 +165,10 @@ def test_bags_become_the_kernel_for_them(name, zero_point):
     options = BAGS[name]
     offsets = torch.cat([OFFSETS, torch.tensor([7])]) if "include_last_offset" in options else OFFSETS
     gm = passed(
-        lambda n, i, o: F.embedding_bag(i, n.w(), o, **options), INDICES, offsets, w=Weight((9, 8), zero_point=zero_point)
+        lambda n, i, o: F.embedding_bag(i, n.w(), o, **options),
+        INDICES,
+        offsets,
+        w=Weight((9, 8), zero_point=zero_point),
     )
     assert len(calls(gm, BAG)) == 1
 
