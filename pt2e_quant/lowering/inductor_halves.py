@@ -17,7 +17,7 @@ from ..graph import emit, free_name, insert_attribute, tidy, with_value
 from ..ops import ADD, HARDTANH, RELU, RELU6
 from .xnnpack_patterns import as_gemm, constant, is_dequantize, is_quantize
 
-__all__ = ["float32_between_integers"]
+__all__ = ["float32_between_integers", "remarks_on_rounding"]
 
 aten = torch.ops.aten
 _HALVES = (torch.bfloat16, torch.float16)
@@ -42,6 +42,15 @@ def float32_between_integers(gm: GraphModule) -> GraphModule:
             _widen(part)
         _leave(kernel[-1], half)
     return tidy(gm)
+
+
+def remarks_on_rounding(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    """Which operators round less than the converted graph does."""
+    for node in gm.graph.nodes:
+        gemm = as_gemm(node)
+        if gemm is not None and is_dequantize(gemm.activation) and _is_half(node):
+            half = str(node.meta["val"].dtype).removeprefix("torch.")
+            yield node, f"its kernel computes in float32, where the graph rounds to {half}"
 
 
 def _is_half(node: Node) -> bool:

@@ -9,7 +9,7 @@ so there the graph gets that loop. Of a table, the rows that are asked for are d
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..graph import emit, free_name, insert_attribute, tidy
 from ..ops import LINEAR
 from .xnnpack_patterns import Gemm, Q, as_gemm, constant, is_dequantize
 
-__all__ = ["integer_weights"]
+__all__ = ["integer_weights", "remarks_on_speed"]
 
 aten = torch.ops.aten
 _INT8, _INT4 = aten._weight_int8pack_mm.default, aten._weight_int4pack_mm_for_cpu.default
@@ -68,6 +68,17 @@ def integer_weights(gm: GraphModule) -> GraphModule:
         with gm.graph.inserting_before(node):
             rewrite(node, made)
     return tidy(gm)
+
+
+def remarks_on_speed(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+    """Which operators save memory and no time."""
+    for node in gm.graph.nodes:
+        gemm = as_gemm(node)
+        if gemm is None or node.target not in LINEAR or is_dequantize(gemm.activation):
+            continue
+        dtype = str(gemm.weight.meta["val"].dtype).removeprefix("torch.")
+        if dtype != "bfloat16":
+            yield node, f"its weight becomes {dtype} in every run, so it saves memory and no time; bfloat16 has kernels"
 
 
 class _Constants:

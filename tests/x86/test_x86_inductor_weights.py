@@ -94,6 +94,8 @@ def test_a_package_holds_weights_of_four_bits():
     assert result.kernels == [LOOK_UP, LOOP, UNBIASED, LOOP]
     assert result.to_graph > 120
     assert result.to_float > 17
+    assert len(result.program.remarks) == 3
+    assert all("saves memory and no time" in remark.text for remark in result.program.remarks)
 
 
 def test_eight_bits_in_bfloat16_become_kernels():
