@@ -1,7 +1,7 @@
 """EmbeddingQuantizer: embedding tables in 8 or 4 bits, one scale for each row or for each group in a row.
 
 Combine it with the quantizer of a backend: ComposableQuantizer([EmbeddingQuantizer(), XNNPACKQuantizer(...)]).
-ExecuTorch has a kernel for each form, which reads only the rows that are asked for.
+ExecuTorch has a kernel for each form, and Inductor gets a loop; both read only the rows that are asked for.
 """
 
 from __future__ import annotations

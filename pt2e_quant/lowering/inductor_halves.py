@@ -17,7 +17,7 @@ from ..graph import emit, free_name, insert_attribute, tidy, with_value
 from ..ops import ADD, HARDTANH, RELU, RELU6
 from .xnnpack_patterns import as_gemm, constant, is_dequantize, is_quantize
 
-__all__ = ["float32_between_integers", "remarks_on_rounding"]
+__all__ = ["cast_float16", "float32_between_integers", "remarks_on_rounding"]
 
 aten = torch.ops.aten
 _HALVES = (torch.bfloat16, torch.float16)
@@ -41,6 +41,19 @@ def float32_between_integers(gm: GraphModule) -> GraphModule:
                     _feed(part, source, names)
             _widen(part)
         _leave(kernel[-1], half)
+    return tidy(gm)
+
+
+def cast_float16(gm: GraphModule) -> GraphModule:
+    """Casts of their own around quantize and dequantize, of which Inductor has none for float16. For the end."""
+    for node in list(gm.graph.nodes):
+        if is_quantize(node) and (source := node.all_input_nodes[0]).meta["val"].dtype is torch.float16:
+            with gm.graph.inserting_before(node):
+                node.replace_input_with(source, emit(source, "lowering", aten.to.dtype, source, torch.float32))
+        elif is_dequantize(node) and node.kwargs.get("out_dtype") is torch.float16:
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "out_dtype"}
+            _widen(node)
+            _leave(node, torch.float16)
     return tidy(gm)
 
 

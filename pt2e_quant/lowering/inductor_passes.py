@@ -17,7 +17,7 @@ from ..arguments import bind, set_argument
 from ..graph import copy_origin, free_name, insert_attribute, tidy
 from ..ops import ADD, CAT, CONV, HARDTANH, LINEAR, MAX_POOL, PAD, RELU, RELU6
 from .entry import origin
-from .inductor_halves import float32_between_integers
+from .inductor_halves import cast_float16, float32_between_integers
 from .inductor_weights import integer_weights
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name
 
@@ -244,5 +244,5 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
     float32_between_integers, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel,
-    integer_weights,
+    integer_weights, cast_float16,
 )  # fmt: skip

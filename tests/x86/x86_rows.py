@@ -29,7 +29,7 @@ from tests.nets import randomize
 BEYOND = 31
 """How much larger a batch runs than was compiled with: sizes below 16 are laid out in a way of their own."""
 
-__all__ = ["RECIPES", "Net", "Outcome", "Row", "converted", "outcomes", "report"]
+__all__ = ["BEYOND", "RECIPES", "Net", "Outcome", "Row", "converted", "outcomes", "report"]
 
 RECIPES = {
     "static": get_default_x86_inductor_quantization_config(),
