@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from pt2e_quant.errors import SpecError
-from pt2e_quant.observer import HistogramObserver, PerChannelMinMaxObserver, PlaceholderObserver
+from pt2e_quant.observer import HistogramObserver, PlaceholderObserver
 from pt2e_quant.quantizer import Match, QuantizationConfig
 from pt2e_quant.specs import QuantizationSpec
 
@@ -28,8 +28,11 @@ from .inductor_rules import (
     max_pool2d,
     move,
     not_static,
+    not_unsigned,
     pad,
+    per_channel_int8,
     refusing,
+    weight_format,
 )
 
 __all__ = [
@@ -67,7 +70,7 @@ def get_default_x86_inductor_quantization_config(
         is_dynamic=is_dynamic,
         observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
     )
-    return QuantizationConfig(activation, None if is_dynamic else activation, _per_channel_int8())
+    return QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
 
 
 def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:
@@ -78,51 +81,25 @@ def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:
 
 def get_x86_inductor_weight_only_quantization_config() -> QuantizationConfig:
     """Linear and embedding with int8 weights, one scale per row, and float activations; needs no calibration data."""
-    return QuantizationConfig(None, None, _per_channel_int8())
-
-
-def _per_channel_int8() -> QuantizationSpec:
-    # No floor under the scale but float32's own: oneDNN multiplies by float scales, and a floor of 2**-12 as in the
-    # reference costs channels with weights below 0.03 their precision.
-    return QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=-128,
-        quant_max=127,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
-    )
+    return QuantizationConfig(None, None, per_channel_int8())
 
 
 # Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
-def no_integer_kernel(match: Match) -> str | None:
-    """oneDNN multiplies uint8 by int8 per output channel."""
-    weight, activation = config_of(match).weight, config_of(match).input_activation
-    if not isinstance(weight, QuantizationSpec):
-        return "the configuration keeps weights in float, so Inductor would multiply in float"
-    if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
-        return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
-    if isinstance(activation, QuantizationSpec) and activation.dtype is not torch.uint8:
-        dtype = str(activation.dtype).removeprefix("torch.")
-        return f"{dtype} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
-    return None
-
-
 def not_linear_scheme(match: Match) -> str | None:
-    """Beyond `no_integer_kernel`: float16 weights, and int8 weights alone, both with float activations."""
+    """Beside integers: float16 weights, and int8 weights alone, both with float activations."""
     config, w = config_of(match), match.value("w")
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
         return "float16 weights go with float activations; set input_activation=None" if mixed else None
     if config.is_weight_only and w is not None and w.shape[0] <= _FEW:
         return f"it has {w.shape[0]} outputs, Inductor's kernel for int8 weights alone takes more than {_FEW}"
-    return no_integer_kernel(match)
+    return weight_format(match) or not_unsigned(match)
 
 
 RULES = (
-    *refusing(CONVOLUTIONS, not_static, no_integer_kernel), *refusing(LINEARS, not_linear_scheme), matmul,
+    *refusing(CONVOLUTIONS, not_static, weight_format, not_unsigned), *refusing(LINEARS, not_linear_scheme), matmul,
     embedding, cat, max_pool2d, average_pool, move, copy, pad,
 )  # fmt: skip
 
