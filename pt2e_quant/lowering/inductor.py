@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
 from ..graph import ExportedModule, finish
+from .calling import CallingConvention
 from .cleanup import PASSES
 from .dynamic_shapes import derive_dynamic_shapes
 from .entry import Inputs, explaining, take
@@ -63,6 +64,8 @@ def lower_to_inductor(
     gm, ops, remarks, (args, kwargs) = _cleaned(take(model, example_inputs, example_kwargs, "lower_to_inductor"))
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
+    calling = CallingConvention.of(args, kwargs)
+    args, kwargs = calling.plain(args, kwargs)
     # Inductor freezes weights, which every pattern needs, in no_grad alone, whatever its configuration says.
     with torch.no_grad():
         with explaining("torch.export cannot export the converted graph again with these example inputs"):
@@ -82,7 +85,7 @@ def lower_to_inductor(
         fallbacks=fallbacks,
         remarks=remarks,
         inputs=inputs,
-        input_tree=exported.call_spec.in_spec,
+        calling=calling,
         package=package,
         compiled=compiled,
     )
@@ -110,7 +113,8 @@ def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
-    return {"freezing": True, "post_grad_custom_post_pass": last_pass, **tuning}
+    # cpp_wrapper: calls between kernels in C++, which in Python cost more than the kernels of a small model.
+    return {"freezing": True, "cpp_wrapper": True, "post_grad_custom_post_pass": last_pass, **tuning}
 
 
 def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:
