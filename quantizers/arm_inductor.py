@@ -1,13 +1,14 @@
 """ArmInductorQuantizer: what Inductor runs with oneDNN's integer kernels on 64-bit Arm processors, and nothing else.
 
 Nothing here was run on Arm: these are the facts of torch 2.13's Inductor and of its kernels, read in their sources; the
-tests look at graphs. Builds of torch for Arm hold the Arm Compute Library, and with it Inductor packs integer weights
-but fuses nothing: a convolution or linear reads integers and ends in float, and everything between them is float. So
-inputs and weights are quantized, outputs never.
+tests look at graphs. torch's builds for Arm under Linux hold the Arm Compute Library, and with it Inductor packs
+integer weights but fuses nothing: a convolution or linear reads integers and ends in float, and everything between them
+is float. So inputs and weights are quantized, outputs never.
 
 Two differences to the reference's recipe, whose graphs Inductor would run in float or not at all: weights have a scale
 for each output channel, as Inductor packs no others, and static activations are unsigned, as its convolution takes no
-others.
+others. Which kernel oneDNN picks for these, and how fast it is, nobody measured here; the Arm Compute Library's own
+matrix product takes signed activations and one weight scale in all.
 """
 
 from __future__ import annotations

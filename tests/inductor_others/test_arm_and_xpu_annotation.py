@@ -99,6 +99,12 @@ def test_every_rule_is_driven(recipe, rules):
     assert driven - {None} == {rule.name for rule in rules} - {"matmul"}
 
 
+def test_a_rule_that_stands_twice_is_named_once():
+    """With and without an output for max pooling."""
+    unused = report(nn.Linear(6, 4), ROWS, quantizer("xpu")).unused_rules
+    assert sorted(unused) == sorted({rule.name for rule in XPU_RULES} - {"linear_only"})
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
