@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.errors import SpecError
 from pt2e_quant.quantizer import QuantizationConfig
 from pt2e_quant.specs import QuantizationSpec
@@ -18,7 +19,7 @@ from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_induct
 from quantizers.xpu_inductor import RULES as XPU_RULES
 from quantizers.xpu_inductor import XPUInductorQuantizer
 from tests.inductor_others.others_rows import MODELS, RECIPES, Branches, converted, quantizer, readers, report
-from tests.nets import MLP, ConvNet, Residual, sqnr
+from tests.nets import MLP, ConvNet, Residual, export, sqnr
 from tests.x86.x86_rows import Net
 
 IMAGE, ROWS, SIGNAL = (2, 3, 8, 8), (2, 4, 6), (2, 3, 9)
@@ -130,6 +131,15 @@ def test_arm_has_floats_between_its_kernels(name):
     reads = readers(graph, Q.dequantize_per_tensor.default)
     assert {node.target for node in reads} <= {aten.conv2d.default, aten.linear.default}
     assert {node.target for node in readers(graph, Q.quantize_per_tensor.default)} == {Q.dequantize_per_tensor.default}
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 6), nn.Conv2d(4, 4, 1)], ids=["linear", "conv"])
+def test_on_arm_the_integers_of_one_reader_are_no_concern_of_another(layer):
+    model, x = Net(lambda n, x: [(n.b(y), torch.tanh(y)) for y in (n.a(x),)], a=layer, b=layer), torch.randn(2, 4, 6, 6)
+    prepared = prepare_pt2e(export(model, x), quantizer("arm"))
+    prepared(x)
+    (tanh,) = convert_pt2e(prepared).graph.find_nodes(op="call_function", target=aten.tanh.default)
+    assert tanh.args[0].target in (aten.linear.default, aten.conv2d.default)
 
 
 def test_xpu_activations_are_signed():
