@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.fx import Node
 
+from pt2e_quant.observer import PerChannelMinMaxObserver
 from pt2e_quant.quantizer import (
     INHERIT,
     INPUT,
@@ -27,23 +29,34 @@ from pt2e_quant.quantizer import (
     rule,
     same_as,
 )
+from pt2e_quant.specs import QuantizationSpec
 
 __all__ = [
     "CONVOLUTIONS",
     "LINEARS",
+    "NO_TABLES",
     "REASONS",
     "average_pool",
     "cat",
     "config_of",
+    "conv_only",
     "copy",
     "embedding",
     "embedding_bag",
+    "float_activations",
+    "lacking",
+    "linear_only",
     "matmul",
     "max_pool2d",
     "move",
+    "not_8_bits",
     "not_static",
+    "not_unsigned",
     "pad",
+    "per_channel_int8",
     "refusing",
+    "run_time_qparams",
+    "weight_format",
 ]
 
 aten = torch.ops.aten
@@ -53,6 +66,25 @@ _MEAN, _MAX = 1, 2
 def refusing(rules: tuple[Rule, ...], *reasons: Callable[[Match], str | None]) -> tuple[Rule, ...]:
     """The same rules with more reasons to refuse a match, asked before their own."""
     return tuple(replace(rule, unless=(*reasons, *rule.unless)) for rule in rules)
+
+
+def lacking(reason: str, *rules: Rule) -> dict[Any, str]:
+    """The reason by operator, for rules that a processor has no kernels for: an addition to REASONS."""
+    return {target: reason for rule in rules for target in rule.pattern.root.op.targets}
+
+
+def per_channel_int8() -> QuantizationSpec:
+    """Weights: symmetric, one scale for each output channel."""
+    # No floor under the scale but float32's own: oneDNN multiplies by float scales, and a floor of 2**-12 as in the
+    # reference costs channels with weights below 0.03 their precision.
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
+    )
 
 
 def config_of(match: Match) -> QuantizationConfig:
@@ -94,13 +126,48 @@ reshaping = op(
 # Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
+_IN_FLOAT = "the configuration keeps activations in float, so Inductor computes in float"
+
+
+def run_time_qparams(match: Match) -> str | None:
+    dynamic = config_of(match).is_dynamic
+    return "its qparams would be computed at run time, which Inductor has for linear only" if dynamic else None
+
+
+def float_activations(match: Match) -> str | None:
+    return _IN_FLOAT if config_of(match).input_activation is None else None
+
+
 def not_static(match: Match) -> str | None:
-    config = config_of(match)
-    if config.is_dynamic:
-        return "its qparams would be computed at run time, which Inductor has for linear only"
-    if config.input_activation is None or config.output_activation is None:
-        return "the configuration keeps activations in float, so Inductor computes in float"
+    """For what has an output to quantize."""
+    reason = run_time_qparams(match) or float_activations(match)
+    return _IN_FLOAT if reason is None and config_of(match).output_activation is None else reason
+
+
+def weight_format(match: Match) -> str | None:
+    weight = config_of(match).weight
+    if not isinstance(weight, QuantizationSpec):
+        return "the configuration keeps weights in float, so Inductor would multiply in float"
+    if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
+        return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
+    if config_of(match).group_size and not config_of(match).is_weight_only:
+        return "weights in groups go with float activations; set input_activation=None"
     return None
+
+
+def not_unsigned(match: Match) -> str | None:
+    """On processors; Intel GPUs take both."""
+    dtype = getattr(config_of(match).input_activation, "dtype", torch.uint8)
+    if dtype is torch.uint8:
+        return None
+    return f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
+
+
+def not_8_bits(match: Match) -> str | None:
+    dtype = getattr(config_of(match).input_activation, "dtype", torch.uint8)
+    if dtype in (torch.uint8, torch.int8):
+        return None
+    return f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
 
 
 def not_weight_only(match: Match) -> str | None:
@@ -144,7 +211,7 @@ def half_weights_in_half_models(match: Match) -> str | None:
     x, weight = match.value("x"), config_of(match).weight
     if x is None or x.dtype is torch.float32 or getattr(weight, "dtype", None) is not torch.float16:
         return None
-    return f"the input is {str(x.dtype).removeprefix('torch.')}, oneDNN has float16 weights beside float32 only"
+    return f"the input is {_name(x.dtype)}, oneDNN has float16 weights beside float32 only"
 
 
 def computed_parameters(match: Match) -> str | None:
@@ -219,6 +286,10 @@ def not_zero_padding(match: Match) -> str | None:
     if mode not in (None, "constant") or value:
         return f"mode={mode!r}, value={value}: only zeros are padded in integers"
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _steps(match: Match, dimensions: int) -> list[int]:
@@ -333,6 +404,7 @@ def pad(x):
 CONVOLUTIONS = (conv_add_relu, conv_add, conv_unary, conv_only)
 LINEARS = (linear_add_relu, linear_add, linear_unary, linear_only)
 
+NO_TABLES = "this quantizer has no recipe for tables of integers"
 _TRANSPOSED = "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers"
 _FUSED = "Inductor computes it in float, in one loop with its neighbours"
 REASONS = MappingProxyType(

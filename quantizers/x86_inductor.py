@@ -11,12 +11,7 @@ from __future__ import annotations
 import torch
 
 from pt2e_quant.errors import SpecError
-from pt2e_quant.observer import (
-    HistogramObserver,
-    PerChannelMinMaxObserver,
-    PerGroupMinMaxObserver,
-    PlaceholderObserver,
-)
+from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, PlaceholderObserver
 from pt2e_quant.quantizer import Match, QuantizationConfig
 from pt2e_quant.specs import QuantizationSpec
 
@@ -34,8 +29,11 @@ from .inductor_rules import (
     max_pool2d,
     move,
     not_static,
+    not_unsigned,
     pad,
+    per_channel_int8,
     refusing,
+    weight_format,
 )
 
 __all__ = [
@@ -74,7 +72,7 @@ def get_default_x86_inductor_quantization_config(
         is_dynamic=is_dynamic,
         observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
     )
-    return QuantizationConfig(activation, None if is_dynamic else activation, _per_channel_int8())
+    return QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
 
 
 def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:
@@ -89,7 +87,7 @@ def get_x86_inductor_weight_only_quantization_config() -> QuantizationConfig:
     It needs no calibration data, and saves memory in all models. It saves time in bfloat16 ones, for which torch has a
     kernel; in float32, weights become real numbers again in every run.
     """
-    return QuantizationConfig(None, None, _per_channel_int8())
+    return QuantizationConfig(None, None, per_channel_int8())
 
 
 def get_x86_inductor_int4_weight_only_quantization_config(group_size: int = 128) -> QuantizationConfig:
@@ -113,50 +111,22 @@ def get_x86_inductor_int4_weight_only_quantization_config(group_size: int = 128)
     return QuantizationConfig(None, None, weight)
 
 
-def _per_channel_int8() -> QuantizationSpec:
-    # No floor under the scale but float32's own: oneDNN multiplies by float scales, and a floor of 2**-12 as in the
-    # reference costs channels with weights below 0.03 their precision.
-    return QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=-128,
-        quant_max=127,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
-    )
-
-
 # Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
-def no_integer_kernel(match: Match) -> str | None:
-    """oneDNN multiplies uint8 by int8 per output channel."""
-    weight, activation = config_of(match).weight, config_of(match).input_activation
-    if not isinstance(weight, QuantizationSpec):
-        return "the configuration keeps weights in float, so Inductor would multiply in float"
-    if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
-        return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
-    if isinstance(activation, QuantizationSpec) and activation.dtype is not torch.uint8:
-        dtype = str(activation.dtype).removeprefix("torch.")
-        return f"{dtype} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
-    return None
-
-
 def not_linear_scheme(match: Match) -> str | None:
-    """Beyond `no_integer_kernel`: float16 weights, and weights in groups, both with float activations."""
+    """Beside integers: float16 weights, with float activations, and weights in groups that fill their rows."""
     config, w = config_of(match), match.value("w")
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
         return "float16 weights go with float activations; set input_activation=None" if mixed else None
-    if config.group_size and not config.is_weight_only:
-        return "weights in groups go with float activations; set input_activation=None"
     if w is not None and config.group_size and w.shape[1] % min(config.group_size, w.shape[1]):
         return f"its {w.shape[1]} inputs do not split into groups of {config.group_size}"
-    return no_integer_kernel(match)
+    return weight_format(match) or not_unsigned(match)
 
 
 RULES = (
-    *refusing(CONVOLUTIONS, not_static, no_integer_kernel), *refusing(LINEARS, not_linear_scheme), matmul,
+    *refusing(CONVOLUTIONS, not_static, weight_format, not_unsigned), *refusing(LINEARS, not_linear_scheme), matmul,
     embedding, embedding_bag, cat, max_pool2d, average_pool, move, copy, pad,
 )  # fmt: skip
 
