@@ -106,7 +106,7 @@ def test_a_linear_in_bfloat16_becomes_the_kernel_for_it(name, shape):
 
 
 def test_scales_are_as_exact_as_in_the_graph_where_a_kernel_reads_bfloat16():
-    """bfloat16 would make every number smaller by 0.0026; of the results' rounding, half an ulp twice, 0.0007 remain."""
+    """bfloat16 would make every number smaller by 0.0026. The results are rounded twice, which leaves 0.0007."""
     weight = InBfloat16(Weight((24, 64)))
     weight.weight.scale = torch.full((24,), 2.0**-8 * (1.5 + 2.0**-8 - 2.0**-20))
     x = torch.randn(256, 64, dtype=torch.bfloat16)
