@@ -99,6 +99,11 @@ def ours_aoti(job: Task) -> InductorProgram:
     return lower_to_inductor(quantized(job, X86InductorQuantizer().set_global(config)), mode="aoti")
 
 
+def ours_tuned(job: Task) -> InductorProgram:
+    config = get_default_x86_inductor_quantization_config(is_dynamic=job.model.dynamic)
+    return lower_to_inductor(quantized(job, X86InductorQuantizer().set_global(config)), mode="aoti", autotune=True)
+
+
 def ours_xnnpack(job: Task) -> Runnable:
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=job.model.dynamic)
     program = lower_to_executorch(quantized(job, XNNPACKQuantizer().set_global(config)))
@@ -185,7 +190,7 @@ def openvino(job: Task) -> Runnable:
 
 
 COLUMNS: dict[str, Callable[[Task], Runnable]] = {
-    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "xnnpack": ours_xnnpack,
+    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "tuned": ours_tuned, "xnnpack": ours_xnnpack,
     "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
 }  # fmt: skip
 

@@ -43,6 +43,7 @@ def lower_to_inductor(
     mode: Literal["compile", "aoti"] = "compile",
     allow_float: bool = False,
     autotune: bool = False,
+    profile: bool = False,
 ) -> InductorProgram:
     """Compile a converted model with Inductor's integer kernels.
 
@@ -55,6 +56,7 @@ def lower_to_inductor(
         allow_float: do not raise when a quantized operator became a float kernel.
         autotune: let Inductor measure its own matrix-product templates against oneDNN, for convolutions of kernel
             size 1 too; takes seconds for each product.
+        profile: keep the names of kernels, so that the program's `profile` tells where its time goes.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
@@ -75,7 +77,7 @@ def lower_to_inductor(
             exported = torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
         inputs = _inputs(exported)  # before Inductor narrows ranges: it asks for s < 16, to lay out convolutions
         recorder = Recorder()
-        options = _options(recorder, autotune)
+        options = _options(recorder, autotune, profile)
         with explaining("Inductor cannot compile this graph"):
             package = _package(exported, options) if mode == "aoti" else b""
             compiled = _compile(exported, options) if mode == "compile" else None
@@ -111,7 +113,7 @@ def _cleaned(
     return gm, ops, tuple(remarks), inputs
 
 
-def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
+def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any]:
     """Configuration of one compilation. A pass that is a plain function also keeps it out of the cache of graphs."""
 
     def last_pass(graph: Graph) -> None:
@@ -119,8 +121,13 @@ def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
-    # cpp_wrapper: calls between kernels in C++, which in Python cost more than the kernels of a small model.
-    return {"freezing": True, "cpp_wrapper": True, "post_grad_custom_post_pass": last_pass, **tuning}
+    return {
+        "freezing": True,
+        "cpp_wrapper": True,  # in Python, calls between kernels cost more than the kernels of a small model
+        "cpp.enable_kernel_profile": profile,
+        "post_grad_custom_post_pass": last_pass,
+        **tuning,
+    }
 
 
 def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:

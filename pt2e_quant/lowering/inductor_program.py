@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from ..errors import LoweringError
 from .calling import CallingConvention
 from .entry import quietly
+from .inductor_profile import Profile, take_profile
 from .program import Remark, section, write_file
 
 __all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
@@ -143,6 +144,14 @@ class InductorProgram:
         if self.mode != "aoti":
             raise LoweringError("mode='compile' makes code for this process only; lower with mode='aoti' to save it")
         return write_file(Path(path), self.package)
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """Run it so many times on these arguments and tell where the time goes. For programs lowered with profile=True.
+
+        Raises:
+            LoweringError: the program was lowered without it, or the arguments do not fit.
+        """
+        return take_profile(lambda: self(*args, **kwargs), runs)
 
     def count(self, precision: Precision) -> int:
         """How many quantized operators run in this precision."""
