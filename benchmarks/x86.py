@@ -190,8 +190,8 @@ def openvino(job: Task) -> Runnable:
 
 
 COLUMNS: dict[str, Callable[[Task], Runnable]] = {
-    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "tuned": ours_tuned, "xnnpack": ours_xnnpack,
-    "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
+    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "tuned": ours_tuned,
+    "xnnpack": ours_xnnpack, "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
 }  # fmt: skip
 
 
