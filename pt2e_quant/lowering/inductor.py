@@ -25,7 +25,7 @@ from .dynamic_shapes import derive_dynamic_shapes
 from .entry import Inputs, explaining, take
 from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
-from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
+from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs, store_qparams
 from .inductor_program import Fallback, InductorProgram, InputSpec
 from .program import Remark
 
@@ -107,6 +107,7 @@ def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
 
     def last_pass(graph: Graph) -> None:
         keep_inputs(graph)
+        store_qparams(graph)
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}

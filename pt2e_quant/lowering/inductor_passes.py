@@ -32,6 +32,7 @@ __all__ = [
     "move_integers",
     "pack_weights_only",
     "second_channel",
+    "store_qparams",
 ]
 
 aten = torch.ops.aten
@@ -43,7 +44,7 @@ FEW = 8
 
 _SHAPES = "view reshape _unsafe_view flatten unflatten ravel unsqueeze squeeze"
 _ORDERS = "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT"
-_FUSED = frozenset("relu gelu add".split())  # what oneDNN's linear also computes
+_FUSED = frozenset(("relu", "gelu", "add"))  # what oneDNN's linear also computes
 _PARTS = "slice narrow select channel_shuffle pixel_shuffle pixel_unshuffle"
 _MOVES = frozenset(f"{_SHAPES} {_ORDERS} {_PARTS}".split())
 
@@ -219,8 +220,8 @@ def merge_linears(gm: GraphModule) -> GraphModule:
     for node in gm.graph.nodes:
         gemm = as_gemm(node)
         if gemm is not None and _can_merge(gemm):
-            grid_of = gemm.activation.target, gemm.activation.args, tuple(gemm.activation.kwargs.items())
-            groups[*grid_of, gemm.bias is None].append(gemm)
+            read = gemm.activation
+            groups[read.target, read.args, tuple(read.kwargs.items()), gemm.bias is None].append(gemm)
     names = free_name(gm, "_merged_")
     for group in groups.values():
         if len(group) > 1:
@@ -321,6 +322,22 @@ def keep_inputs(graph: Graph) -> None:
                 own = graph.call_function(aten.clone.default, (operand,))
             own.meta.update(operand.meta)
             node.update_kwarg("accum", own)
+
+
+def store_qparams(graph: Graph) -> None:
+    """Store qparams that are computed at run time before a loop quantizes with them. For Inductor's own graph.
+
+    Inductor would write their computation, three divisions, into the loop, for every sixteen values. It stores what
+    as_strided reads.
+    """
+    for quantize in graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.tensor):
+        for position in (1, 2):
+            chosen = quantize.args[position]
+            value = chosen.meta["val"]
+            with graph.inserting_before(quantize):
+                stored = graph.call_function(aten.as_strided.default, (chosen, [*value.shape], [*value.stride()]))
+            stored.meta.update(chosen.meta)
+            quantize.update_arg(position, stored)
 
 
 def _belongs_to_the_caller(node: Node) -> bool:

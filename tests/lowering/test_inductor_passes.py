@@ -19,6 +19,7 @@ from pt2e_quant.lowering.inductor_passes import (
     move_integers,
     pack_weights_only,
     second_channel,
+    store_qparams,
 )
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
@@ -147,6 +148,16 @@ CONV1D = {
 def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
     gm = passed(conv1d_as_conv2d, CONV1D[name], torch.randn(2, 4, 9), w=Weight((3, 4, 3)), b=nn.Linear(1, 3))
     assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
+
+
+def test_qparams_of_a_tensor_are_stored_before_it_is_quantized_with_them():
+    x = torch.randn(3, 6)
+    before = graph(lambda n, x: dynamic(x), x)
+    after = clone(before)
+    store_qparams(after.graph)
+    (quantize,) = calls(finish(after), Q.quantize_per_tensor.tensor)
+    assert [node.target for node in quantize.args[1:3]] == [aten.as_strided.default] * 2
+    assert torch.equal(after(x), before(x))
 
 
 def test_rows_out_of_order_are_copied_as_integers():
