@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import BenchmarkModel, bert, mlp, mobilenet_v2, mobilenet_v3, resnet18, resnet50
+from benchmarks.models import BenchmarkModel, bert, mlp, mobilenet_v2, mobilenet_v3, resnet18, resnet50, vit
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
@@ -32,7 +32,7 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 MODELS: dict[str, Callable[[], BenchmarkModel]] = {
     "resnet18": resnet18, "resnet50": resnet50, "mobilenet_v2": mobilenet_v2, "mobilenet_v3": mobilenet_v3, "mlp": mlp,
-    "bert_base": bert,
+    "bert_base": bert, "vit_b_16": vit,
 }  # fmt: skip
 CALIBRATION_BATCHES = 4
 WARM, TIMED = 3, 4  # runs in a turn: the one before has left its weights in the caches
@@ -140,7 +140,13 @@ def _onnx(job: Task, folder: str) -> Path:
 def onnxruntime(job: Task) -> Runnable:
     try:
         import onnxruntime as ort
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_dynamic,
+            quantize_static,
+        )
     except ImportError as error:
         raise Skipped(f"not installed ({error})") from error
     with tempfile.TemporaryDirectory() as folder:
@@ -156,10 +162,13 @@ def onnxruntime(job: Task) -> Runnable:
                 return None if inputs is None else dict(zip(names, (x.numpy() for x in inputs), strict=True))
 
         made = Path(folder) / "int8.onnx"
-        quantize_static(
-            str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+        if job.model.dynamic:
+            quantize_dynamic(path, made, per_channel=True, weight_type=QuantType.QInt8)
+        else:
+            quantize_static(
+                str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = ort.InferenceSession(made.read_bytes(), options)
@@ -178,7 +187,8 @@ def openvino(job: Task) -> Runnable:
         raise Skipped(f"not installed ({error})") from error
     converted = ov.convert_model(job.model.module, example_input=job.inputs[0] if len(job.inputs) == 1 else job.inputs)
     data = nncf.Dataset(job.calibration, lambda inputs: inputs[0].numpy() if len(inputs) == 1 else inputs)
-    small = nncf.quantize(converted, data, subset_size=CALIBRATION_BATCHES)
+    kind = nncf.ModelType.TRANSFORMER if job.model.dynamic else None
+    small = nncf.quantize(converted, data, model_type=kind, subset_size=CALIBRATION_BATCHES)
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     request = ov.compile_model(small, "CPU", options)
     return lambda *inputs: torch.from_numpy(request([x.numpy() for x in inputs])[0])
