@@ -16,9 +16,7 @@ import argparse
 import importlib.util
 import inspect
 import os
-import statistics
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.algorithms import smooth_quant, worst_linears
 from pt2e_quant.lowering.executorch import lower_to_executorch
@@ -240,36 +239,21 @@ def made(job: Task, columns: list[str]) -> dict[str, Any]:
     return programs
 
 
-def tensor(answer: Any) -> Tensor:
-    return answer if isinstance(answer, Tensor) else answer[0].clone()  # a .pte returns a list, in memory of its own
-
-
 @torch.no_grad()
 def compare(job: Task, columns: list[str]) -> None:
     programs = made(job, columns)
     exact = torch.cat([job.model(*batch) for batch in job.batches])
-    walls: dict[str, list[float]] = {name: [] for name in programs}
-    busy: dict[str, list[float]] = {name: [] for name in programs}
-    answers: dict[str, list[Tensor]] = {name: [] for name in programs}
-    for batch in job.batches:
-        for name, program in programs.items():
-            run = program.run if isinstance(program, ExecutorchProgram) else program
-            run(*batch)  # a column does not pay for the caches that the one before it has filled
-            start, worked = time.perf_counter(), time.process_time()
-            answer = run(*batch)
-            walls[name].append(time.perf_counter() - start)
-            busy[name].append(time.process_time() - worked)
-            answers[name].append(tensor(answer))
-    for name, program in programs.items():
-        wall, cpu = (statistics.median(values) * 1e3 for values in (walls[name], busy[name]))
-        base = f"{name.split()[0]} float"
-        base = base if base in programs else "inductor float"
-        ratio = f"{statistics.median(busy[base]) * 1e3 / cpu:5.2f}x" if base in programs else " " * 6
-        found = torch.cat(answers[name])
+    runs = {name: _first_output(program) for name, program in programs.items()}
+    timings = take_turns(runs, job.batches)
+    for name, timing in timings.items():
+        wall, cpu = timing.milliseconds()
+        base = timings.get(f"{name.split()[0]} float", timings.get("inductor float"))
+        ratio = f"{base.milliseconds()[0] / wall:5.2f}x" if base is not None else " " * 6
+        found = torch.cat(timing.answers)
         cosine = torch.cosine_similarity(exact, found)
         print(
-            f"{name:20} {wall:6.2f} ms, {cpu:6.2f} ms of CPU ({ratio})  SQNR {sqnr(exact, found):5.1f} dB  "
-            f"cosine {cosine.mean():.4f} (min {cosine.min():.4f})  {_remark(program, programs.get('xnnpack float'))}"
+            f"{name:20} {wall:6.2f} ms, {cpu:6.2f} ms of CPU, {ratio}  SQNR {sqnr(exact, found):5.1f} dB  "
+            f"cosine {cosine.mean():.4f} (min {cosine.min():.4f})  {_remark(name, programs)}"
         )
     if "xnnpack dynamic" in programs:
         left = programs["xnnpack dynamic"].undelegated
@@ -277,7 +261,14 @@ def compare(job: Task, columns: list[str]) -> None:
             print(f"  outside: {number} x {op}: {reason}")
 
 
-def _remark(program: Any, exact: ExecutorchProgram | None) -> str:
+def _first_output(program: Any) -> Run:
+    if not isinstance(program, ExecutorchProgram):
+        return program
+    return lambda *inputs: program.run(*inputs)[0].clone()  # of the program's own memory
+
+
+def _remark(name: str, programs: dict[str, Any]) -> str:
+    program, exact = programs[name], programs.get("xnnpack float")
     if isinstance(program, InductorProgram):
         return f"{program.count('int8')} static, {program.count('dynamic')} dynamic"
     if not isinstance(program, ExecutorchProgram):
@@ -302,7 +293,9 @@ def main() -> None:
     texts = [tokenize(text) for text in sentences(arguments.sentences + 8)]
     with torch.no_grad():
         exported = torch.export.export(model, texts[8])
-    print(f"MiniLM: torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {arguments.sentences}")
+    print(
+        f"MiniLM: torch {torch.__version__}, {arguments.threads} threads; medians of {arguments.sentences * TIMED} runs"
+    )
     compare(Task(model, exported, texts[:8], texts[8:]), arguments.columns.split(","))
 
 

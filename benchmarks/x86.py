@@ -10,10 +10,7 @@ are needed for their columns alone: without them the column says so.
 from __future__ import annotations
 
 import argparse
-import itertools
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import BenchmarkModel, bert, mlp, mobilenet_v2, mobilenet_v3, resnet18, resnet50, vit
+from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
@@ -35,8 +33,6 @@ MODELS: dict[str, Callable[[], BenchmarkModel]] = {
     "bert_base": bert, "vit_b_16": vit,
 }  # fmt: skip
 CALIBRATION_BATCHES = 4
-WARM, TIMED = 3, 4  # runs in a turn: the one before has left its weights in the caches
-PAUSE = 0.05  # seconds; thread pools go on spinning after their last run, for the next in turn to wait
 Runnable = Callable[..., Any]
 
 
@@ -223,25 +219,15 @@ def compare(job: Task, columns: list[str], rounds: int) -> None:
             print(f"  {name:12} {reason}")
         except Exception as error:  # noqa: BLE001  a peer that fails is a result
             print(f"  {name:12} failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
-    walls: dict[str, list[float]] = {name: [] for name in made}
-    busy: dict[str, list[float]] = {name: [] for name in made}
-    answers: dict[str, Tensor] = {}
     with torch.no_grad():
         wanted = job.model.module(*job.inputs)
-        for name in itertools.chain.from_iterable([made] * rounds):
-            for repeat in range(WARM + TIMED):
-                start, worked = time.perf_counter(), time.process_time()
-                answers[name] = made[name](*job.inputs)
-                if repeat >= WARM:
-                    walls[name].append(time.perf_counter() - start)
-                    busy[name].append(time.process_time() - worked)
-            time.sleep(PAUSE)
-    for name, values in walls.items():
-        wall, cpu = (statistics.median(column) * 1e3 for column in (values, busy[name]))
-        relative = f"{statistics.median(walls['float']) * 1e3 / wall:6.2f}x" if "float" in walls else " " * 7
+    timings = take_turns(made, [job.inputs] * rounds)
+    for name, timing in timings.items():
+        wall, cpu = timing.milliseconds()
+        relative = f"{timings['float'].milliseconds()[0] / wall:6.2f}x" if "float" in timings else " " * 7
         program = made[name]
         remark = str(program) if isinstance(program, InductorProgram) and name != "float" else ""
-        noise = sqnr(answers[name], wanted)
+        noise = sqnr(timing.answers[-1], wanted)
         print(f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {noise:7.1f} dB  {remark}")
 
 

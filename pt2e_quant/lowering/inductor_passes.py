@@ -263,9 +263,9 @@ def _merge(gm: GraphModule, group: list[Gemm], names: Iterator[str]) -> None:
         merged.meta[MERGED_KEY] = tuple(origin(gemm.node) for gemm in group)
         start = 0
         for gemm in group:
-            value = gemm.node.meta["val"]
-            part = _call(gemm.node, aten.slice.Tensor, merged, value.dim() - 1, start, start + value.shape[-1])
-            start += value.shape[-1]
+            end = start + len(constant(gemm.weight.all_input_nodes[0]))  # type: ignore[arg-type]
+            part = _call(gemm.node, aten.slice.Tensor, merged, -1, start, end)
+            start = end
             for view in _views(gemm.node):
                 if view.target is aten.view.default:  # of rows that no longer touch
                     view.target = aten.reshape.default

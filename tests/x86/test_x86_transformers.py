@@ -115,6 +115,13 @@ def test_masks_positions_and_attention_are_not_observed(attention):
 
 
 @pytest.mark.slow
+def test_a_package_takes_other_sizes_too():
+    made = outcome("bert", "sdpa", "dynamic")
+    package, inputs = lower_to_inductor(made.converted, mode="aoti"), tokens(17, 5)
+    torch.testing.assert_close(package(*inputs), made.program(*inputs), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_products_of_attention_on_request_stay_float_and_are_remarked_on():
     model, exported, inputs = export("bert", "sdpa")
     quantizer = X86InductorQuantizer().set_operator_type(aten.linear.default, RECIPES["static"])
