@@ -37,7 +37,11 @@ from pt2e_quant.lowering.program import ExecutorchProgram
 from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer
-from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from quantizers.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_weight_only_quantization_config,
+)
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 __all__ = [
@@ -143,13 +147,13 @@ def _calibrated(model: Any, quantizer: Any, batches: list[Batch]) -> torch.fx.Gr
 
 
 def inductor_dynamic(exported: ExportedProgram, batches: list[Batch]) -> InductorProgram:
-    """The recommended one: activations per tensor at run time behind SmoothQuant, weights per channel.
+    """The recommended one: activations per tensor at run time behind SmoothQuant, weights and embeddings per row.
 
     One scale for a whole tensor leaves little to ordinary channels beside outliers, so these are smoothed first, which
     is all that the data is for.
     """
     smoothed, _ = smooth_quant(exported, batches)
-    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_dynamic=True))
+    quantizer = _x86().set_operator_type(linear, get_default_x86_inductor_quantization_config(is_dynamic=True))
     return lower_to_inductor(convert_pt2e(prepare_pt2e(smoothed, quantizer, require=["linear"])), batches[0])
 
 
@@ -159,11 +163,16 @@ def inductor_static(exported: ExportedProgram, batches: list[Batch], target: flo
     fallen, _ = worst_linears(smoothed, batches[:2], target=target)
     config = get_default_x86_inductor_quantization_config()
     whole = replace(config.output_activation, observer_or_fake_quant_ctr=MinMaxObserver)  # do not clip outliers
-    config = replace(config, input_activation=whole, output_activation=whole)
-    quantizer = X86InductorQuantizer().set_operator_type(linear, config)
+    quantizer = _x86().set_operator_type(linear, replace(config, input_activation=whole, output_activation=whole))
     for site in fallen:
         quantizer.set_node_name(site.node, get_default_x86_inductor_quantization_config(is_dynamic=True))
     return lower_to_inductor(convert_pt2e(_calibrated(smoothed, quantizer, batches)), batches[0])
+
+
+def _x86() -> X86InductorQuantizer:
+    """Embeddings as rows of int8, a quarter of their memory at the same speed; nothing else yet."""
+    tables = get_x86_inductor_weight_only_quantization_config()
+    return X86InductorQuantizer().set_function_type_qconfig(nn.functional.embedding, tables)
 
 
 # Peers ----------------------------------------------------------------------------------------------------------------

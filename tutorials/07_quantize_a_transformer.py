@@ -23,7 +23,11 @@ from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer
-from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from quantizers.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_weight_only_quantization_config,
+)
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -137,9 +141,11 @@ with torch.no_grad():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 5. On a server, Inductor compiles the encoder for x86. Its linears have one scale for a whole tensor, found while
-#    running, in which outliers leave little to the rest; so the recommended recipe quantizes the smoothed graph.
+#    running, in which outliers leave little to the rest; so the recommended recipe quantizes the smoothed graph. Tables
+#    of embeddings are quantized where asked for: they take a quarter of the memory and the same time.
 
 x86 = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_dynamic=True))
+x86.set_function_type_qconfig(nn.functional.embedding, get_x86_inductor_weight_only_quantization_config())
 converted = convert_pt2e(prepare_pt2e(smoothed, x86, require=["linear"]))
 compiled = lower_to_inductor(converted, batches[0])
 print(compiled)

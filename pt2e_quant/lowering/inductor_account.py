@@ -16,8 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 from ..errors import module_path, source_line
 from ..ops import EMBEDDING, MATMUL, MAX_POOL
 from .entry import origin
-from .inductor_passes import MERGED_KEY
 from .inductor_program import Fallback, InductorKernel, Precision
+from .inductor_speed import MERGED_KEY
 from .xnnpack_patterns import as_gemm, is_call, is_dequantize, is_quantize
 
 __all__ = ["Recorder", "take_account"]
