@@ -28,7 +28,7 @@ from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
-from .inductor_speed import absorb_clamps, pointwise_as_linear
+from .inductor_speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
 from .program import Remark
 
 __all__ = ["InductorProgram", "lower_to_inductor"]
@@ -105,7 +105,7 @@ def _cleaned(
     check_inductor_contract(gm)
     remarks = [Remark(node.name, text) for node, text in remarks_on_this_machine(gm)]
     tuned = (pointwise_as_linear,) if autotune else ()  # without tuning, oneDNN's kernels for both take the same time
-    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, *tuned):
+    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, merge_linears, *tuned):
         step(gm)
     finish(gm)
     dropped = gm.meta.get(DROPPED_KEY, ())
@@ -118,6 +118,7 @@ def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any
 
     def last_pass(graph: Graph) -> None:
         keep_inputs(graph)
+        store_qparams(graph)
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}

@@ -7,7 +7,7 @@ is joined with the first kernel that bears its name or that of one of the operat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..errors import module_path, source_line
 from ..ops import EMBEDDING, MATMUL, MAX_POOL
 from .entry import origin
 from .inductor_program import Fallback, InductorKernel, Precision
+from .inductor_speed import MERGED_KEY
 from .xnnpack_patterns import as_gemm, is_call, is_dequantize, is_quantize
 
 __all__ = ["Recorder", "take_account"]
@@ -111,13 +112,14 @@ def take_account(
         found = taken.get(node)
         name = origin(node)
         op = ops.get(name, str(node.target))
+        together = node.meta.get(MERGED_KEY, (name,))
         if found is not None:
-            kernels.append(InductorKernel(name, op, found.kernel, found.precision, found.fused))
+            kernels += [InductorKernel(one, op, found.kernel, found.precision, found.fused) for one in together]
             continue
         in_float = next((f for near in _names(node) if (f := _pop(floating, near)) is not None), None)
         kind = _kind(node)
         if in_float is not None:
-            fallbacks.append(_fallback(node, in_float.kernel))
+            fallbacks += [replace(_fallback(node, in_float.kernel), node=one) for one in together]
         elif kind == "moved":
             kernels.append(InductorKernel(name, op, "generated", "int8", ()))
         elif kind == "table":

@@ -30,7 +30,7 @@ Precision = Literal["int8", "dynamic", "weight only", "float16", "float"]
 
 @dataclass(frozen=True)
 class InductorKernel:
-    """A quantized operator and the kernel that computes it.
+    """A quantized operator and the kernel that computes it; linears that read one tensor may share theirs.
 
     Args:
         node: name of the node of the converted graph.
