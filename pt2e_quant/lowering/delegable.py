@@ -28,6 +28,7 @@ __all__ = [
     "fold_factors_into_linears",
     "means_to_linears",
     "norms_to_linears",
+    "slices_to_linears",
     "weighted_sums_to_products",
 ]
 
@@ -164,6 +165,40 @@ def copies_to_concatenate(gm: GraphModule) -> GraphModule:
             copy = emit(node, _BY, aten.mul.Tensor, parts[0], 1.0)
         node.args = ([copy, *parts[1:]], *node.args[1:])
     return tidy(gm)
+
+
+def slices_to_linears(gm: GraphModule) -> GraphModule:
+    """Write slices of the last dimension, where other dimensions are dynamic, as a linear that picks columns.
+
+    XNNPACK slices tensors of fixed shape only. Rotary embeddings take halves of each head, unrolled RNNs their gates.
+    Sums of one value and zeros are exact, as long as all values are finite.
+    """
+    names = free_name(gm, "_columns_")
+    targets: dict[tuple[int, ...], str] = {}
+    for node in gm.graph.find_nodes(op="call_function", target=aten.slice.Tensor):
+        bound = bind(node)
+        x, key = node.all_input_nodes[0], _columns(node)
+        if key is None or not _is_float32(x) or _comes_from_integers(x):
+            continue
+        width, start, end, step = key
+        if key not in targets:
+            targets[key] = next(names)
+        value = nn.Parameter(torch.eye(width)[start:end:step].contiguous(), requires_grad=False)
+        with gm.graph.inserting_before(node):
+            weight = insert_attribute(gm, targets[key], value, like=node, by=_BY)
+            picked = emit(node, _BY, aten.linear.default, bound["self"], weight)
+        _take_the_place(node, picked)
+    return tidy(gm)
+
+
+def _columns(node: Node) -> tuple[int, int, int, int] | None:
+    """(width, start, end, step) of a slice of the last dimension, alone of fixed size; None for other slices."""
+    bound, sizes = bind(node), _literal(node.all_input_nodes[0])
+    limits = [0 if bound["start"] is None else bound["start"], sizes[-1] if bound["end"] is None else bound["end"]]
+    inner = bound["dim"] % len(sizes) == len(sizes) - 1 and sizes[-1] > 0 and -1 in sizes
+    if not inner or not all(isinstance(limit, int) for limit in limits):
+        return None
+    return sizes[-1], *slice(*limits).indices(sizes[-1])[:2], bound["step"]
 
 
 def fold_factors_into_linears(gm: GraphModule) -> GraphModule:
@@ -332,6 +367,6 @@ def _is_float32(node: Node) -> bool:
 
 DELEGABLE_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
-    copies_to_concatenate, fold_factors_into_linears, attention_on_merged_heads,
+    slices_to_linears, copies_to_concatenate, fold_factors_into_linears, attention_on_merged_heads,
 )  # fmt: skip
 """In this order, before `cleanup.XNNPACK_PASSES`."""

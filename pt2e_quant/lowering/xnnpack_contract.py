@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
@@ -221,7 +221,7 @@ def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Finding]:
 
 
 def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
-    tensors = (*op.inputs, op.quantize) if moves_values(op.node) else ()
+    tensors = (*op.inputs, op.quantize) if moves_values(op.node) and not _is_free_slice(op.node) else ()
     grids = {grid(tensor) for tensor in tensors if _is_per_tensor(tensor)}
     if len(grids) > 1:
         shown = ", ".join(f"{scale:.6g}/{zero_point}" for scale, zero_point, *_ in sorted(grids, key=str))
@@ -230,6 +230,13 @@ def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
             f"{op_name(op.node)} has different scales or zero points going in and coming out ({shown})",
             "Give its inputs and output one SharedQuantizationSpec, so that they have the same qparams.",
         )
+
+
+def _is_free_slice(node: Node) -> bool:
+    """A slice of a tensor with dynamic sizes, which XNNPACK never takes, on whatever grids."""
+    value = node.all_input_nodes[0].meta.get("val")
+    sizes: Any = getattr(value, "shape", ())
+    return op_name(node) in ("slice", "narrow", "select") and not all(isinstance(size, int) for size in sizes)
 
 
 def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
