@@ -31,6 +31,7 @@ _TRANSLATED = {
     "Expected weight to be a static param": "its weight is not a constant",
     "Expected bias to be a static param": "its bias is not a constant",
 }
+_REMARKED = ("inexact", "larger")
 _WAY_OUT = "export with fewer dynamic dimensions"
 _OF_SHAPES = {
     "aten.view_copy.default": f"{{}} of its sizes are dynamic, XNNPACK reshapes with one; {_WAY_OUT}",
@@ -72,7 +73,7 @@ def take_account(
         delegates=len(delegates),
         undelegated=tuple(_undelegated(node, origins, explain(node)) for node in left),
         kernels=tuple(kernel for index, module in enumerate(delegates) for kernel in _kernels(module, index)),
-        remarks=tuple(Remark(node_id(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity == "inexact"),
+        remarks=tuple(Remark(node_id(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity in _REMARKED),
         delegate_bytes=_delegate_bytes(delegates),
     )
 
@@ -129,7 +130,7 @@ class _Reasons:
         self._backend_ops = backend_ops
         self._findings: dict[str, list[str]] = {}
         for finding in findings:
-            if finding.severity != "inexact":
+            if finding.severity not in _REMARKED:
                 self._findings.setdefault(node_id(finding.node), []).append(finding.why)
 
     def __call__(self, node: Node) -> str:

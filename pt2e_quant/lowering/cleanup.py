@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from ..arguments import bind, mutates, set_argument
 from ..graph import attribute, copy_origin, emit, free_name, insert_attribute, set_attribute, tidy
 from ..ops import DROPOUT, is_value_preserving
+from .fold_constants import fold_constants
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name, refusals
 
 __all__ = [
@@ -252,7 +253,7 @@ PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (remove_identities, c
 """What every graph goes through."""
 
 XNNPACK_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    matmul_to_bmm, split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
+    fold_constants, matmul_to_bmm, split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
 )  # fmt: skip
 """What a graph for XNNPACK goes through afterwards."""
 
