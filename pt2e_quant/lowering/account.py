@@ -73,7 +73,7 @@ def take_account(
         delegates=len(delegates),
         undelegated=tuple(_undelegated(node, origins, explain(node)) for node in left),
         kernels=tuple(kernel for index, module in enumerate(delegates) for kernel in _kernels(module, index)),
-        remarks=tuple(Remark(node_id(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity in _REMARKED),
+        remarks=tuple(Remark(origin(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity in _REMARKED),
         delegate_bytes=_delegate_bytes(delegates),
     )
 
