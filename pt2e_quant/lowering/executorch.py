@@ -19,6 +19,7 @@ from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
 from .account import take_account
+from .calling import CallingConvention
 from .cleanup import PASSES, XNNPACK_PASSES
 from .control_flow import check_control_flow, copy_results_of_branches
 from .delegable import DELEGABLE_PASSES
@@ -77,9 +78,10 @@ def lower_to_executorch(
     finish(gm)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
-    exported = _export(gm, args, kwargs, dynamic_shapes)
+    calling = CallingConvention.of(args, kwargs)
+    exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
     check_bounds(exported)
-    return _lower(exported, gm, findings, backend)
+    return _lower(exported, gm, findings, backend, calling)
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
@@ -107,7 +109,11 @@ def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
 
 
 def _lower(
-    exported: ExportedProgram, gm: GraphModule, findings: tuple[Violation, ...], backend: str | None
+    exported: ExportedProgram,
+    gm: GraphModule,
+    findings: tuple[Violation, ...],
+    backend: str | None,
+    calling: CallingConvention,
 ) -> ExecutorchProgram:
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 
@@ -134,7 +140,7 @@ def _lower(
         kernels=account.kernels,
         remarks=account.remarks,
         sizes=Sizes(file=len(buffer), delegates=account.delegate_bytes, constants=constants),
-        input_tree=exported.call_spec.in_spec,
+        calling=calling,
     )
 
 
