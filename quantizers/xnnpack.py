@@ -495,4 +495,4 @@ class XNNPACKQuantizer(RuleQuantizer):
     rules = RULES
     reasons = REASONS
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars, split_to_slices)
-    decompose = frozenset({"sdpa"})
+    decompose = frozenset({"sdpa", "rnn"})

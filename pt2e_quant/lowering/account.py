@@ -31,6 +31,12 @@ _TRANSLATED = {
     "Expected weight to be a static param": "its weight is not a constant",
     "Expected bias to be a static param": "its bias is not a constant",
 }
+_REMARKED = ("inexact", "larger")
+_WAY_OUT = "export with fewer dynamic dimensions"
+_OF_SHAPES = {
+    "aten.view_copy.default": f"{{}} of its sizes are dynamic, XNNPACK reshapes with one; {_WAY_OUT}",
+    "aten.slice_copy.Tensor": f"{{}} of its sizes are dynamic, XNNPACK slices tensors of fixed shape; {_WAY_OUT}",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def take_account(
         delegates=len(delegates),
         undelegated=tuple(_undelegated(node, origins, explain(node)) for node in left),
         kernels=tuple(kernel for index, module in enumerate(delegates) for kernel in _kernels(module, index)),
-        remarks=tuple(Remark(node_id(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity == "inexact"),
+        remarks=tuple(Remark(origin(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity in _REMARKED),
         delegate_bytes=_delegate_bytes(delegates),
     )
 
@@ -124,7 +130,7 @@ class _Reasons:
         self._backend_ops = backend_ops
         self._findings: dict[str, list[str]] = {}
         for finding in findings:
-            if finding.severity != "inexact":
+            if finding.severity not in _REMARKED:
                 self._findings.setdefault(node_id(finding.node), []).append(finding.why)
 
     def __call__(self, node: Node) -> str:
@@ -142,6 +148,10 @@ class _Reasons:
         )
 
     def _translate(self, said: str, node: Node) -> str:
+        if _name(node) in _OF_SHAPES and ("dtype" in said or "shape" in said):
+            dynamic = _dynamic_sizes(node)
+            if dynamic:
+                return _OF_SHAPES[_name(node)].format(dynamic)
         if said == "invalid dtype":
             tensors = [source.meta.get("val") for source in (node, *node.all_input_nodes)]
             dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if isinstance(t, Tensor)})
@@ -163,6 +173,14 @@ class _Reasons:
         if not known:
             return f"XNNPACK has no kernel for {_name(node)}"
         return "XNNPACK refused these arguments, or a delegate around it would depend on itself; it says no more"
+
+
+def _dynamic_sizes(node: Node) -> int:
+    """Of a float tensor that is reshaped or sliced; integers stay outside whatever their shape."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+        return 0
+    return sum(not isinstance(size, int) for size in (*value.shape,))
 
 
 def _kernels(module: Any, delegate: int) -> Iterator[Kernel]:

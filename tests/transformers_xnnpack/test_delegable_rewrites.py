@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.graph import clone, finish, tidy
 from pt2e_quant.lowering.delegable import (
-    attention_on_merged_heads,
     copies_to_concatenate,
     expands_to_products,
     fold_factors_into_linears,
     means_to_linears,
     norms_to_linears,
+    slices_to_linears,
     weighted_sums_to_products,
 )
+from pt2e_quant.lowering.delegable_attention import attention_on_merged_heads
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.transformers_xnnpack.small_transformers import calls
 
