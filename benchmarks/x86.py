@@ -10,6 +10,7 @@ are needed for their columns alone: without them the column says so.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -34,6 +35,8 @@ MODELS: dict[str, Callable[[], BenchmarkModel]] = {
     "bert_base": bert,
 }  # fmt: skip
 CALIBRATION_BATCHES = 4
+WARM, TIMED = 3, 4  # runs in a turn: the one before has left its weights in the caches
+PAUSE = 0.05  # seconds; thread pools go on spinning after their last run, for the next in turn to wait
 Runnable = Callable[..., Any]
 
 
@@ -215,13 +218,14 @@ def compare(job: Task, columns: list[str], rounds: int) -> None:
     answers: dict[str, Tensor] = {}
     with torch.no_grad():
         wanted = job.model.module(*job.inputs)
-        for turn in range(rounds + 2):  # the first two warm up
-            for name, run in made.items():
+        for name in itertools.chain.from_iterable([made] * rounds):
+            for repeat in range(WARM + TIMED):
                 start, worked = time.perf_counter(), time.process_time()
-                answers[name] = run(*job.inputs)
-                if turn >= 2:
+                answers[name] = made[name](*job.inputs)
+                if repeat >= WARM:
                     walls[name].append(time.perf_counter() - start)
                     busy[name].append(time.process_time() - worked)
+            time.sleep(PAUSE)
     for name, values in walls.items():
         wall, cpu = (statistics.median(column) * 1e3 for column in (values, busy[name]))
         relative = f"{statistics.median(walls['float']) * 1e3 / wall:6.2f}x" if "float" in walls else " " * 7
@@ -236,7 +240,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--columns", default=",".join(COLUMNS))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
@@ -245,7 +249,7 @@ def main() -> None:
     for name in arguments.models.split(","):
         model = MODELS[name]()
         for batch in map(int, arguments.batches.split(",")):
-            print(f"\n{name}, batch {batch}: medians of {arguments.rounds}, turn by turn")
+            print(f"\n{name}, batch {batch}: medians of {arguments.rounds} turns of {TIMED} runs")
             compare(task(model, batch), arguments.columns.split(","), arguments.rounds)
 
 

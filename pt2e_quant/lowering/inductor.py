@@ -110,7 +110,8 @@ def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
-    return {"freezing": True, "post_grad_custom_post_pass": last_pass, **tuning}
+    # cpp_wrapper: calls between kernels in C++, which in Python cost more than the kernels of a small model.
+    return {"freezing": True, "cpp_wrapper": True, "post_grad_custom_post_pass": last_pass, **tuning}
 
 
 def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:
