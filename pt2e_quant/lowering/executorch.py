@@ -26,10 +26,10 @@ from .cleanup import PASSES, XNNPACK_PASSES
 from .control_flow import check_control_flow, copy_results_of_branches
 from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
-from .embeddings import embeddings_to_kernels
+from .embeddings import embeddings_to_kernels, tied_tables
 from .entry import explaining, take
 from .methods import by_method, shared_buffers
-from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
+from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Remark, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
 
 __all__ = ["lower_to_executorch"]
@@ -115,6 +115,7 @@ class _Ready:
     exported: ExportedProgram
     gm: GraphModule
     findings: tuple[Violation, ...]
+    remarks: tuple[Remark, ...]
 
 
 def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflight: bool) -> _Ready:
@@ -123,8 +124,10 @@ def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflig
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
-    for step in (*PASSES, embeddings_to_kernels):
+    for step in PASSES:
         step(gm)
+    remarks = tied_tables(gm) if backend == "xnnpack" else ()
+    embeddings_to_kernels(gm)
     findings: tuple[Violation, ...] = ()
     if backend == "xnnpack":
         findings = check_xnnpack_contract(gm)
@@ -138,7 +141,7 @@ def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflig
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     exported = _export(gm, args, kwargs, dynamic_shapes)
     check_bounds(exported)
-    return _Ready(exported, gm, findings)
+    return _Ready(exported, gm, findings, remarks)
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
@@ -203,7 +206,7 @@ def _programs(
             delegates=account.delegates,
             undelegated=account.undelegated,
             kernels=account.kernels,
-            remarks=account.remarks,
+            remarks=account.remarks + ready[name].remarks,
             sizes=_sizes(buffer, [account], [constants[name]]),
             input_tree=ready[name].exported.call_spec.in_spec,
             loaded=loaded,

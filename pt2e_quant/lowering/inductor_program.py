@@ -102,6 +102,8 @@ class InductorProgram:
         inputs: what the flat inputs must be.
         input_tree: the calling convention of the model: how args and kwargs flatten into the inputs.
         package: the bytes of the package (.pt2), empty for 'compile'.
+        compiled: what to call with flat inputs, for 'compile'.
+        state: the buffers that it writes to, each with its first values, for 'compile'.
     """
 
     mode: Literal["compile", "aoti"]
@@ -112,9 +114,12 @@ class InductorProgram:
     input_tree: pytree.TreeSpec = field(compare=False)
     package: bytes = field(compare=False, default=b"")
     compiled: Callable[[list[Any]], Any] | None = field(compare=False, default=None)
+    state: tuple[tuple[Tensor, Tensor], ...] = field(compare=False, default=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, without gradients, and return what the model returns.
+
+        Buffers that the model writes to (a key-value cache) keep their state from one call to the next.
 
         Raises:
             LoweringError: the arguments are not those that the program was compiled for.
@@ -132,6 +137,12 @@ class InductorProgram:
             return self._run(flat)
 
     run = __call__
+
+    def reset(self) -> None:
+        """Give the buffers that the model writes to what they started with."""
+        for buffer, first in self.state:
+            buffer.copy_(first)
+        self.__dict__.pop("_loaded", None)  # a package is loaded anew
 
     def save(self, path: str | Path) -> Path:
         """Write the package of mode 'aoti'. Load it elsewhere with torch alone: torch._inductor.aoti_load_package.
