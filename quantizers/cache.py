@@ -22,9 +22,12 @@ copy = op(aten.copy_.default)
 
 
 def get_cache_config() -> QuantizationConfig:
-    """int8 with one scale and zero point for each buffer, from the extremes that calibration wrote to it."""
+    """int8, symmetric, with one scale for each buffer, from the extremes that calibration wrote to it.
+
+    An empty cache is then zeros, which a program need not store.
+    """
     written = QuantizationSpec(
-        dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine,
+        dtype=torch.int8, quant_min=-127, quant_max=127, qscheme=torch.per_tensor_symmetric,
         observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-20),
     )  # fmt: skip
     return QuantizationConfig(written, None, None)

@@ -6,6 +6,8 @@ table, in every run.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -73,7 +75,7 @@ def tied_tables(gm: GraphModule) -> tuple[Remark, ...]:
 
 def _weight_of(node: Node, position: int) -> str | None:
     """Name of the parameter or buffer that holds the table or weight."""
-    value = node.args[position]
+    value: Any = node.args[position]
     if is_dequantize(value):
         value = value.args[0]
     return str(value.target) if isinstance(value, Node) and value.op == "get_attr" else None

@@ -1,7 +1,7 @@
 """Several methods in one program: their arguments by name, and the buffers that they share.
 
-ExecuTorch gives buffers of one name one place in memory, whatever methods make of them. Here they must agree on what the
-bytes mean.
+ExecuTorch gives buffers of one name one place in memory, whatever methods make of them. Here they must agree on what
+the bytes mean.
 """
 
 from __future__ import annotations
