@@ -27,7 +27,7 @@ def get_cache_config() -> QuantizationConfig:
     An empty cache is then zeros, which a program need not store.
     """
     written = QuantizationSpec(
-        dtype=torch.int8, quant_min=-127, quant_max=127, qscheme=torch.per_tensor_symmetric,
+        dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_symmetric,
         observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-20),
     )  # fmt: skip
     return QuantizationConfig(written, None, None)

@@ -1,4 +1,4 @@
-"""The recipe for decoders on a small Llama without training: what it quantizes, stores and shares, and what it refuses."""
+"""The recipe for decoders on a small Llama without training: what it quantizes, stores, shares, and what it refuses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_linear_and_the_table_are_quantized(made):
 def test_a_tied_table_of_4_bits_is_quantized_once(made):
     stored = [value for name, value in made.plain.named_buffers() if tuple(value.shape) == (64, 64)]
     assert [value.dtype for value in stored].count(torch.int8) == 3  # query, out, and the table that is the head
-    assert not list(made.plain.parameters())[2:]  # nothing but what the norms have
+    assert all(parameter.dim() == 1 for parameter in made.plain.parameters())  # the norms have them
 
 
 def test_an_integer_cache_computes_what_the_float_cache_computes(made):
@@ -97,7 +97,10 @@ def test_an_integer_cache_is_a_quarter_of_the_size_and_starts_with_zeros(made):
 
 
 def test_the_program_computes_what_the_graph_computes_in_both_methods(made, program):
-    """Per token and per group are exact in XNNPACK; a value on the edge of two codes may fall to the other side."""
+    """Per token and per group are exact in XNNPACK. A value on the edge of two codes may fall to the other side.
+
+    One such, of 64 values that are about 40 steps large, is 50 dB below them; a cache that is not shared is not 10 dB.
+    """
     graph = made.fresh()
     program.reset()
     with torch.no_grad():
@@ -107,7 +110,7 @@ def test_the_program_computes_what_the_graph_computes_in_both_methods(made, prog
             ("decode", (text(1, 4), torch.tensor([10]))),
             ("prefill", (text(3, 5), torch.arange(11, 14))),
         ):
-            assert sqnr(graph(*inputs), program[name].run(*inputs)[0].clone()) > 60
+            assert sqnr(graph(*inputs), program[name].run(*inputs)[0].clone()) > 40
 
 
 def test_the_program_writes_the_tokens_that_the_graph_writes(made, program):
@@ -131,7 +134,8 @@ def test_a_tied_table_stands_twice_in_the_file_and_a_remark_says_so(program):
     for method in program.values():
         (remark,) = method.remarks
         assert remark.node == "embedding"
-        assert f"the weight of linear_7; their kernels read different layouts, so the file has it twice, {64 * 32 + 4 * 128} bytes" in remark.text  # fmt: skip  # noqa: E501
+        assert remark.text.startswith("its table is also the weight of linear_7; their kernels read different layouts")
+        assert f"the file has it twice, {64 * 32 + 4 * 128} bytes more than once" in remark.text
 
 
 def test_a_tied_table_of_8_bits_and_a_head_of_4_are_refused_by_name(made):
@@ -185,15 +189,15 @@ INPUTS = torch.linspace(-3, 2, 8).reshape(2, 4), torch.tensor([1, 3])
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_what_is_written_is_rounded_to_127_steps_of_the_largest(name):
+def test_what_is_written_is_rounded_to_steps_of_the_largest(name):
     prepared = prepare_pt2e(torch.export.export(Write(WRITES[name]), INPUTS), CacheQuantizer())
     prepared(*INPUTS)
     converted = convert_pt2e(prepared, integer_buffers=["cache"])
     values = torch.tanh(INPUTS[0])
-    scale = float(values.abs().max()) / 127
+    scale = float(values.abs().max()) / 127.5
     assert explain(converted).buffers["cache"].scale == pytest.approx(scale, rel=1e-6)
     written = converted(*INPUTS)[[4, 5] if name == "copy_" else INPUTS[1]] - 1
-    torch.testing.assert_close(written, torch.round(values / scale) * scale, rtol=0, atol=1e-6)
+    torch.testing.assert_close(written, torch.round(values / scale).clamp(-128, 127) * scale, rtol=0, atol=1e-6)
 
 
 def _onto_a_result(cache, x, at):
@@ -202,7 +206,8 @@ def _onto_a_result(cache, x, at):
 
 REFUSED = {
     "accumulate": (
-        lambda cache, x, at: cache.index_put_((at,), x, accumulate=True), get_cache_config(), "index_put_", "it adds to",
+        lambda cache, x, at: cache.index_put_((at,), x, accumulate=True), get_cache_config(), "index_put_",
+        "it adds to what the buffer holds",
     ),
     "dynamic": (
         WRITES["index_copy_"], get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True), "index_copy_",

@@ -21,7 +21,7 @@ class Sum(nn.Module):
         return self.total * 2
 
 
-@pytest.mark.parametrize("mode", ["compile", "aoti"])
+@pytest.mark.parametrize("mode", ["compile", pytest.param("aoti", marks=pytest.mark.slow)])
 def test_state_is_kept_between_calls_until_it_is_reset(mode):
     program = lower_to_inductor(torch.export.export(Sum(), (torch.ones(3),)), mode=mode)
     for _ in range(2):
