@@ -199,11 +199,8 @@ def sqnr(found: Tensor, wanted: Tensor) -> float:
     return float("inf") if noise == 0 else float(10 * torch.log10(wanted.double().square().sum() / noise))
 
 
-def compare(job: Task, columns: list[str], rounds: int) -> None:
-    """A row for each column: wall and CPU milliseconds, relative speed, SQNR, and what became of the model.
-
-    On a machine that others use too, the CPU time of all threads says more than the wall time.
-    """
+def build(job: Task, columns: list[str]) -> dict[str, Runnable]:
+    """What to time; a column that cannot be made says why."""
     made: dict[str, Runnable] = {}
     for name in columns:
         try:
@@ -213,6 +210,14 @@ def compare(job: Task, columns: list[str], rounds: int) -> None:
             print(f"  {name:12} {reason}")
         except Exception as error:  # noqa: BLE001  a peer that fails is a result
             print(f"  {name:12} failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+    return made
+
+
+def measure(job: Task, made: dict[str, Runnable], rounds: int) -> None:
+    """A row for each column: wall and CPU milliseconds, relative speed, SQNR, and what became of the model.
+
+    On a machine that others use too, the CPU time of all threads says more than the wall time.
+    """
     walls: dict[str, list[float]] = {name: [] for name in made}
     busy: dict[str, list[float]] = {name: [] for name in made}
     answers: dict[str, Tensor] = {}
@@ -235,12 +240,47 @@ def compare(job: Task, columns: list[str], rounds: int) -> None:
         print(f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {noise:7.1f} dB  {remark}")
 
 
+# Quantizing -----------------------------------------------------------------------------------------------------------
+
+
+def time_quantizing(job: Task, repeat: int) -> None:
+    """Seconds of prepare and convert, ours beside torchao's, on the same strict export; data are not timed."""
+    try:
+        from torchao.quantization.pt2e import quantize_pt2e as peer
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as xiq
+    except ImportError as error:
+        print(f"  prepare and convert: torchao is not installed ({error})")
+        return
+    dynamic = job.model.dynamic
+    exported = job.export(strict=True)
+    ours_config = get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
+    peer_config = xiq.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
+    seconds: dict[str, list[float]] = {"ours": [], "torchao": []}
+    for name in itertools.islice(itertools.cycle(seconds), 2 * repeat + 2):
+        module = exported.module()
+        start = time.perf_counter()
+        prepared = (
+            prepare_pt2e(module, X86InductorQuantizer().set_global(ours_config))
+            if name == "ours"
+            else peer.prepare_pt2e(module, xiq.X86InductorQuantizer().set_global(peer_config))
+        )
+        seconds[name].append(time.perf_counter() - start)
+        with torch.no_grad():
+            prepared(*job.calibration[0])
+        start = time.perf_counter()
+        _ = convert_pt2e(prepared) if name == "ours" else peer.convert_pt2e(prepared)
+        seconds[name][-1] += time.perf_counter() - start
+    mine, theirs = (statistics.median(values[1:]) * 1e3 for values in seconds.values())  # the first warms up
+    print(f"  prepare and convert: {mine:.0f} ms, torchao {theirs:.0f} ms: {mine / theirs:.2f}x")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--columns", default=",".join(COLUMNS))
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--quantize", type=int, default=3, help="runs of prepare and convert")
     parser.add_argument("--threads", type=int, default=2)
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
@@ -250,7 +290,9 @@ def main() -> None:
         model = MODELS[name]()
         for batch in map(int, arguments.batches.split(",")):
             print(f"\n{name}, batch {batch}: medians of {arguments.rounds} turns of {TIMED} runs")
-            compare(task(model, batch), arguments.columns.split(","), arguments.rounds)
+            job = task(model, batch)
+            measure(job, build(job, arguments.columns.split(",")), arguments.rounds)
+        time_quantizing(task(model, 1), arguments.quantize)
 
 
 if __name__ == "__main__":

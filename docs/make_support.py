@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pt2e_quant import explain, prepare_pt2e
 from pt2e_quant.quantizer import RuleQuantizer
+from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
 from quantizers.x86_inductor import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
@@ -26,6 +27,7 @@ from quantizers.x86_inductor import (
     get_x86_inductor_weight_only_quantization_config,
 )
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from quantizers.xpu_inductor import XPUInductorQuantizer, get_default_xpu_inductor_quantization_config
 
 FILE = Path(__file__).with_name("support.md")
 IMAGE, ROWS, SIGNAL = (1, 4, 8, 8), (2, 3, 12), (1, 4, 9)
@@ -121,6 +123,7 @@ IN_GRAPH = {"mean over height and width": "mean", "linear, from addmm": "linear"
 def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
     """Quantizer and configurations of each backend, by the names in the table."""
     xnnpack, x86 = get_symmetric_quantization_config, get_default_x86_inductor_quantization_config
+    arm = get_default_arm_inductor_quantization_config
     return {
         "XNNPACK": (
             XNNPACKQuantizer,
@@ -139,6 +142,8 @@ def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
                 "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
             },
         ),
+        "Arm": (ArmInductorQuantizer, {"static": arm(), "dynamic": arm(is_dynamic=True)}),
+        "XPU": (XPUInductorQuantizer, {"static": get_default_xpu_inductor_quantization_config()}),
     }
 
 
@@ -177,6 +182,7 @@ def markdown() -> str:
         "",
         "Made by `python -m docs.make_support` from what the quantizers do with each operator; do not edit.",
         "`x`: quantized, and the backend has a kernel for it. A number: in floating point, for the reason below.",
+        "The tests run XNNPACK and x86. Arm and XPU (Intel GPUs) are as Inductor's sources say; nothing ran there.",
         "",
         "| operator | " + " | ".join(f"{backend}: {recipe}" for backend, recipe in columns) + " |",
         "|---" * (len(columns) + 1) + "|",

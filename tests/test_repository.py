@@ -149,6 +149,17 @@ def test_quantizers_are_found_through_their_entry_point():
     assert all(issubclass(kind, quantizer) for kind in found.values())
 
 
+def test_each_backend_has_an_entry_point_in_pyproject():
+    section = (
+        (ROOT / "pyproject.toml").read_text().split('[project.entry-points."pt2e_quant.quantizers"]')[1].split("[")[0]
+    )
+    named_there = dict(re.findall(r'^(\w+) = "quantizers\.\1:(\w+)"$', section, re.MULTILINE))
+    shared = {"__init__", "inductor_quantizer", "inductor_rules"}
+    assert set(named_there) == {path.stem for path in (ROOT / "quantizers").glob("*.py")} - shared
+    for module, name in named_there.items():
+        assert hasattr(importlib.import_module(f"quantizers.{module}"), name)
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=named)
 def test_the_library_has_no_bare_assert(path):
     """Users' item 39: no `assert` can be reached from user input: there is none."""

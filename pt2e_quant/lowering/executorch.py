@@ -22,6 +22,7 @@ from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
 from .account import Account, take_account
+from .calling import CallingConvention
 from .cleanup import PASSES, XNNPACK_PASSES
 from .control_flow import check_control_flow, copy_results_of_branches
 from .delegable import DELEGABLE_PASSES
@@ -116,6 +117,7 @@ class _Ready:
     gm: GraphModule
     findings: tuple[Violation, ...]
     remarks: tuple[Remark, ...]
+    calling: CallingConvention
 
 
 def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflight: bool) -> _Ready:
@@ -139,9 +141,10 @@ def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflig
     finish(gm)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
-    exported = _export(gm, args, kwargs, dynamic_shapes)
+    calling = CallingConvention.of(args, kwargs)
+    exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
     check_bounds(exported)
-    return _Ready(exported, gm, findings, remarks)
+    return _Ready(exported, gm, findings, remarks, calling)
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
@@ -208,7 +211,7 @@ def _programs(
             kernels=account.kernels,
             remarks=account.remarks + ready[name].remarks,
             sizes=_sizes(buffer, [account], [constants[name]]),
-            input_tree=ready[name].exported.call_spec.in_spec,
+            calling=ready[name].calling,
             loaded=loaded,
             method=name,
         )

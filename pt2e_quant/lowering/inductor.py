@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
 from ..graph import ExportedModule, attribute, finish, written_attributes
+from .calling import CallingConvention
 from .cleanup import PASSES
 from .dynamic_shapes import derive_dynamic_shapes
 from .entry import Inputs, explaining, take
@@ -27,6 +28,7 @@ from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
+from .inductor_speed import absorb_clamps, pointwise_as_linear
 from .program import Remark
 
 __all__ = ["InductorProgram", "lower_to_inductor"]
@@ -51,7 +53,8 @@ def lower_to_inductor(
         dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has.
         mode: 'compile' for this process; 'aoti' makes a package that a process with torch alone loads.
         allow_float: do not raise when a quantized operator became a float kernel.
-        autotune: let Inductor measure its own matrix-product templates against oneDNN; takes much longer.
+        autotune: let Inductor measure its own matrix-product templates against oneDNN, for convolutions of kernel
+            size 1 too; takes seconds for each product.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
@@ -60,9 +63,12 @@ def lower_to_inductor(
     """
     if mode not in ("compile", "aoti"):
         raise LoweringError(f"mode must be 'compile' or 'aoti', got {mode!r}")
-    gm, ops, remarks, (args, kwargs) = _cleaned(take(model, example_inputs, example_kwargs, "lower_to_inductor"))
+    taken = take(model, example_inputs, example_kwargs, "lower_to_inductor")
+    gm, ops, remarks, (args, kwargs) = _cleaned(taken, autotune)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
+    calling = CallingConvention.of(args, kwargs)
+    args, kwargs = calling.plain(args, kwargs)
     # Inductor freezes weights, which every pattern needs, in no_grad alone, whatever its configuration says.
     with torch.no_grad():
         with explaining("torch.export cannot export the converted graph again with these example inputs"):
@@ -82,20 +88,23 @@ def lower_to_inductor(
         fallbacks=fallbacks,
         remarks=remarks,
         inputs=inputs,
-        input_tree=exported.call_spec.in_spec,
+        calling=calling,
         package=package,
         compiled=compiled,
         state=state,
     )
 
 
-def _cleaned(taken: tuple[ExportedModule, Inputs]) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
+def _cleaned(
+    taken: tuple[ExportedModule, Inputs], autotune: bool
+) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
     """The graph behind all passes, the operators that it had by name, what there is to remark, and the inputs."""
     gm, inputs = taken
     ops = {node.name: str(node.target) for node in gm.graph.nodes}
     check_inductor_contract(gm)
     remarks = [Remark(node.name, text) for node, text in remarks_on_this_machine(gm)]
-    for step in (*PASSES, *INDUCTOR_PASSES):
+    tuned = (pointwise_as_linear,) if autotune else ()  # without tuning, oneDNN's kernels for both take the same time
+    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, *tuned):
         step(gm)
     finish(gm)
     dropped = gm.meta.get(DROPPED_KEY, ())

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
+from .calling import CallingConvention
 from .entry import quietly
-from .program import Remark, flatten_inputs, section, write_file
+from .program import Remark, section, write_file
 
 __all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
 
@@ -100,7 +101,7 @@ class InductorProgram:
         fallbacks: quantized operators that run in floating point.
         remarks: differences to expect between the program and the converted graph.
         inputs: what the flat inputs must be.
-        input_tree: the calling convention of the model: how args and kwargs flatten into the inputs.
+        calling: how the arguments of the model become the flat inputs.
         package: the bytes of the package (.pt2), empty for 'compile'.
         compiled: what to call with flat inputs, for 'compile'.
         state: the buffers that it writes to, each with its first values, for 'compile'.
@@ -111,7 +112,7 @@ class InductorProgram:
     fallbacks: tuple[Fallback, ...]
     remarks: tuple[Remark, ...]
     inputs: tuple[InputSpec | None, ...]
-    input_tree: pytree.TreeSpec = field(compare=False)
+    calling: CallingConvention = field(compare=False)
     package: bytes = field(compare=False, default=b"")
     compiled: Callable[[list[Any]], Any] | None = field(compare=False, default=None)
     state: tuple[tuple[Tensor, Tensor], ...] = field(compare=False, default=())
@@ -124,7 +125,7 @@ class InductorProgram:
         Raises:
             LoweringError: the arguments are not those that the program was compiled for.
         """
-        flat = flatten_inputs(args, kwargs, self.input_tree)
+        flat = self.calling.flatten(args, kwargs)
         wrong = [
             (position, spec)
             for position, spec in enumerate(self.inputs)
@@ -195,7 +196,7 @@ class InductorProgram:
     def _run(self, flat: list[Any]) -> Any:
         if self.compiled is not None:
             return self.compiled(flat)
-        args, kwargs = pytree.tree_unflatten(flat, self.input_tree)
+        args, kwargs = pytree.tree_unflatten(flat, self.calling.tree)
         return self._loaded(*args, **kwargs)
 
     @cached_property

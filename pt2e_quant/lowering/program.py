@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
+from .calling import CallingConvention
 from .entry import quietly
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "Remark",
     "Sizes",
     "Undelegated",
-    "flatten_inputs",
     "section",
     "write_file",
 ]
@@ -164,7 +163,7 @@ class ExecutorchProgram:
         kernels: operators inside the delegates, each with its arithmetic.
         remarks: differences to expect between the program and the converted graph.
         sizes: where the bytes are.
-        input_tree: the calling convention of the model: how args and kwargs flatten into the program's inputs.
+        calling: how the arguments of the model become the program's inputs.
         loaded: the program in the runtime, which all methods of a file share.
         method: name of the method in the file.
     """
@@ -175,7 +174,7 @@ class ExecutorchProgram:
     kernels: tuple[Kernel, ...]
     remarks: tuple[Remark, ...]
     sizes: Sizes
-    input_tree: pytree.TreeSpec = field(compare=False)
+    calling: CallingConvention = field(compare=False)
     loaded: Loaded = field(compare=False)
     method: str = "forward"
 
@@ -192,7 +191,7 @@ class ExecutorchProgram:
         Raises:
             LoweringError: the arguments do not fit the model, or the runtime refuses the program or the arguments.
         """
-        inputs = flatten_inputs(args, kwargs, self.input_tree)
+        inputs = self.calling.flatten(args, kwargs)
         try:
             with torch.no_grad():
                 outputs = self.loaded.method(self.method).execute(inputs)
@@ -321,24 +320,6 @@ class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
         return f"<{self}>"
 
 
-def flatten_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], tree: pytree.TreeSpec) -> list[Any]:
-    """The arguments of a call as the flat inputs of a program, contiguous.
-
-    Raises:
-        LoweringError: they do not fit the calling convention `tree`.
-    """
-    expected = tree.child(1).context if tree.child(1).type is dict else []
-    if set(expected) == set(kwargs):
-        kwargs = {name: kwargs[name] for name in expected}  # keywords may come in any order
-    leaves, given = pytree.tree_flatten((args, kwargs))
-    if given != tree:
-        raise LoweringError(
-            f"the program takes {_describe(tree)}, got {_describe(given)}; "
-            "pass positional arguments, keywords and containers as the model takes them"
-        )
-    return [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
 def write_file(path: Path, content: bytes) -> Path:
     """Write a file so that a reader sees the old one or the whole new one, never a part. Returns the path."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -351,12 +332,6 @@ def write_file(path: Path, content: bytes) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def _describe(tree: pytree.TreeSpec) -> str:
-    positional = tree.child(0).num_leaves
-    keywords = list(tree.child(1).context or [])
-    return f"{positional} positional tensors" + (f" and keywords {', '.join(map(str, keywords))}" if keywords else "")
 
 
 def section(title: str, rows: Any) -> str:

@@ -153,7 +153,7 @@ class _Annotator:
             self._trim_outputs()
         self._explain_the_rest()
         used = {rule.name for rule, _ in self._applied.values()}
-        unused = [rule.name for rule in rules if rule.name not in used]
+        unused = [name for name in dict.fromkeys(rule.name for rule in rules) if name not in used]
         self._model.meta.setdefault(UNUSED_RULES_KEY, []).extend(unused)
 
     def _run_independent(self, rules: tuple[Rule, ...]) -> None:

@@ -18,6 +18,7 @@ from pt2e_quant.lowering.inductor_passes import (
     pack_weights_only,
     second_channel,
 )
+from pt2e_quant.lowering.inductor_speed import absorb_clamps, pointwise_as_linear
 from tests.lowering.handmade import Grid, Weight
 from tests.pt2e.kit import calls
 
@@ -145,6 +146,70 @@ CONV1D = {
 def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
     gm = passed(conv1d_as_conv2d, CONV1D[name], torch.randn(2, 4, 9), w=Weight((3, 4, 3)), b=nn.Linear(1, 3))
     assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
+
+
+SATURATED = Grid(6 / 255, 0, 0, 255, torch.uint8)
+ABSORBED = {
+    "relu on a grid from zero": (torch.relu, Grid(0.02, 0, 0, 255, torch.uint8)),
+    "relu6 on a grid to six": (nn.functional.relu6, SATURATED),
+    "hardtanh beyond the grid": (lambda x: nn.functional.hardtanh(x, -3.1, 2.9), Grid(0.02, 128, 0, 255, torch.uint8)),
+}
+NOT_ABSORBED = {
+    "relu on a grid from below zero": (torch.relu, GRID),
+    "relu6 on a grid beyond six": (nn.functional.relu6, Grid(6.1 / 255, 0, 0, 255, torch.uint8)),
+    "hardtanh one step inside": (lambda x: nn.functional.hardtanh(x, -2.54, 9.0), Grid(0.02, 128, 0, 255, torch.uint8)),
+    "read twice": (torch.relu, lambda y: SATURATED(y) + y),
+}
+
+
+def _clamps(gm: GraphModule) -> int:
+    return sum(len(calls(gm, getattr(aten, name).default)) for name in ("relu", "relu6", "hardtanh"))
+
+
+@pytest.mark.parametrize("name", ABSORBED)
+def test_a_clamp_that_saturation_does_is_dropped(name):
+    clamp, grid = ABSORBED[name]
+    x = torch.linspace(-9, 9, 4001)
+    before = graph(lambda n, x: grid(clamp(x)), x)
+    after = finish(absorb_clamps(clone(before)))
+    assert torch.equal(after(x), before(x))
+    assert (_clamps(before), _clamps(after)) == (1, 0)
+
+
+@pytest.mark.parametrize("name", NOT_ABSORBED)
+def test_a_clamp_within_the_grid_is_kept(name):
+    clamp, grid = NOT_ABSORBED[name]
+    x = torch.linspace(-9, 9, 4001)
+    before = graph(lambda n, x: grid(clamp(x)), x)
+    after = finish(absorb_clamps(clone(before)))
+    assert torch.equal(after(x), before(x))
+    assert _clamps(after) == _clamps(before) > 0
+
+
+POINTWISE = {
+    "bias, relu": lambda n, x: SATURATED(torch.relu(nn.functional.conv2d(GRID(x), n.w(), n.b.bias))),
+    "no bias": lambda n, x: OTHER(nn.functional.conv2d(GRID(x), n.w())).mean((2, 3)),
+}
+NOT_POINTWISE = {
+    "stride 2": lambda n, x: OTHER(nn.functional.conv2d(GRID(x), n.w(), stride=2)),
+    "padded": lambda n, x: OTHER(nn.functional.conv2d(GRID(x), n.w(), padding=1)),
+    "sigmoid between": lambda n, x: OTHER(torch.sigmoid(nn.functional.conv2d(GRID(x), n.w()))),
+    "read by a sum": lambda n, x: OTHER(nn.functional.conv2d(GRID(x), n.w())) + 1.5,
+    "float input": lambda n, x: OTHER(nn.functional.conv2d(x, n.w())),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_a_convolution_of_size_one_becomes_a_linear_over_pixels(name):
+    parts = {"w": Weight((6, 4, 1, 1)), "b": nn.Linear(1, 6)}
+    gm = passed(pointwise_as_linear, POINTWISE[name], torch.randn(2, 4, 3, 5), **parts)
+    assert (len(calls(gm, aten.linear.default)), calls(gm, aten.conv2d.default)) == (1, [])
+
+
+@pytest.mark.parametrize("name", NOT_POINTWISE)
+def test_other_convolutions_stay(name):
+    gm = passed(pointwise_as_linear, NOT_POINTWISE[name], torch.randn(2, 4, 3, 5), w=Weight((6, 4, 1, 1)))
+    assert calls(gm, aten.linear.default) == []
 
 
 def test_rows_out_of_order_are_copied_as_integers():

@@ -188,6 +188,16 @@ def test_autotuning_computes_the_same():
 
 
 @pytest.mark.slow
+def test_autotuned_convolutions_of_size_one_are_linears():
+    model = Net(lambda n, x: n.b(n.a(x).relu()), a=nn.Conv2d(6, 16, 1), b=nn.Conv2d(16, 5, 3, padding="same"))
+    x = torch.randn(2, 6, 9, 7)
+    graph = converted(model, (x,))
+    program = lower_to_inductor(graph, autotune=True)
+    assert [kernel.kernel for kernel in program.kernels] == ["onednn.qlinear_pointwise", "onednn.qconv_pointwise"]
+    torch.testing.assert_close(program(x), graph(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_rounding_that_no_integer_kernel_reads_is_dropped_with_a_remark():
     model, x = Net(lambda n, x: n.a(x) @ x.transpose(1, 2), a=nn.Linear(6, 6)), torch.randn(2, 4, 6)
     quantizer = X86InductorQuantizer().set_global(RECIPES["static"])

@@ -1,0 +1,96 @@
+"""ArmInductorQuantizer: what Inductor runs with oneDNN's integer kernels on 64-bit Arm processors, and nothing else.
+
+Nothing here was run on Arm: these are the facts of torch 2.13's Inductor and of its kernels, read in their sources; the
+tests look at graphs. torch's builds for Arm under Linux hold the Arm Compute Library, and with it Inductor packs
+integer weights but fuses nothing: a convolution or linear reads integers and ends in float, and everything between them
+is float. So inputs and weights are quantized, outputs never.
+
+Two differences to the reference's recipe, whose graphs Inductor would run in float or not at all: weights have a scale
+for each output channel, as Inductor packs no others, and static activations are unsigned, as its convolution takes no
+others. Which kernel oneDNN picks for these, and how fast it is, nobody measured here; the Arm Compute Library's own
+matrix product takes signed activations and one weight scale in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+
+from pt2e_quant.errors import SpecError
+from pt2e_quant.observer import HistogramObserver, PlaceholderObserver
+from pt2e_quant.quantizer import QuantizationConfig
+from pt2e_quant.specs import QuantizationSpec
+
+from .inductor_quantizer import InductorQuantizer
+from .inductor_rules import (
+    NO_TABLES,
+    REASONS,
+    average_pool,
+    cat,
+    conv_only,
+    copy,
+    embedding,
+    float_activations,
+    lacking,
+    linear_only,
+    matmul,
+    max_pool2d,
+    move,
+    not_8_bits,
+    not_unsigned,
+    pad,
+    per_channel_int8,
+    refusing,
+    run_time_qparams,
+    weight_format,
+)
+
+__all__ = ["RULES", "ArmInductorQuantizer", "get_default_arm_inductor_quantization_config"]
+
+
+def get_default_arm_inductor_quantization_config(is_qat: bool = False, is_dynamic: bool = False) -> QuantizationConfig:
+    """Asymmetric activations, uint8 when static and int8 when dynamic; int8 weights, one scale per output channel.
+
+    Args:
+        is_qat: fake-quantizers for training; not available yet, see Raises.
+        is_dynamic: activation qparams at run time; needs no calibration data, works for linear.
+
+    Raises:
+        SpecError: is_qat is set.
+    """
+    if is_qat:
+        raise SpecError("quantization-aware training is not part of this release; use is_qat=False")
+    activation = QuantizationSpec(
+        dtype=torch.int8 if is_dynamic else torch.uint8,
+        quant_min=-128 if is_dynamic else 0,
+        quant_max=127 if is_dynamic else 255,
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=is_dynamic,
+        observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
+    )
+    return QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
+
+
+RULES = (
+    *refusing((replace(conv_only, output=None),), run_time_qparams, float_activations, weight_format, not_unsigned),
+    *refusing((replace(linear_only, output=None),), float_activations, weight_format, not_8_bits),
+    matmul,
+)
+
+_NOT_FUSED = "on Arm, Inductor computes it in float: it fuses nothing with integers there"
+
+
+class ArmInductorQuantizer(InductorQuantizer):
+    """Annotates what Inductor runs in integers on Arm; the report says why it leaves the rest.
+
+    quantizer = ArmInductorQuantizer().set_global(get_default_arm_inductor_quantization_config())
+
+    matmul is quantized only where a selector narrower than the global one asks for it.
+    """
+
+    rules = RULES
+    reasons = MappingProxyType(
+        lacking(_NOT_FUSED, cat, max_pool2d, average_pool, move, copy, pad) | lacking(NO_TABLES, embedding) | REASONS
+    )

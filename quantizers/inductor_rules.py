@@ -1,0 +1,396 @@
+"""Rules of what Inductor runs with oneDNN's integer kernels, and the reasons why not, for every processor that it has.
+
+A backend (x86, Arm, Intel GPUs) takes the rules that its processor has kernels for and puts in front of their reasons
+those against number formats that it lacks: `refusing(rules, reason)`. A convolution or linear may end in float, so an
+output is quantized only where something that runs in integers reads it. Ops that only move values move the integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from pt2e_quant.observer import PerChannelMinMaxObserver
+from pt2e_quant.quantizer import (
+    INHERIT,
+    INPUT,
+    OUTPUT,
+    WEIGHT,
+    Match,
+    QuantizationConfig,
+    Rule,
+    one_scale,
+    op,
+    rule,
+    same_as,
+)
+from pt2e_quant.specs import QuantizationSpec
+
+__all__ = [
+    "CONVOLUTIONS",
+    "LINEARS",
+    "NO_TABLES",
+    "REASONS",
+    "average_pool",
+    "cat",
+    "config_of",
+    "conv_only",
+    "copy",
+    "embedding",
+    "float_activations",
+    "lacking",
+    "linear_only",
+    "matmul",
+    "max_pool2d",
+    "move",
+    "not_8_bits",
+    "not_static",
+    "not_unsigned",
+    "pad",
+    "per_channel_int8",
+    "refusing",
+    "run_time_qparams",
+    "weight_format",
+]
+
+aten = torch.ops.aten
+
+
+def refusing(rules: tuple[Rule, ...], *reasons: Callable[[Match], str | None]) -> tuple[Rule, ...]:
+    """The same rules with more reasons to refuse a match, asked before their own."""
+    return tuple(replace(rule, unless=(*reasons, *rule.unless)) for rule in rules)
+
+
+def lacking(reason: str, *rules: Rule) -> dict[Any, str]:
+    """The reason by operator, for rules that a processor has no kernels for: an addition to REASONS."""
+    return {target: reason for rule in rules for target in rule.pattern.root.op.targets}
+
+
+def per_channel_int8() -> QuantizationSpec:
+    """Weights: symmetric, one scale for each output channel."""
+    # No floor under the scale but float32's own: oneDNN multiplies by float scales, and a floor of 2**-12 as in the
+    # reference costs channels with weights below 0.03 their precision.
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
+    )
+
+
+def config_of(match: Match) -> QuantizationConfig:
+    """What the user selected for a match; all float when nothing was."""
+    return match.config or QuantizationConfig(None, None, None)
+
+
+# Ops ------------------------------------------------------------------------------------------------------------------
+
+conv = op(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
+linear = op(aten.linear.default)
+rectify = op(aten.relu.default)
+after_conv = op(
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default
+)  # fmt: skip
+after_linear = op(aten.relu.default, aten.gelu.default)
+plus = op(aten.add.Tensor)
+product = op(aten.matmul.default, aten.bmm.default)
+concatenate = op(aten.cat.default, aten.concat.default, aten.concatenate.default)
+maximum_of = op(aten.max_pool2d.default)
+average = op(aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
+lookup = op(aten.embedding.default)
+padding = op(aten.pad.default, aten.constant_pad_nd.default)
+copying = op(
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
+    aten.contiguous.default, aten.alias.default, aten.detach.default,
+)  # fmt: skip
+reshaping = op(
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.ravel.default,
+    aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default,
+    aten.swapaxes.default, aten.swapdims.default, aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int,
+    aten.moveaxis.intlist, aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.channel_shuffle.default,
+    aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+)  # fmt: skip
+
+
+# Reasons for refusal --------------------------------------------------------------------------------------------------
+
+
+_IN_FLOAT = "the configuration keeps activations in float, so Inductor computes in float"
+
+
+def run_time_qparams(match: Match) -> str | None:
+    dynamic = config_of(match).is_dynamic
+    return "its qparams would be computed at run time, which Inductor has for linear only" if dynamic else None
+
+
+def float_activations(match: Match) -> str | None:
+    return _IN_FLOAT if config_of(match).input_activation is None else None
+
+
+def not_static(match: Match) -> str | None:
+    """For what has an output to quantize."""
+    reason = run_time_qparams(match) or float_activations(match)
+    return _IN_FLOAT if reason is None and config_of(match).output_activation is None else reason
+
+
+def weight_format(match: Match) -> str | None:
+    weight = config_of(match).weight
+    if not isinstance(weight, QuantizationSpec):
+        return "the configuration keeps weights in float, so Inductor would multiply in float"
+    if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
+        return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
+    return None
+
+
+def not_unsigned(match: Match) -> str | None:
+    """On processors; Intel GPUs take both."""
+    dtype = getattr(config_of(match).input_activation, "dtype", torch.uint8)
+    if dtype is torch.uint8:
+        return None
+    return f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
+
+
+def not_8_bits(match: Match) -> str | None:
+    dtype = getattr(config_of(match).input_activation, "dtype", torch.uint8)
+    if dtype in (torch.uint8, torch.int8):
+        return None
+    return f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
+
+
+def not_weight_only(match: Match) -> str | None:
+    if not match.explicit and not config_of(match).is_weight_only:
+        return "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
+    return (
+        "its table is no int8, which is what Inductor looks up"
+        if getattr(config_of(match).weight, "dtype", None) is not torch.int8
+        else None
+    )
+
+
+def not_asked_for(match: Match) -> str | None:
+    if match.explicit:
+        return None
+    return "Inductor multiplies two activations in float; set_function_type_qconfig(torch.matmul, ...) quantizes them"
+
+
+def not_float32(match: Match) -> str | None:
+    x = match.value("x")
+    if x is None or x.dtype is torch.float32:
+        return None
+    return f"the input is {_name(x.dtype)}; Inductor matches integer patterns in float32 models"
+
+
+def computed_parameters(match: Match) -> str | None:
+    for name in ("w", "b"):
+        if match.captures.get(name) is not None and not match.is_constant(name):
+            return f"{match.captures[name]} is computed at run time, Inductor packs constant weights and biases only"
+    return None
+
+
+def unbatched(match: Match) -> str | None:
+    x, w = match.value("x"), match.value("w")
+    if x is None or w is None or (x.dim() == w.dim() or (w.dim() == 2 and x.dim() > 2)):
+        return None
+    return "the input has no batch dimension, Inductor's integer kernels need one"
+
+
+def uneven_same_padding(match: Match) -> str | None:
+    w = match.value("w")
+    if match.argument(conv, "padding") != "same" or w is None:
+        return None
+    spans = [(size - 1) * step for size, step in zip(w.shape[2:], _steps(match, w.dim() - 2), strict=True)]
+    return "padding='same' pads unevenly here, oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
+
+
+def not_in_place_sum(match: Match) -> str | None:
+    """oneDNN adds into the memory of the other operand, on the same shape; Inductor checks that at compile time."""
+    if match.argument(plus, "alpha") not in (None, 1):
+        return f"alpha={match.argument(plus, 'alpha')}, the kernel adds with 1"
+    other, x = match.captures["other"], match.captures["x"]
+    if match.is_constant("other"):
+        return "it adds a constant"
+    if other is x:
+        return "it adds its own input, the kernel would overwrite what it still reads"
+    if isinstance(other, Node) and other.target in (*reshaping.targets, *copying.targets):
+        return "it adds a view of another tensor, the kernel needs memory of its own"
+    return _shapes_differ(match)
+
+
+def not_fused_sum(match: Match) -> str | None:
+    if match.argument(plus, "alpha") not in (None, 1):
+        return f"alpha={match.argument(plus, 'alpha')}, the kernel adds with 1"
+    return "it adds a constant" if match.is_constant("other") else _shapes_differ(match)
+
+
+def _shapes_differ(match: Match) -> str | None:
+    other, whole = match.value("other"), match.root.meta.get("val")
+    inner = next(node for declared, node in match.calls if declared in (conv, linear)).meta.get("val")
+    if other is None or inner is None or whole is None:
+        return None
+    return None if other.shape == inner.shape else "its operands have different shapes, the kernel does not broadcast"
+
+
+def unusual_pool(match: Match) -> str | None:
+    x, mode = match.value("x"), match.argument(maximum_of, "ceil_mode")
+    if x is not None and x.dim() != 4:
+        return "the input has no batch dimension, Inductor's integer max pooling needs one"
+    return "ceil_mode with dynamic shapes" if mode and x is not None and _is_dynamic(x) else None
+
+
+def converts(match: Match) -> str | None:
+    dtype = match.argument(average, "dtype")
+    return f"dtype={dtype}: it converts; leave it out" if dtype is not None else None
+
+
+def drops_values(match: Match) -> str | None:
+    training = match.argument(copying, "train")
+    return "captured in training mode, it drops values; call model.eval() before export" if training else None
+
+
+def not_zero_padding(match: Match) -> str | None:
+    mode, value = match.argument(padding, "mode"), match.argument(padding, "value")
+    if mode not in (None, "constant") or value:
+        return f"mode={mode!r}, value={value}: only zeros are padded in integers"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _steps(match: Match, dimensions: int) -> list[int]:
+    dilation = match.argument(conv, "dilation")
+    given = list(dilation) if isinstance(dilation, (list, tuple)) else [dilation]
+    return given * dimensions if len(given) == 1 else given
+
+
+def _is_dynamic(x: torch.Tensor) -> bool:
+    return not all(isinstance(size, int) for size in x.shape)
+
+
+_CONV = (computed_parameters, not_float32, unbatched, uneven_same_padding)
+_LINEAR = (computed_parameters, not_float32, unbatched)
+
+
+# Rules: the first that fits a node takes it ---------------------------------------------------------------------------
+
+
+@rule(x=INPUT, w=WEIGHT, other=INPUT, output=OUTPUT, unless=[*_CONV, not_in_place_sum])
+def conv_add_relu(x, w, b, other):
+    """The sum goes into the memory of the other operand, which has a scale of its own."""
+    return rectify(plus(conv(x, w, b), other))
+
+
+@rule(x=INPUT, w=WEIGHT, other=INPUT, output=OUTPUT, unless=[*_CONV, not_in_place_sum])
+def conv_add(x, w, b, other):
+    return plus(conv(x, w, b), other)
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_CONV)
+def conv_unary(x, w, b):
+    """relu, relu6 and hardtanh with any bounds, hardswish, silu."""
+    return after_conv(conv(x, w, b))
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_CONV)
+def conv_only(x, w, b):
+    return conv(x, w, b)
+
+
+@rule(x=INPUT, w=WEIGHT, unless=[*_LINEAR, not_fused_sum])
+def linear_add_relu(x, w, b, other):
+    """The other operand stays float, as does the sum: residual streams keep their precision."""
+    return rectify(plus(linear(x, w, b), other))
+
+
+@rule(x=INPUT, w=WEIGHT, unless=[*_LINEAR, not_fused_sum])
+def linear_add(x, w, b, other):
+    return plus(linear(x, w, b), other)
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_LINEAR)
+def linear_unary(x, w, b):
+    """relu, gelu with erf or tanh."""
+    return after_linear(linear(x, w, b))
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_LINEAR)
+def linear_only(x, w, b):
+    """mm, matmul and addmm with a constant second operand arrive here too, see `matmul_to_linear`."""
+    return linear(x, w, b)
+
+
+@rule(a=INPUT, b=INPUT, unless=[not_asked_for, not_static])
+def matmul(a, b):
+    """The operands travel as integers, the product is computed in float: Inductor has no integer kernel for it."""
+    return product(a, b)
+
+
+@rule(w=WEIGHT, unless=[not_weight_only])
+def embedding(w, index):
+    return lookup(w, index)
+
+
+@rule(tensors=one_scale(INPUT), output=same_as("tensors"), unless=[not_static])
+def cat(*tensors):
+    return concatenate(tensors)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[unusual_pool])
+def max_pool2d(x):
+    return maximum_of(x)
+
+
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static, converts])
+def average_pool(x):
+    """The mean of many integers is finer than their step, so it gets a scale of its own."""
+    return average(x)
+
+
+@rule(x=INHERIT, output=same_as("x"))
+def move(x):
+    return reshaping(x)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[drops_values])
+def copy(x):
+    return copying(x)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[not_zero_padding])
+def pad(x):
+    return padding(x)
+
+
+CONVOLUTIONS = (conv_add_relu, conv_add, conv_unary, conv_only)
+LINEARS = (linear_add_relu, linear_add, linear_unary, linear_only)
+
+NO_TABLES = "this quantizer has no recipe for tables of integers"
+_TRANSPOSED = "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers"
+_FUSED = "Inductor computes it in float, in one loop with its neighbours"
+REASONS = MappingProxyType(
+    dict.fromkeys(
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), _TRANSPOSED
+    )
+    | dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), "Inductor has integer convolutions in 1-d and 2-d only")
+    | dict.fromkeys(
+        (
+            aten.add.Tensor, aten.clamp.default, aten.sub.Tensor,
+            aten.mul.Tensor, aten.div.Tensor, aten.relu.default, aten.sigmoid.default,
+            aten.tanh.default, aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default, aten.gelu.default,
+            aten.elu.default, aten.leaky_relu.default, aten.softmax.int, aten.layer_norm.default,
+            aten.group_norm.default, aten.batch_norm.default, aten.upsample_nearest2d.vec,
+            aten.upsample_bilinear2d.vec, aten.hardtanh.default, aten.relu6.default, aten.exp.default,
+        ),
+        _FUSED,
+    )
+    | {aten.scaled_dot_product_attention.default: "the attention kernels of Inductor compute in float"}
+)  # fmt: skip

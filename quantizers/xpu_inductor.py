@@ -1,0 +1,121 @@
+"""XPUInductorQuantizer: what Inductor runs with oneDNN's integer kernels on Intel GPUs, and nothing else.
+
+Nothing here was run on an Intel GPU: these are the facts of torch 2.13's Inductor and of its kernels, read in their
+sources; the tests look at graphs. Activations are int8 (or uint8) per tensor, weights int8 per output channel with zero
+point 0, biases stay float. As on x86, a convolution or linear takes an add and an activation function with it, an
+output is quantized only where something that runs in integers reads it, and ops that only move values move the
+integers. Max pooling in integers is for processors only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+
+from pt2e_quant.observer import HistogramObserver
+from pt2e_quant.quantizer import Match, QuantizationConfig, Rule
+from pt2e_quant.specs import QuantizationSpec
+
+from .inductor_quantizer import InductorQuantizer
+from .inductor_rules import (
+    CONVOLUTIONS,
+    LINEARS,
+    NO_TABLES,
+    REASONS,
+    after_conv,
+    average_pool,
+    cat,
+    copy,
+    embedding,
+    float_activations,
+    lacking,
+    matmul,
+    max_pool2d,
+    move,
+    not_8_bits,
+    not_static,
+    pad,
+    per_channel_int8,
+    plus,
+    refusing,
+    weight_format,
+)
+
+__all__ = [
+    "RULES",
+    "XPUInductorQuantizer",
+    "get_default_xpu_inductor_quantization_config",
+    "get_xpu_inductor_symm_quantization_config",
+]
+
+
+def get_default_xpu_inductor_quantization_config() -> QuantizationConfig:
+    """int8 activations (asymmetric) and int8 weights (symmetric, one scale per output channel)."""
+    return _static(torch.per_tensor_affine)
+
+
+def get_xpu_inductor_symm_quantization_config() -> QuantizationConfig:
+    """The same with symmetric activations: without zero points to correct for, the kernels do less.
+
+    What is never negative, such as the output of relu, then has 7 bits instead of 8.
+    """
+    return _static(torch.per_tensor_symmetric)
+
+
+def _static(qscheme: torch.qscheme) -> QuantizationConfig:
+    activation = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=qscheme,
+        observer_or_fake_quant_ctr=HistogramObserver,
+    )
+    return QuantizationConfig(activation, activation, per_channel_int8())
+
+
+_BEHIND = frozenset((*after_conv.targets, *plus.targets))
+_POOLING = max_pool2d.pattern.root.op.targets
+
+
+def fused_in_1d(match: Match) -> str | None:
+    """Inductor fuses what follows a convolution in any number of dimensions; the kernel raises when it runs."""
+    w, users = match.value("w"), list(match.root.users)
+    if w is None or w.dim() != 3:
+        return None
+    fused = len(match.calls) > 1 or (len(users) == 1 and users[0].target in _BEHIND)
+    return "Inductor fuses what follows into it, which Intel GPUs do for conv2d only" if fused else None
+
+
+def pooled(match: Match) -> str | None:
+    """Inductor takes pooling between a dequantize and a quantize for its integer one, whatever the device."""
+    read = any(user.target in _POOLING for user in match.root.users)
+    return "max pooling reads its output, which Intel GPUs have in float only" if read else None
+
+
+def in_float_for_pools(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Each rule twice: where max pooling reads the output, that stays float."""
+    return tuple(both for rule in rules for both in (*refusing((rule,), pooled), replace(rule, output=None)))
+
+
+RULES = (
+    *in_float_for_pools(refusing(CONVOLUTIONS, not_static, weight_format, not_8_bits, fused_in_1d)),
+    *in_float_for_pools(refusing(LINEARS, float_activations, weight_format, not_8_bits)),
+    matmul,
+    *refusing((cat, average_pool, move, copy, pad), pooled),
+)
+
+_POOL = "Inductor has integer max pooling for processors only, not for Intel GPUs"
+
+
+class XPUInductorQuantizer(InductorQuantizer):
+    """Annotates what Inductor runs in integers on Intel GPUs; the report says why it leaves the rest.
+
+    quantizer = XPUInductorQuantizer().set_global(get_default_xpu_inductor_quantization_config())
+
+    matmul is quantized only where a selector narrower than the global one asks for it.
+    """
+
+    rules = RULES
+    reasons = MappingProxyType(lacking(_POOL, max_pool2d) | lacking(NO_TABLES, embedding) | REASONS)
