@@ -17,7 +17,16 @@ from ..graph import Constants, ExportedModule, clone, tidy
 from ..ops import LINEAR
 from ..pt2e.passes.follow_in_place import follow_in_place
 
-__all__ = ["NO_BATCH", "Batches", "constant_linears", "inputs_of", "private_copy", "rounded_weight", "run_again", "run_all"]
+__all__ = [
+    "NO_BATCH",
+    "Batches",
+    "constant_linears",
+    "inputs_of",
+    "private_copy",
+    "rounded_weight",
+    "run_again",
+    "run_all",
+]
 
 Batches = Iterable[tuple[Any, ...]]
 """Positional arguments of the model, one tuple for each batch."""

@@ -19,7 +19,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
-from ..graph import ExportedModule, finish
+from ..graph import ExportedModule, attribute, finish, written_attributes
 from .calling import CallingConvention
 from .cleanup import PASSES
 from .dynamic_shapes import derive_dynamic_shapes
@@ -80,7 +80,7 @@ def lower_to_inductor(
         options = _options(recorder, autotune, profile)
         with explaining("Inductor cannot compile this graph"):
             package = _package(exported, options) if mode == "aoti" else b""
-            compiled = _compile(exported, options) if mode == "compile" else None
+            compiled, state = _compile(exported, options) if mode == "compile" else (None, ())
     kernels, fallbacks = take_account(gm, ops, recorder)
     if fallbacks and not allow_float:
         raise _fell_back(fallbacks)
@@ -93,6 +93,7 @@ def lower_to_inductor(
         calling=calling,
         package=package,
         compiled=compiled,
+        state=state,
     )
 
 
@@ -139,17 +140,23 @@ def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:
         return Path(path).read_bytes()
 
 
-def _compile(exported: ExportedProgram, options: dict[str, Any]) -> Callable[[list[Any]], Any]:
-    """Compile without Dynamo, which would trace, guard and compile again on the first call, outside of our options."""
+def _compile(
+    exported: ExportedProgram, options: dict[str, Any]
+) -> tuple[Callable[[list[Any]], Any], tuple[tuple[Tensor, Tensor], ...]]:
+    """Compile without Dynamo, which would trace, guard and compile again on the first call, outside of our options.
+
+    Returns what to call, and the buffers that it writes to, each with a copy of its first values.
+    """
     from torch._inductor.compile_fx import compile_fx
 
     gm = exported.module(check_guards=False)
     gm.graph.set_codegen(CodeGen())  # flat inputs, flat outputs
     gm.recompile()
+    buffers = [attribute(gm, name).detach() for name in written_attributes(gm)]
     values = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
     run: Callable[..., Any] = compile_fx(gm, values, config_patches=options)  # type: ignore[assignment]
     tree = exported.call_spec.out_spec
-    return lambda flat: pytree.tree_unflatten(run(*flat), tree)
+    return lambda flat: pytree.tree_unflatten(run(*flat), tree), tuple((one, one.clone()) for one in buffers)
 
 
 def _inputs(exported: ExportedProgram) -> tuple[InputSpec | None, ...]:

@@ -137,11 +137,11 @@ def _kind(node: Node) -> str:
     sources = [source for source in node.all_input_nodes if is_dequantize(source)]
     if node.target in MATMUL and len(sources) == 2:
         return "product"
-    if node.target in EMBEDDING and sources:
+    value = node.meta.get("val")
+    if node.target in EMBEDDING and (sources or getattr(value, "dtype", None) is torch.int8):
         return "table"
     if node.target in MAX_POOL and sources and any(is_quantize(user) for user in node.users):
         return "pool"
-    value = node.meta.get("val")
     named = str(node.target)
     moved = named.startswith("aten.") and isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.int8)
     if moved:

@@ -104,6 +104,8 @@ class InductorProgram:
         inputs: what the flat inputs must be.
         calling: how the arguments of the model become the flat inputs.
         package: the bytes of the package (.pt2), empty for 'compile'.
+        compiled: what to call with flat inputs, for 'compile'.
+        state: the buffers that it writes to, each with its first values, for 'compile'.
     """
 
     mode: Literal["compile", "aoti"]
@@ -114,9 +116,12 @@ class InductorProgram:
     calling: CallingConvention = field(compare=False)
     package: bytes = field(compare=False, default=b"")
     compiled: Callable[[list[Any]], Any] | None = field(compare=False, default=None)
+    state: tuple[tuple[Tensor, Tensor], ...] = field(compare=False, default=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, without gradients, and return what the model returns.
+
+        Buffers that the model writes to (a key-value cache) keep their state from one call to the next.
 
         Raises:
             LoweringError: the arguments are not those that the program was compiled for.
@@ -134,6 +139,12 @@ class InductorProgram:
             return self._run(flat)
 
     run = __call__
+
+    def reset(self) -> None:
+        """Give the buffers that the model writes to what they started with."""
+        for buffer, first in self.state:
+            buffer.copy_(first)
+        self.__dict__.pop("_loaded", None)  # a package is loaded anew
 
     def save(self, path: str | Path) -> Path:
         """Write the package of mode 'aoti'. Load it elsewhere with torch alone: torch._inductor.aoti_load_package.

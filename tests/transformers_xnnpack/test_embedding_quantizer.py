@@ -107,9 +107,7 @@ def test_a_tied_table_is_stored_twice_in_a_file_for_xnnpack_and_a_remark_says_so
     """800 values: for the look-up 800 bytes beside the delegate, and 800 inside of it that XNNPACK has packed."""
     pytest.importorskip("executorch")
     quantizers = EmbeddingQuantizer(), XNNPACKQuantizer().set_global(DYNAMIC)
-    tied, apart = (
-        lower_to_executorch(converted(Table(80, tied=one), *quantizers), (IDS,)) for one in (True, False)
-    )
+    tied, apart = (lower_to_executorch(converted(Table(80, tied=one), *quantizers), (IDS,)) for one in (True, False))
     assert [remark.node for remark in tied.remarks] == ["embedding"]
     assert "its table of 800 bytes is stored twice: for the look-up, and packed for linear" in tied.remarks[0].text
     assert not apart.remarks
