@@ -170,7 +170,7 @@ def dynamic_per_tensor(match: Match) -> str | None:
 
 def grouped_weights(match: Match) -> str | None:
     """Groups of weights: a static kernel has none, and rows must fill them."""
-    size = _group_size(match)
+    size = _config(match).group_size
     if not size:
         return None
     w = match.value("w")
@@ -179,12 +179,6 @@ def grouped_weights(match: Match) -> str | None:
     if not _config(match).is_dynamic:
         return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
     return f"its {w.shape[1]} inputs do not split into groups of {size}" if w.shape[1] % size else None
-
-
-def _group_size(match: Match) -> int:
-    made = getattr(_config(match).weight, "observer_or_fake_quant_ctr", None)
-    keywords = getattr(getattr(made, "p", made), "keywords", {})
-    return int(keywords.get("group_size", 0))
 
 
 def computed_parameters(match: Match) -> str | None:

@@ -26,9 +26,11 @@ from .dynamic_shapes import derive_dynamic_shapes
 from .entry import Inputs, explaining, take
 from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
+from .inductor_halves import remarks_on_rounding
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
 from .inductor_speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from .inductor_weights import remarks_on_speed
 from .program import Remark
 
 __all__ = ["InductorProgram", "lower_to_inductor"]
@@ -104,7 +106,8 @@ def _cleaned(
     gm, inputs = taken
     ops = {node.name: str(node.target) for node in gm.graph.nodes}
     check_inductor_contract(gm)
-    remarks = [Remark(node.name, text) for node, text in remarks_on_this_machine(gm)]
+    known = (*remarks_on_this_machine(gm), *remarks_on_rounding(gm), *remarks_on_speed(gm))
+    remarks = [Remark(node.name, text) for node, text in known]
     tuned = (pointwise_as_linear,) if autotune else ()  # without tuning, oneDNN's kernels for both take the same time
     for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, merge_linears, *tuned):
         step(gm)

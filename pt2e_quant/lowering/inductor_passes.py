@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import bind, set_argument
-from ..graph import copy_origin, emit, free_name, insert_attribute, tidy
+from ..graph import copy_origin, free_name, insert_attribute, tidy
 from ..ops import ADD, CAT, CONV, HARDTANH, LINEAR, MAX_POOL, PAD, RELU, RELU6
 from .entry import origin
+from .inductor_halves import cast_float16, float32_between_integers
+from .inductor_weights import integer_weights
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name
 
 __all__ = [
@@ -29,16 +31,12 @@ __all__ = [
     "keep_inputs",
     "move_integers",
     "own_weights",
-    "pack_weights_only",
     "second_channel",
-    "tied_rows",
 ]
 
 aten = torch.ops.aten
 
 DROPPED_KEY = "pt2e_quant_dropped"
-FEW = 8
-"""Up to so many constants, Inductor writes them into the code, and then its weight-only kernel fails to compile."""
 
 _SHAPES = "view reshape _unsafe_view flatten unflatten ravel unsqueeze squeeze"
 _ORDERS = "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT"
@@ -86,68 +84,6 @@ def _moves(node: Node) -> bool:
         bound = bind(node)
         return bound.get("mode", "constant") == "constant" and not bound["value"]
     return node.target in CAT or op_name(node) in _MOVES
-
-
-def tied_rows(gm: GraphModule) -> GraphModule:
-    """Look up the integers of a table that is the weight of a linear too, and make real numbers of the rows found.
-
-    Inductor would merge the two dequantize ops of the shared integers, and then miss the pattern of the linear.
-    """
-    names = free_name(gm, "_row_scales_")
-    weights = {_stored_in(gemm.weight) for node in gm.graph.nodes if (gemm := as_gemm(node)) is not None}
-    for node in gm.graph.find_nodes(op="call_function", target=aten.embedding.default):
-        table: Any = node.args[0]
-        scales = _row_scales(table)
-        if scales is None or _stored_in(table) not in weights:
-            continue
-        with gm.graph.inserting_before(node):
-            column = insert_attribute(gm, next(names), scales.unsqueeze(1), like=table, by="lowering")
-            codes = emit(node, "lowering", aten.embedding.default, table.args[0], node.args[1])
-            factors = emit(node, "lowering", aten.embedding.default, column, node.args[1])
-            value = emit(node, "lowering", aten.mul.Tensor, codes, factors)
-        node.replace_all_uses_with(value)
-        gm.graph.erase_node(node)
-    return tidy(gm)
-
-
-def _row_scales(table: Node) -> Tensor | None:
-    """The float32 scales, one for each row, of symmetric integers that are dequantized; None for any other node."""
-    if table.target is not Q.dequantize_per_channel.default:
-        return None
-    bound = bind(table)
-    scales, zeros = constant(bound["scales"]), constant(bound["zero_points"])
-    if scales is None or scales.dtype is not torch.float32 or (zeros is not None and zeros.any()):
-        return None
-    return scales if bound["axis"] == 0 and bound.get("out_dtype") in (None, torch.float32) else None
-
-
-def _stored_in(dequantize: Any) -> str | None:
-    """Name of the buffer whose integers are dequantized."""
-    source = dequantize.args[0]
-    return str(source.target) if isinstance(source, Node) and source.op == "get_attr" else None
-
-
-def pack_weights_only(gm: GraphModule) -> GraphModule:
-    """Compute a linear with an int8 weight and a float input by the kernel that Inductor has for it."""
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or node.target not in LINEAR or is_dequantize(gemm.activation):
-            continue
-        if gemm.weight.target is not Q.dequantize_per_channel.default or gemm.weight.meta["val"].shape[0] <= FEW:
-            continue
-        weight = bind(gemm.weight)
-        with gm.graph.inserting_before(node):
-            rows = _call(node, aten.flatten.using_ints, gemm.activation, 0, -2)
-            value = _call(node, aten._weight_int8pack_mm.default, rows, weight["input"], weight["scales"])
-            if gemm.bias is not None:
-                value = _call(node, aten.add.Tensor, value, gemm.bias)
-            shape = gemm.activation.meta["val"].shape
-            if len(shape) != 2:
-                sizes = [_call(node, aten.sym_size.int, gemm.activation, index) for index in range(len(shape) - 1)]
-                value = _call(node, aten.reshape.default, value, [*sizes, -1])
-        node.replace_all_uses_with(value)
-        gm.graph.erase_node(node)
-    return tidy(gm)
 
 
 def contiguous_rows(gm: GraphModule) -> GraphModule:
@@ -334,6 +270,6 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    tied_rows, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel,
-    pack_weights_only, own_weights,
+    float32_between_integers, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel,
+    integer_weights, cast_float16, own_weights,
 )  # fmt: skip

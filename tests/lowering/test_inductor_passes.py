@@ -15,7 +15,6 @@ from pt2e_quant.lowering.inductor_passes import (
     conv1d_as_conv2d,
     drop_unread_rounding,
     move_integers,
-    pack_weights_only,
     second_channel,
 )
 from pt2e_quant.lowering.inductor_speed import (
@@ -110,22 +109,6 @@ def test_rounding_that_an_integer_kernel_reads_is_kept(name):
     before = graph(KEPT[name], x, w=Weight((5, 5)))
     after = finish(drop_unread_rounding(clone(before)))
     assert len(calls(after, Q.quantize_per_tensor.default)) == len(calls(before, Q.quantize_per_tensor.default))
-
-
-@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 1, 3, 6)], ids=str)
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_weight_only_linear_becomes_the_kernel_for_it(shape, bias):
-    def function(n: Body, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, n.w(), n.b.bias if bias else None)
-
-    gm = passed(pack_weights_only, function, torch.randn(shape), w=Weight((12, 6)), b=nn.Linear(1, 12))
-    assert len(calls(gm, aten._weight_int8pack_mm.default)) == 1
-    assert calls(gm, aten.linear.default) == []
-
-
-def test_eight_outputs_are_too_few_for_the_weight_only_kernel():
-    gm = passed(pack_weights_only, lambda n, x: nn.functional.linear(x, n.w()), torch.randn(2, 6), w=Weight((8, 6)))
-    assert len(calls(gm, aten.linear.default)) == 1
 
 
 @pytest.mark.parametrize(("shape", "kernel"), [((2, 1, 6, 6), (3, 1, 2, 2)), ((2, 1, 7), (3, 1, 2))], ids=str)
