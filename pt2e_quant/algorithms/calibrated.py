@@ -17,7 +17,16 @@ from ..graph import Constants, ExportedModule, clone, tidy
 from ..ops import LINEAR
 from ..pt2e.passes.follow_in_place import follow_in_place
 
-__all__ = ["NO_BATCH", "Batches", "constant_linears", "inputs_of", "private_copy", "rounded_weight", "run_again", "run_all"]
+__all__ = [
+    "NO_BATCH",
+    "Batches",
+    "constant_linears",
+    "inputs_of",
+    "private_copy",
+    "rounded_weight",
+    "run_again",
+    "run_all",
+]
 
 Batches = Iterable[tuple[Any, ...]]
 """Positional arguments of the model, one tuple for each batch."""
@@ -71,7 +80,7 @@ class _Keeping(Interpreter):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         copies = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
-        return self.call_function(n.target, tuple(copies), kwargs)  # type: ignore[arg-type]
+        return self.call_function(n.target, tuple(copies), kwargs)
 
 
 def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

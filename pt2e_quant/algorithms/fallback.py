@@ -78,7 +78,9 @@ def worst_linears(
         for linear in linears:
             noise[linear] += _power(exact, run_again(gm, values, linear, instead[linear]))
     found = [
-        Sensitivity(linear.name, _decibels(signal, power), power / max(sum(noise.values()), 1e-300), module_path(linear))
+        Sensitivity(
+            linear.name, _decibels(signal, power), power / max(sum(noise.values()), 1e-300), module_path(linear)
+        )
         for linear, power in sorted(noise.items(), key=lambda item: -item[1])
     ]
     powers = sorted(noise.values(), reverse=True)
@@ -96,9 +98,7 @@ def _quantized_linears(
         values = run_all(gm, batch)
         for node in watched:
             ranges.setdefault(node, _Grid()).include(values[node])
-    return {
-        linear: _Static(ranges[bind(linear)["input"]], ranges[linear] if outputs else None) for linear in linears
-    }
+    return {linear: _Static(ranges[bind(linear)["input"]], ranges[linear] if outputs else None) for linear in linears}
 
 
 class _Grid:

@@ -27,9 +27,7 @@ def fold_constants(gm: GraphModule) -> GraphModule:
     if any(is_call(node) and mutates(node.target) for node in gm.graph.nodes):
         return gm  # a write to a computed tensor must not reach a stored one
     constants = Constants(gm)
-    values = {
-        node: constants.value(node) for node in gm.graph.find_nodes(op="get_attr") if node in constants
-    }
+    values = {node: constants.value(node) for node in gm.graph.find_nodes(op="get_attr") if node in constants}
     names = free_name(gm, "_folded_")
     for node in list(gm.graph.nodes):
         if not _is_plain(node) or not values.keys() >= set(node.all_input_nodes):

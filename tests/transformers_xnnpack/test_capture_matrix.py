@@ -90,7 +90,11 @@ class Case:
 
 def _cases() -> list[Case]:
     sizes = itertools.product(MODELS, ("sdpa", "eager"), DELEGATES, (True, False), (False, True), RECIPES)
-    return [case for case in itertools.starmap(Case, sizes) if case.model != "vit" or not (case.mask or "length" in case.free)]
+    return [
+        case
+        for case in itertools.starmap(Case, sizes)
+        if case.model != "vit" or not (case.mask or "length" in case.free)
+    ]
 
 
 QUICK = {

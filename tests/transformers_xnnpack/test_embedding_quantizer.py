@@ -107,9 +107,7 @@ def test_a_tied_table_is_stored_twice_in_a_file_for_xnnpack_and_a_remark_says_so
     """800 values: for the look-up 800 bytes beside the delegate, and 800 inside of it that XNNPACK has packed."""
     pytest.importorskip("executorch")
     quantizers = EmbeddingQuantizer(), XNNPACKQuantizer().set_global(DYNAMIC)
-    tied, apart = (
-        lower_to_executorch(converted(Table(80, tied=one), *quantizers), (IDS,)) for one in (True, False)
-    )
+    tied, apart = (lower_to_executorch(converted(Table(80, tied=one), *quantizers), (IDS,)) for one in (True, False))
     assert [remark.node for remark in tied.remarks] == ["embedding"]
     assert "its table of 800 bytes is stored twice: for the look-up, and packed for linear" in tied.remarks[0].text
     assert not apart.remarks
@@ -138,7 +136,7 @@ def test_a_tied_table_that_one_side_quantizes_is_stored_twice_and_the_other_says
 def test_a_tied_table_for_inductor_is_stored_once_under_one_spec_and_a_conflict_is_named():
     """oneDNN's weights have 256 codes, EmbeddingQuantizer's 255; the x86 quantizer can do both with its own."""
     config = X86(is_dynamic=True)
-    with pytest.raises(SharingError, match="'head.weight' would be stored 2 times"):
+    with pytest.raises(SharingError, match=r"'head\.weight' would be stored 2 times"):
         converted(Table(tied=True), EmbeddingQuantizer(), X86InductorQuantizer().set_global(config))
     quantizer = X86InductorQuantizer().set_global(config)
     quantizer.set_function_type_qconfig(F.embedding, config.weight_only())
