@@ -80,7 +80,7 @@ class _Keeping(Interpreter):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         copies = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
-        return self.call_function(n.target, tuple(copies), kwargs)  # type: ignore[arg-type]
+        return self.call_function(n.target, tuple(copies), kwargs)
 
 
 def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,12 +2,13 @@
 
 y / s is linear(x) with the rows of its weight and its bias divided, and norm(x) with weight and bias divided. Between
 there and the tensor a factor passes through whatever moves values (heads split, exchanged, repeated and merged again),
-through relu, through one side of a product, and through the values of attention. To learn which channel comes from which
-row, the numbers of the rows are sent through the operators in between.
+through relu, through one side of a product, and through the values of attention. To learn which channel comes from
+which row, the numbers of the rows are sent through the operators in between.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -175,7 +176,7 @@ def _rows(path: list[Node]) -> Tensor | None:
     """Of each channel at the end of a path, the one at its start; None when positions differ in that."""
     shape = _sizes(path[0])
     numbers = torch.arange(shape[-1], dtype=torch.float32).expand(shape)
-    for source, node in zip(path, path[1:], strict=False):
+    for source, node in itertools.pairwise(path):
         mixing = node.target in MATMUL or node.target is aten.scaled_dot_product_attention.default
         if mixing:
             if not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers)):

@@ -1,8 +1,8 @@
 """Attention for XNNPACK, on (batch * heads, length, width): it multiplies batches of matrices in three dimensions.
 
-It also reshapes to sizes of which one may be dynamic. Where one is, attention stays inside a delegate whole. Where batch
-and length are, heads must be split and merged outside of any delegate: then all from the scores to the mixed values is
-one delegate, and all between two attentions another.
+It also reshapes to sizes of which one may be dynamic. Where one is, attention stays inside a delegate whole. Where
+batch and length are, heads must be split and merged outside of any delegate: then all from the scores to the mixed
+values is one delegate, and all between two attentions another.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _whole(chain: list[Node]) -> list[Node] | None:
     factors = (*scores.args[:2], mixed.args[1], mixed)
     if not _is_free(scores):
         return None if any(_merged_sizes(one) is None for one in factors) else chain
-    if any(len(_sizes(one)) != 4 or _sizes(one)[1] == -1 or _sizes(one)[3:] == [] for one in factors):
+    if any(len(_sizes(one)) != 4 or _sizes(one)[1] == -1 for one in factors):
         return None
     users = list(mixed.users)
     if len(users) == 1 and users[0].target in MUL and users[0].args[0] is mixed and _is_mask(users[0], scores):
@@ -128,9 +128,10 @@ def _mask(step: Node, mask: Node, known: dict[tuple[Node, bool], Node], scores: 
 def _merge(like: Node, tensor: Any) -> Node:
     """What reshape would do; of that, export writes the sizes that it computes instead of -1."""
     sizes = _merged_sizes(tensor)
+    copied = emit(like, _BY, aten.contiguous.default, tensor)
     if sizes is None:
-        return emit(like, _BY, aten.flatten.using_ints, tensor, 0, 1)
-    return emit(like, _BY, aten.view.default, emit(like, _BY, aten.contiguous.default, tensor), sizes)
+        return emit(like, _BY, aten.flatten.using_ints, copied, 0, 1)
+    return emit(like, _BY, aten.view.default, copied, sizes)
 
 
 def _merged_sizes(tensor: Any) -> list[int] | None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import operator
-import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import CoverageError
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.quantizer import split_to_slices
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.nets import export, sqnr
-from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, annotate, calls, on_grid, relative_error
+from tests.nets import export
+from tests.pt2e.kit import ACT, ByHand, annotate, calls, on_grid, relative_error
 
 aten = torch.ops.aten
 XNNPACK = get_symmetric_quantization_config(is_per_channel=True)

@@ -136,7 +136,7 @@ def test_a_tied_table_that_one_side_quantizes_is_stored_twice_and_the_other_says
 def test_a_tied_table_for_inductor_is_stored_once_under_one_spec_and_a_conflict_is_named():
     """oneDNN's weights have 256 codes, EmbeddingQuantizer's 255; the x86 quantizer can do both with its own."""
     config = X86(is_dynamic=True)
-    with pytest.raises(SharingError, match="'head.weight' would be stored 2 times"):
+    with pytest.raises(SharingError, match=r"'head\.weight' would be stored 2 times"):
         converted(Table(tied=True), EmbeddingQuantizer(), X86InductorQuantizer().set_global(config))
     quantizer = X86InductorQuantizer().set_global(config)
     quantizer.set_function_type_qconfig(F.embedding, config.weight_only())

@@ -7,7 +7,6 @@ Formulas and the order of gates are those of torch.nn.LSTM, torch.nn.GRU and tor
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -57,9 +56,9 @@ class _Weights(NamedTuple):
 
     of_input: Node
     of_state: Node
-    input_bias: Node | None = None
-    state_bias: Node | None = None
-    projection: Node | None = None
+    input_bias: Node | None
+    state_bias: Node | None
+    projection: Node | None
 
 
 def _unrolled(node: Node) -> list[Node]:
@@ -90,9 +89,9 @@ def _parameters(flat: list[Node], biased: bool, projected: bool) -> list[_Weight
     count = 2 + 2 * biased + projected
     parts = []
     for start in range(0, len(flat), count):
-        own = flat[start : start + count]
-        projection = own.pop() if projected else None
-        parts.append(_Weights(*own, **({"projection": projection} if projected else {})))
+        own: list[Any] = flat[start : start + count]
+        biases = own[2:4] if biased else [None, None]
+        parts.append(_Weights(*own[:2], *biases, own[-1] if projected else None))
     return parts
 
 
@@ -158,11 +157,7 @@ _STEPS: dict[str, Step] = {
 def _parts(node: Node, gates: Node, count: int) -> list[Node]:
     """Equal parts of the last dimension."""
     width = gates.meta["val"].shape[-1] // count
-    starts = itertools.count(0, width)
-    return [
-        emit(node, _BY, aten.slice.Tensor, gates, -1, start, start + width)
-        for start, _ in zip(starts, range(count), strict=False)
-    ]
+    return [emit(node, _BY, aten.slice.Tensor, gates, -1, i * width, (i + 1) * width) for i in range(count)]
 
 
 def _replace(node: Node, results: list[Node]) -> None:
