@@ -7,7 +7,7 @@ is joined with the first kernel that bears its name or that of one of the operat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..errors import module_path, source_line
 from ..ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL
 from .entry import origin
 from .inductor_program import Fallback, InductorKernel, Precision
+from .inductor_speed import MERGED_KEY
 from .xnnpack_patterns import as_gemm, is_call, is_dequantize, is_quantize
 
 __all__ = ["Recorder", "take_account"]
@@ -142,14 +143,15 @@ def take_account(
         found = taken.get(node)
         name = origin(node)
         op = ops.get(name, str(node.target))
+        together = node.meta.get(MERGED_KEY, (name,))
         if found is not None:
-            kernels.append(InductorKernel(name, op, found.kernel, found.precision, found.fused))
+            kernels += [InductorKernel(one, op, found.kernel, found.precision, found.fused) for one in together]
             continue
         in_float = next((f for near in _names(node) if (f := _pop(floating, near)) is not None), None)
         if in_float is not None and in_float.precision == kinds[node]:
             kernels.append(InductorKernel(name, op, in_float.kernel, "weight only", in_float.fused))
         elif in_float is not None:
-            fallbacks.append(_fallback(node, in_float.kernel))
+            fallbacks += [replace(_fallback(node, in_float.kernel), node=one) for one in together]
         elif kinds[node] == "moved":
             kernels.append(InductorKernel(name, op, "generated", "int8", ()))
         elif kinds[node] in ("pool", "table"):
@@ -171,8 +173,7 @@ def _kind(node: Node, stored: set[Node]) -> str:
         return "table" if sources or (node.args[0] in stored and _is_integer(node)) else ""
     if node.target in MAX_POOL and sources and any(is_quantize(user) for user in node.users):
         return "pool"
-    value = node.meta.get("val")
-    named = str(node.target)
+    named, value = str(node.target), node.meta.get("val")
     moved = named.startswith("aten.") and isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.int8)
     if moved:
         return "moved"

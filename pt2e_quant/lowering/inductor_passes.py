@@ -6,6 +6,7 @@ it says so. Inductor's own passes then find the patterns of its integer kernels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "drop_unread_rounding",
     "keep_inputs",
     "move_integers",
+    "own_weights",
     "second_channel",
 ]
 
@@ -212,6 +214,31 @@ def _is_integer_product(node: Node) -> bool:
     return gemm is not None and is_dequantize(gemm.activation)
 
 
+def own_weights(gm: GraphModule) -> GraphModule:
+    """Copy an integer weight that several operators read, such as all steps of an RNN, for each product but the last.
+
+    Inductor merges equal dequantizes, and its patterns are for one reader. It packs the weight for each product anyway.
+    """
+    names = free_name(gm, "_own_weight_")
+    readers: Counter[str] = Counter()
+    for node in filter(is_dequantize, gm.graph.nodes):
+        if constant(node.args[0]) is not None:
+            readers[str(node.args[0].target)] += len(node.users)
+    for node in list(gm.graph.nodes):
+        gemm = as_gemm(node)
+        codes = gemm.weight.args[0] if gemm is not None and is_dequantize(gemm.weight) else None
+        values, name = constant(codes), str(getattr(codes, "target", ""))
+        if gemm is None or values is None or readers[name] < 2:
+            continue
+        readers[name] -= 1
+        with gm.graph.inserting_before(node):
+            own = insert_attribute(gm, next(names), values.clone(), like=gemm.weight, by="lowering")
+            weight = _call(node, gemm.weight.target, own, *gemm.weight.args[1:])
+        weight.kwargs, weight.meta["val"] = gemm.weight.kwargs, gemm.weight.meta.get("val")
+        node.replace_input_with(gemm.weight, weight)
+    return tidy(gm)
+
+
 def keep_inputs(graph: Graph) -> None:
     """Stop Inductor from writing a sum into an input or a parameter of the program. For its own graph, before code.
 
@@ -244,5 +271,5 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
     float32_between_integers, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel,
-    integer_weights, cast_float16,
+    integer_weights, cast_float16, own_weights,
 )  # fmt: skip

@@ -263,13 +263,11 @@ def opaque_decisions(gm: GraphModule) -> list[Decision]:
 
 def _reason(node: Node, quantizer: str) -> tuple[str, str]:
     """All reasons that were recorded for leaving a node alone, and the code of the first."""
-    if node.target in RNN:
-        call = f"exported.run_decompositions(torch._decomp.get_decompositions([torch.ops.{node.target}]))"
-        return (
-            f"captured as one op, whose linears no quantizer sees; unroll it before prepare_pt2e: {call}",
-            "composite_op",
-        )
     found = refusals(node)
+    if node.target in RNN:
+        tried = [refusal.reason for refusal in found if refusal.code == "composite_op"]
+        whole = 'captured as one op, whose linears no quantizer sees; unroll it: prepare_pt2e(..., decompose={"rnn"})'
+        return (*tried, whole)[0], "composite_op"
     if not found and getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False):
         return f"{quantizer} marked it as annotated, without a spec", "config_none"
     if not found:
