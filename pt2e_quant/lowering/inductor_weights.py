@@ -152,13 +152,13 @@ def _by_four(made: _Constants, gemm: Gemm, stored: _Stored, rows: Node) -> Node:
 
     def codes() -> Tensor:
         raised = _filled(stored.codes, outputs + -outputs % _ROWS).to(torch.int32) + 8
-        return aten._convert_weight_to_int4pack_for_cpu(raised, 1)
+        return aten._convert_weight_to_int4pack_for_cpu(raised, 1)  # type: ignore[no-any-return]
 
     def qparams() -> Tensor:
         # The kernel computes (code + 8 - 8) * scale + zero, with groups in the first dimension.
         both = torch.stack((stored.scales, -stored.zeros * stored.scales), -1)
         whole = _filled(both.flatten(1), outputs + -outputs % _ROWS).unflatten(1, (-1, 2))
-        return whole.transpose(0, 1).contiguous().to(torch.bfloat16)
+        return whole.transpose(0, 1).contiguous().to(torch.bfloat16)  # type: ignore[no-any-return]
 
     weight = made.get("codes for a kernel", gemm.weight, stored.codes, codes)
     scales = made.get("scales for a kernel", gemm.weight, stored.codes, qparams)
