@@ -72,11 +72,10 @@ def lower_to_inductor(
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     calling = CallingConvention.of(args, kwargs)
-    args, kwargs = calling.plain(args, kwargs)
     # Inductor freezes weights, which every pattern needs, in no_grad alone, whatever its configuration says.
     with torch.no_grad():
         with explaining("torch.export cannot export the converted graph again with these example inputs"):
-            exported = torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
+            exported = torch.export.export(gm, *calling.plain(args, kwargs), dynamic_shapes=dynamic_shapes)
         inputs = _inputs(exported)  # before Inductor narrows ranges: it asks for s < 16, to lay out convolutions
         recorder = Recorder()
         options = _options(recorder, autotune, profile)
