@@ -78,13 +78,13 @@ def llama(attention: str = "sdpa", tied: bool = True) -> nn.Module:
     return Logits(LlamaForCausalLM(config)).eval()
 
 
-def vit(attention: str = "sdpa") -> nn.Module:
+def vit(attention: str = "sdpa", layers: int = 1) -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96, image_size=16, patch_size=8,
-        attn_implementation=attention,
+        hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=96, image_size=16,
+        patch_size=8, attn_implementation=attention,
     )  # fmt: skip
     return Pixels(ViTModel(config, add_pooling_layer=False)).eval()
 
