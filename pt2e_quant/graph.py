@@ -365,7 +365,7 @@ def fake_like(value: Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = N
     `mode` would make the same of its own accord, after a search of its caches that takes ten times as long.
     """
     layout = torch.empty_strided(value.shape, value.stride(), dtype=dtype or value.dtype, device="meta")
-    return FakeTensor(mode, torch.empty_like(layout), value.device)
+    return FakeTensor(mode, layout if value.is_contiguous() else torch.empty_like(layout), value.device)
 
 
 def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:
