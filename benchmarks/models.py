@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-__all__ = ["MODELS", "BenchmarkModel", "bert", "chain", "mlp", "mobilenet_v2", "mobilenet_v3", "resnet18", "resnet50"]
+__all__ = [
+    "MODELS", "BenchmarkModel", "bert", "chain", "mlp", "mobilenet_v2", "mobilenet_v3", "resnet18", "resnet50", "vit",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,15 @@ def bert() -> BenchmarkModel:
     torch.manual_seed(0)
     module = _Logits(BertModel(BertConfig(attn_implementation="eager")), "pooler_output").eval()
     return BenchmarkModel("bert_base", module, (torch.randint(0, 30000, (1, 128)),), dynamic=True)
+
+
+def vit() -> BenchmarkModel:
+    """ViT-B/16, 86 M parameters, 224 x 224: 197 tokens."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    module = _Logits(ViTForImageClassification(ViTConfig(num_labels=1000)), "logits").eval()
+    return BenchmarkModel("vit_b_16", module, (torch.randn(1, 3, 224, 224),), dynamic=True)
 
 
 def tiny_bert() -> BenchmarkModel:

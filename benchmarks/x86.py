@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import BenchmarkModel, bert, mlp, mobilenet_v2, mobilenet_v3, resnet18, resnet50
+from benchmarks.models import BenchmarkModel, bert, mlp, mobilenet_v2, mobilenet_v3, resnet18, resnet50, vit
+from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
@@ -32,11 +33,9 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 MODELS: dict[str, Callable[[], BenchmarkModel]] = {
     "resnet18": resnet18, "resnet50": resnet50, "mobilenet_v2": mobilenet_v2, "mobilenet_v3": mobilenet_v3, "mlp": mlp,
-    "bert_base": bert,
+    "bert_base": bert, "vit_b_16": vit,
 }  # fmt: skip
 CALIBRATION_BATCHES = 4
-WARM, TIMED = 3, 4  # runs in a turn: the one before has left its weights in the caches
-PAUSE = 0.05  # seconds; thread pools go on spinning after their last run, for the next in turn to wait
 Runnable = Callable[..., Any]
 
 
@@ -99,6 +98,11 @@ def ours_aoti(job: Task) -> InductorProgram:
     return lower_to_inductor(quantized(job, X86InductorQuantizer().set_global(config)), mode="aoti")
 
 
+def ours_tuned(job: Task) -> InductorProgram:
+    config = get_default_x86_inductor_quantization_config(is_dynamic=job.model.dynamic)
+    return lower_to_inductor(quantized(job, X86InductorQuantizer().set_global(config)), mode="aoti", autotune=True)
+
+
 def ours_xnnpack(job: Task) -> Runnable:
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=job.model.dynamic)
     program = lower_to_executorch(quantized(job, XNNPACKQuantizer().set_global(config)))
@@ -140,7 +144,13 @@ def _onnx(job: Task, folder: str) -> Path:
 def onnxruntime(job: Task) -> Runnable:
     try:
         import onnxruntime as ort
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_dynamic,
+            quantize_static,
+        )
     except ImportError as error:
         raise Skipped(f"not installed ({error})") from error
     with tempfile.TemporaryDirectory() as folder:
@@ -156,10 +166,13 @@ def onnxruntime(job: Task) -> Runnable:
                 return None if inputs is None else dict(zip(names, (x.numpy() for x in inputs), strict=True))
 
         made = Path(folder) / "int8.onnx"
-        quantize_static(
-            str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+        if job.model.dynamic:
+            quantize_dynamic(path, made, per_channel=True, weight_type=QuantType.QInt8)
+        else:
+            quantize_static(
+                str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = ort.InferenceSession(made.read_bytes(), options)
@@ -178,15 +191,16 @@ def openvino(job: Task) -> Runnable:
         raise Skipped(f"not installed ({error})") from error
     converted = ov.convert_model(job.model.module, example_input=job.inputs[0] if len(job.inputs) == 1 else job.inputs)
     data = nncf.Dataset(job.calibration, lambda inputs: inputs[0].numpy() if len(inputs) == 1 else inputs)
-    small = nncf.quantize(converted, data, subset_size=CALIBRATION_BATCHES)
+    kind = nncf.ModelType.TRANSFORMER if job.model.dynamic else None
+    small = nncf.quantize(converted, data, model_type=kind, subset_size=CALIBRATION_BATCHES)
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     request = ov.compile_model(small, "CPU", options)
     return lambda *inputs: torch.from_numpy(request([x.numpy() for x in inputs])[0])
 
 
 COLUMNS: dict[str, Callable[[Task], Runnable]] = {
-    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "xnnpack": ours_xnnpack,
-    "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
+    "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "tuned": ours_tuned,
+    "xnnpack": ours_xnnpack, "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
 }  # fmt: skip
 
 
@@ -218,25 +232,15 @@ def measure(job: Task, made: dict[str, Runnable], rounds: int) -> None:
 
     On a machine that others use too, the CPU time of all threads says more than the wall time.
     """
-    walls: dict[str, list[float]] = {name: [] for name in made}
-    busy: dict[str, list[float]] = {name: [] for name in made}
-    answers: dict[str, Tensor] = {}
     with torch.no_grad():
         wanted = job.model.module(*job.inputs)
-        for name in itertools.chain.from_iterable([made] * rounds):
-            for repeat in range(WARM + TIMED):
-                start, worked = time.perf_counter(), time.process_time()
-                answers[name] = made[name](*job.inputs)
-                if repeat >= WARM:
-                    walls[name].append(time.perf_counter() - start)
-                    busy[name].append(time.process_time() - worked)
-            time.sleep(PAUSE)
-    for name, values in walls.items():
-        wall, cpu = (statistics.median(column) * 1e3 for column in (values, busy[name]))
-        relative = f"{statistics.median(walls['float']) * 1e3 / wall:6.2f}x" if "float" in walls else " " * 7
+    timings = take_turns(made, [job.inputs] * rounds)
+    for name, timing in timings.items():
+        wall, cpu = timing.milliseconds()
+        relative = f"{timings['float'].milliseconds()[0] / wall:6.2f}x" if "float" in timings else " " * 7
         program = made[name]
         remark = str(program) if isinstance(program, InductorProgram) and name != "float" else ""
-        noise = sqnr(answers[name], wanted)
+        noise = sqnr(timing.answers[-1], wanted)
         print(f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {noise:7.1f} dB  {remark}")
 
 

@@ -23,6 +23,7 @@ from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_induct
 from quantizers.x86_inductor import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
+    get_x86_inductor_int4_weight_only_quantization_config,
     get_x86_inductor_linear_dynamic_fp16_config,
     get_x86_inductor_weight_only_quantization_config,
 )
@@ -54,6 +55,7 @@ class Net(nn.Module):
         self.up, self.depthwise = nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, 3, groups=4)
         self.linear, self.behind = nn.Linear(12, 16), nn.Linear(16, 12)
         self.table, self.matrix = nn.Embedding(9, 12), nn.Parameter(torch.randn(12, 16))
+        self.bags = nn.EmbeddingBag(9, 12)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.probe.function(self, x)
@@ -95,6 +97,7 @@ PROBES: dict[str, Probe] = {
     "relu behind add of linear": Probe(lambda n, x: F.relu(n.behind(n.linear(x)) + x), ROWS),
     "matmul": Probe(lambda n, x: n.linear(x) @ n.linear(x).transpose(1, 2), ROWS),
     "embedding": Probe(lambda n, x: n.linear(n.table(x)), (2, 3), tokens=True),
+    "embedding_bag": Probe(lambda n, x: n.linear(n.bags(x)), (2, 3), tokens=True),
     "add": Probe(lambda n, x: n.last(torch.tanh(x) + x), IMAGE),
     "sub": Probe(lambda n, x: n.last(torch.tanh(x) - x), IMAGE),
     "mul": Probe(lambda n, x: n.last(torch.tanh(x) * x), IMAGE),
@@ -139,6 +142,7 @@ def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
                 "static": x86(),
                 "dynamic": x86(is_dynamic=True),
                 "weight only": get_x86_inductor_weight_only_quantization_config(),
+                "weight only, 4 bits": get_x86_inductor_int4_weight_only_quantization_config(32),
                 "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
             },
         ),

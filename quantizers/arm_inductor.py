@@ -32,6 +32,7 @@ from .inductor_rules import (
     conv_only,
     copy,
     embedding,
+    embedding_bag,
     float_activations,
     lacking,
     linear_only,
@@ -92,5 +93,7 @@ class ArmInductorQuantizer(InductorQuantizer):
 
     rules = RULES
     reasons = MappingProxyType(
-        lacking(_NOT_FUSED, cat, max_pool2d, average_pool, move, copy, pad) | lacking(NO_TABLES, embedding) | REASONS
+        lacking(_NOT_FUSED, cat, max_pool2d, average_pool, move, copy, pad)
+        | lacking(NO_TABLES, embedding, embedding_bag)
+        | REASONS
     )

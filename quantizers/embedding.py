@@ -1,7 +1,7 @@
 """EmbeddingQuantizer: embedding tables in 8 or 4 bits, one scale for each row or for each group in a row.
 
 Combine it with the quantizer of a backend: ComposableQuantizer([EmbeddingQuantizer(), XNNPACKQuantizer(...)]).
-ExecuTorch has a kernel for each form, which reads only the rows that are asked for.
+ExecuTorch has a kernel for each form, and Inductor gets a loop; both read only the rows that are asked for.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def computed_table(match: Match) -> str | None:
 
 
 def uneven_groups(match: Match) -> str | None:
-    size, value = _group_size(match), match.value("w")
+    size, value = match.config.group_size if match.config is not None else 0, match.value("w")
     width = value.shape[-1] if value is not None else size
     if size and width % min(size, width):
         return f"rows of {width} do not split into groups of {size}"
@@ -65,11 +65,6 @@ def uneven_groups(match: Match) -> str | None:
     if getattr(weight, "quant_min", None) == -8 and width % 2:
         return f"rows of {width} values of 4 bits do not fill bytes"
     return None
-
-
-def _group_size(match: Match) -> int:
-    made = getattr(match.config.weight if match.config is not None else None, "observer_or_fake_quant_ctr", None)
-    return int(getattr(getattr(made, "p", made), "keywords", {}).get("group_size", 0))
 
 
 @rule(w=WEIGHT, unless=[no_weight, computed_table, uneven_groups])

@@ -42,6 +42,7 @@ __all__ = [
     "conv_only",
     "copy",
     "embedding",
+    "embedding_bag",
     "float_activations",
     "lacking",
     "linear_only",
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+_MEAN, _MAX = 1, 2
 
 
 def refusing(rules: tuple[Rule, ...], *reasons: Callable[[Match], str | None]) -> tuple[Rule, ...]:
@@ -105,6 +107,7 @@ concatenate = op(aten.cat.default, aten.concat.default, aten.concatenate.default
 maximum_of = op(aten.max_pool2d.default)
 average = op(aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 lookup = op(aten.embedding.default)
+lookup_bags = op(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 padding = op(aten.pad.default, aten.constant_pad_nd.default)
 copying = op(
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
@@ -147,6 +150,8 @@ def weight_format(match: Match) -> str | None:
         return "the configuration keeps weights in float, so Inductor would multiply in float"
     if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
         return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
+    if config_of(match).group_size and not config_of(match).is_weight_only:
+        return "weights in groups go with float activations; set input_activation=None"
     return None
 
 
@@ -175,17 +180,38 @@ def not_weight_only(match: Match) -> str | None:
     )
 
 
+def no_table(match: Match) -> str | None:
+    if not match.is_constant("w"):
+        return f"{match.captures['w']} is computed at run time, no table is stored"
+    size, w = config_of(match).group_size, match.value("w")
+    if size and w is not None and w.shape[1] % min(size, w.shape[1]):
+        return f"rows of {w.shape[1]} do not split into groups of {size}"
+    return None
+
+
+def no_kernel_for_bags(match: Match) -> str | None:
+    """torch's kernel sums rows of 8 bits with a scale each; a mean divides what it returns."""
+    mode, left_out = match.argument(lookup_bags, "mode"), match.argument(lookup_bags, "padding_idx")
+    if mode == _MAX:
+        return "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum"
+    if mode == _MEAN and left_out is not None:
+        return f"mode='mean' with padding_idx={left_out}: torch's kernel does not count what it leaves out"
+    if config_of(match).group_size:
+        return "weights in groups: torch's kernel for bags takes one scale for each row"
+    return None
+
+
 def not_asked_for(match: Match) -> str | None:
     if match.explicit:
         return None
     return "Inductor multiplies two activations in float; set_function_type_qconfig(torch.matmul, ...) quantizes them"
 
 
-def not_float32(match: Match) -> str | None:
-    x = match.value("x")
-    if x is None or x.dtype is torch.float32:
+def half_weights_in_half_models(match: Match) -> str | None:
+    x, weight = match.value("x"), config_of(match).weight
+    if x is None or x.dtype is torch.float32 or getattr(weight, "dtype", None) is not torch.float16:
         return None
-    return f"the input is {_name(x.dtype)}; Inductor matches integer patterns in float32 models"
+    return f"the input is {_name(x.dtype)}, oneDNN has float16 weights beside float32 only"
 
 
 def computed_parameters(match: Match) -> str | None:
@@ -276,8 +302,8 @@ def _is_dynamic(x: torch.Tensor) -> bool:
     return not all(isinstance(size, int) for size in x.shape)
 
 
-_CONV = (computed_parameters, not_float32, unbatched, uneven_same_padding)
-_LINEAR = (computed_parameters, not_float32, unbatched)
+_CONV = (computed_parameters, unbatched, uneven_same_padding)
+_LINEAR = (computed_parameters, half_weights_in_half_models, unbatched)
 
 
 # Rules: the first that fits a node takes it ---------------------------------------------------------------------------
@@ -334,9 +360,14 @@ def matmul(a, b):
     return product(a, b)
 
 
-@rule(w=WEIGHT, unless=[not_weight_only])
+@rule(w=WEIGHT, unless=[not_weight_only, no_table])
 def embedding(w, index):
     return lookup(w, index)
+
+
+@rule(w=WEIGHT, unless=[not_weight_only, no_table, no_kernel_for_bags])
+def embedding_bag(w, index, offsets):
+    return lookup_bags(w, index, offsets)
 
 
 @rule(tensors=one_scale(INPUT), output=same_as("tensors"), unless=[not_static])

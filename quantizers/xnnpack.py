@@ -20,7 +20,7 @@ from pt2e_quant.observer import (
     MinMaxObserver,
     MSEObserver,
     PerChannelMinMaxObserver,
-    PerGroupMinMaxObserver,
+    PerGroupMSEObserver,
     PerTokenPlaceholderObserver,
     PlaceholderObserver,
 )
@@ -97,8 +97,8 @@ def get_8da4w_config(group_size: int = 32) -> QuantizationConfig:
     """Linears only: int8 activations per row at run time, weights of 4 bits (-8..7) in groups, for decoders.
 
     Args:
-        group_size: weights that share a scale, a multiple of 32. The scales are rounded to bfloat16, which is what
-            XNNPACK stores, so the converted graph and the program compute with the same ones.
+        group_size: weights that share a scale, a multiple of 32. The scales are those of the least squared error,
+            rounded to bfloat16, which is what XNNPACK stores: the converted graph computes with the same ones.
 
     Raises:
         SpecError: XNNPACK has no kernel for groups of that size.
@@ -107,7 +107,7 @@ def get_8da4w_config(group_size: int = 32) -> QuantizationConfig:
         raise SpecError(f"XNNPACK takes groups of a multiple of 32, got group_size={group_size}")
     weight = QuantizationSpec(
         dtype=torch.int8, quant_min=-8, quant_max=7, qscheme=torch.per_channel_symmetric, ch_axis=0,
-        observer_or_fake_quant_ctr=PerGroupMinMaxObserver.with_args(
+        observer_or_fake_quant_ctr=PerGroupMSEObserver.with_args(
             group_size=group_size, eps=_EPS, scale_dtype=torch.bfloat16
         ),
     )  # fmt: skip
@@ -170,7 +170,7 @@ def dynamic_per_tensor(match: Match) -> str | None:
 
 def grouped_weights(match: Match) -> str | None:
     """Groups of weights: a static kernel has none, and rows must fill them."""
-    size = _group_size(match)
+    size = _config(match).group_size
     if not size:
         return None
     w = match.value("w")
@@ -179,12 +179,6 @@ def grouped_weights(match: Match) -> str | None:
     if not _config(match).is_dynamic:
         return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
     return f"its {w.shape[1]} inputs do not split into groups of {size}" if w.shape[1] % size else None
-
-
-def _group_size(match: Match) -> int:
-    made = getattr(_config(match).weight, "observer_or_fake_quant_ctr", None)
-    keywords = getattr(getattr(made, "p", made), "keywords", {})
-    return int(keywords.get("group_size", 0))
 
 
 def computed_parameters(match: Match) -> str | None:
@@ -495,4 +489,4 @@ class XNNPACKQuantizer(RuleQuantizer):
     rules = RULES
     reasons = REASONS
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars, split_to_slices)
-    decompose = frozenset({"sdpa"})
+    decompose = frozenset({"sdpa", "rnn"})

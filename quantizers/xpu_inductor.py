@@ -29,6 +29,7 @@ from .inductor_rules import (
     cat,
     copy,
     embedding,
+    embedding_bag,
     float_activations,
     lacking,
     matmul,
@@ -118,4 +119,4 @@ class XPUInductorQuantizer(InductorQuantizer):
     """
 
     rules = RULES
-    reasons = MappingProxyType(lacking(_POOL, max_pool2d) | lacking(NO_TABLES, embedding) | REASONS)
+    reasons = MappingProxyType(lacking(_POOL, max_pool2d) | lacking(NO_TABLES, embedding, embedding_bag) | REASONS)

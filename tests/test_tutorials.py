@@ -10,6 +10,7 @@ import pytest
 
 TUTORIALS = {path.stem: path for path in (Path(__file__).parents[1] / "tutorials").glob("[0-9]*.py")}
 FIRST = "01_quantize_for_executorch"
+TEXT = "08_generate_text"
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("stem", sorted(TUTORIALS.keys() - {FIRST}))
+@pytest.mark.parametrize("stem", sorted(TUTORIALS.keys() - {FIRST, TEXT}))
 def test_a_tutorial_runs(run, stem):
     _, printed = run(stem)
     assert printed.strip()
@@ -39,3 +40,11 @@ def test_the_first_tutorial_quantizes_without_losing_accuracy(run):
     assert len(accuracies) == 3
     assert min(accuracies) > 90
     assert max(accuracies) - min(accuracies) <= 1.0  # 6 of 597 images
+
+
+def test_the_tutorial_on_text_recites_it_from_the_file_and_through_inductor(run):
+    names, printed = run(TEXT)
+    assert names["in_float"] == "Sparse is better than dense.\nReadability counts.\nSpec"
+    assert names["of_file"] == names["of_inductor"] == names["in_float"]
+    assert {"key_cache_0", "value_cache_0"} <= set(names["program"].shared)
+    assert "methods prefill, decode" in printed

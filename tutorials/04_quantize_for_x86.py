@@ -15,7 +15,11 @@ from torch import nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.inductor import lower_to_inductor
-from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from quantizers.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_int4_weight_only_quantization_config,
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 0. A model and data: 8 x 8 images of digits, with a residual block, as servers like them.
@@ -109,5 +113,13 @@ head = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 10)).eval()
 config = get_default_x86_inductor_quantization_config(is_dynamic=True)
 prepared = prepare_pt2e(torch.export.export(head, (torch.randn(4, 32),)), X86InductorQuantizer().set_global(config))
 print(explain(convert_pt2e(prepared)).text())
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 7. Weights alone, in 8 or 4 bits, keep activations in float and need no data. In bfloat16 models torch has kernels for
+#    them, fastest for few rows at a time, as decoders have. In float32 they save memory only; the program says so.
+
+config = get_x86_inductor_int4_weight_only_quantization_config(group_size=32)
+exported = torch.export.export(head.bfloat16(), (torch.randn(4, 32, dtype=torch.bfloat16),))
+print(explain(convert_pt2e(prepare_pt2e(exported, X86InductorQuantizer().set_global(config)))).text())
 
 # Next: 02_write_a_quantizer, if your chip is neither of the two.

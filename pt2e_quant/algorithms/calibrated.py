@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from ..arguments import bind
+from ..arguments import bind, mutated_arguments
 from ..errors import CalibrationError
-from ..graph import Constants
+from ..graph import Constants, ExportedModule, clone, tidy
 from ..ops import LINEAR
+from ..pt2e.passes.follow_in_place import follow_in_place
 
-__all__ = ["NO_BATCH", "Batches", "constant_linears", "inputs_of", "rounded_weight", "run"]
+__all__ = [
+    "NO_BATCH",
+    "Batches",
+    "constant_linears",
+    "inputs_of",
+    "private_copy",
+    "rounded_weight",
+    "run_again",
+    "run_all",
+]
 
 Batches = Iterable[tuple[Any, ...]]
 """Positional arguments of the model, one tuple for each batch."""
@@ -25,40 +36,51 @@ NO_BATCH = "there is no calibration batch; pass a list of tuples of the model's 
 _ROWS = 512
 
 
+def private_copy(model: ExportedProgram | GraphModule) -> ExportedModule:
+    """A draft of the caller's graph; readers of a tensor that was written to in place read the result of that."""
+    gm = clone(model.module() if isinstance(model, ExportedProgram) else model)
+    follow_in_place(gm)
+    tidy(gm)
+    return gm
+
+
 def constant_linears(gm: GraphModule, constants: Constants) -> list[Node]:
     """The linears whose weight is stored, in graph order."""
     linears = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in LINEAR]
     return [node for node in linears if bind(node)["weight"].op == "get_attr" and bind(node)["weight"] in constants]
 
 
-def run(gm: GraphModule, batch: tuple[Any, ...], instead: dict[Node, Any] | None = None) -> tuple[dict[str, Any], Any]:
-    """Execute the graph node by node; `instead` has functions that compute a node's value from its real arguments.
-
-    Returns the inputs and outputs of linears, by the name of the node that made them, and the output of the model.
-    """
-    interpreter = _Watching(gm, instead or {})
-    leaves = pytree.tree_leaves(batch)
+def run_all(gm: GraphModule, batch: tuple[Any, ...]) -> dict[Node, Any]:
+    """The value of every node for one batch, that of the output node included."""
+    interpreter = _Keeping(gm, garbage_collect_values=False)
     with torch.no_grad():
-        output = interpreter.run(*leaves, enable_io_processing=False)
-    return interpreter.seen, output
+        output = interpreter.run(*pytree.tree_leaves(batch), enable_io_processing=False)
+    return {**interpreter.env, gm.graph.output_node(): output}
 
 
-class _Watching(Interpreter):
-    def __init__(self, gm: GraphModule, instead: dict[Node, Any]) -> None:
-        super().__init__(gm)
-        self.seen: dict[str, Any] = {}
-        self._instead = instead
-        linears = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in LINEAR]
-        self._watched = {*linears, *(bind(node)["input"] for node in linears)}
+def run_again(gm: GraphModule, values: dict[Node, Any], changed: Node, compute: Callable[..., Any]) -> Any:
+    """The output of the model when one node computes something else of its arguments; only what follows is run."""
+    stale = {changed}
+    for node in gm.graph.nodes:
+        if not stale.isdisjoint(node.all_input_nodes):
+            stale.add(node)
+    known = {node: value for node, value in values.items() if node not in stale}
+    args, kwargs = torch.fx.node.map_arg((changed.args, changed.kwargs), values.__getitem__)
+    with torch.no_grad():
+        known[changed] = compute(*args, **kwargs)
+        return _Keeping(gm, garbage_collect_values=False).run(initial_env=known, enable_io_processing=False)
+
+
+class _Keeping(Interpreter):
+    """Lets in-place operators write to copies, so that the values of all nodes stay what they were."""
 
     def run_node(self, n: Node) -> Any:
-        if n in self._instead:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            return self._instead[n](*args, **kwargs)
-        value = super().run_node(n)
-        if n in self._watched:
-            self.seen[n.name] = value
-        return value
+        written = mutated_arguments(n.target)
+        if not written or any(n.args[index].op == "get_attr" for index in written):  # type: ignore[union-attr]
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        copies = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
+        return self.call_function(n.target, tuple(copies), kwargs)
 
 
 def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -67,15 +89,15 @@ def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dic
     Raises:
         CalibrationError: there is no batch.
     """
-    inputs = {bind(node)["input"].name for node in gm.graph.nodes if node.target in LINEAR}
+    inputs = dict.fromkeys(bind(node)["input"] for node in gm.graph.nodes if node.target in LINEAR)
     peaks: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {}
     count = 0
     for batch in batches:
         count += 1
-        seen = run(gm, batch)[0]
-        for name in inputs:
-            value = seen[name]
+        values = run_all(gm, batch)
+        for node in inputs:
+            name, value = node.name, values[node]
             flat = value.detach().reshape(-1, value.shape[-1])
             peak = flat.abs().amax(0)
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak

@@ -2,8 +2,9 @@
 
 x @ W.T = (x / s) @ (W * s).T for any s > 0, one for each input channel. With s = max|x|^alpha / max|W|^(1 - alpha) both
 become easy to quantize (Xiao et al., SmoothQuant, ICML 2023, arXiv:2211.10438, equation 4). The division is folded into
-what produced x where the algebra allows: the weight of a norm, or the rows of a linear; elsewhere it stays as one
-product with a vector. Comes before prepare: a float graph goes in, a float graph with the same outputs comes out.
+what produced x where the algebra allows (`smooth_folds`): the weight of a norm, or the rows of a linear; elsewhere it
+stays as one product with a vector. Comes before prepare: a float graph goes in, a float graph with the same outputs
+comes out.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..arguments import bind
+from ..arguments import bind, set_argument
 from ..graph import Constants, ExportedModule, attribute, clone, emit, finish, free_name, insert_attribute, tidy
-from ..ops import LINEAR, MUL, RELU, is_value_preserving
 from ..qparams import affine_qparams, fake_quantize
-from .calibrated import Batches, constant_linears, inputs_of, rounded_weight
+from .calibrated import Batches, constant_linears, inputs_of, private_copy, rounded_weight
+from .smooth_folds import Fold, Place, find_fold
 
 __all__ = ["ALPHAS", "Smoothed", "smooth_quant"]
 
 aten = torch.ops.aten
-_NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What is tried for each group of linears; 0.0 stands for leaving it as it is."""
 
@@ -41,6 +41,7 @@ class Smoothed:
         alpha: the best of those tried; 0.0 left the group alone.
         folded_into: node that took the division; None where a product was inserted or nothing was done.
         gain: error of the group's outputs before over after, as powers; 1.0 where nothing was done.
+        reason: why nothing was folded, or nothing was done at all; None where the division was folded.
     """
 
     input: str
@@ -48,6 +49,12 @@ class Smoothed:
     alpha: float
     folded_into: str | None
     gain: float
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        done = f"alpha {self.alpha}, error divided by {self.gain:.1f}" if self.alpha else "left alone"
+        where = f", folded into {self.folded_into}" if self.folded_into else ""
+        return f"{', '.join(self.linears)}: {done}{where}{f' ({self.reason})' if self.reason else ''}"
 
 
 def smooth_quant(
@@ -72,8 +79,7 @@ def smooth_quant(
     Raises:
         CalibrationError: there is no batch.
     """
-    gm = clone(model.module() if isinstance(model, ExportedProgram) else model)
-    tidy(gm)
+    gm = private_copy(model)
     constants = Constants(gm)
     groups: dict[Node, list[Node]] = defaultdict(list)
     for linear in constant_linears(gm, constants):
@@ -83,24 +89,33 @@ def smooth_quant(
     names = free_name(gm, "_smooth_")
     for x, linears in groups.items():
         weights = [constants.value(bind(linear)["weight"]) for linear in linears]
-        producer = _foldable(x, linears)
-        owned = all(len(bind(linear)["weight"].users) == 1 for linear in linears)
+        fold = find_fold(x, linears)
+        reason = fold if isinstance(fold, str) else None
+        rows_of = None if isinstance(fold, str) else fold.rows
         alpha, gain, factor = 0.0, 1.0, None
-        if owned and (producer is not None or products):
-            alpha, gain, factor = _best(peaks[x.name], rows[x.name], weights, alphas)
+        if any(len(bind(linear)["weight"].users) > 1 for linear in linears):
+            reason = "other operators read the weight too"
+        elif reason is None or products:
+            alpha, gain, factor = _best(peaks[x.name], rows[x.name], weights, alphas, rows_of)
+            reason = reason if factor is not None else "no alpha lowers the error"
         if factor is not None:
-            _apply(gm, x, linears, producer, factor, names)
-        folded = producer.name if producer is not None and factor is not None else None
-        done.append(Smoothed(x.name, tuple(linear.name for linear in linears), alpha, folded, gain))
+            _apply(gm, x, linears, fold, factor, names)
+        folded = fold.producer.name if factor is not None and not isinstance(fold, str) else None
+        done.append(Smoothed(x.name, tuple(linear.name for linear in linears), alpha, folded, gain, reason))
     return finish(tidy(gm)), done  # type: ignore[arg-type]  # tidy returns what it was given
 
 
 def _best(
-    peaks: Tensor, rows: Tensor, weights: list[Tensor], alphas: Sequence[float]
+    peaks: Tensor, rows: Tensor, weights: list[Tensor], alphas: Sequence[float], sharing: Tensor | None
 ) -> tuple[float, float, Tensor | None]:
-    """(alpha, gain, s) with the smallest error; (0.0, 1.0, None) when no candidate helps."""
+    """(alpha, gain, s) with the smallest error; (0.0, 1.0, None) when no candidate helps.
+
+    Channels with the same number in `sharing` get one factor: they come from one row, which was repeated.
+    """
     weight = torch.cat(weights)
     reach = weight.abs().amax(0)
+    if sharing is not None:
+        peaks, reach = (_largest_of_equals(values, sharing) for values in (peaks, reach))
     exact = rows @ weight.T
     base = _error(rows, weight, exact)
     best: tuple[float, float, Tensor | None] = (0.0, 1.0, None)
@@ -113,90 +128,47 @@ def _best(
     return best
 
 
+def _largest_of_equals(values: Tensor, numbers: Tensor) -> Tensor:
+    largest = values.new_zeros(int(numbers.max()) + 1).scatter_reduce(0, numbers, values, "amax")
+    return largest[numbers]
+
+
 def _error(rows: Tensor, weight: Tensor, exact: Tensor) -> float:
     scale, zero_point = affine_qparams(rows.amin(), rows.amax(), -128, 127, dtype=torch.int8)
     rounded = fake_quantize(rows, float(scale), int(zero_point), -128, 127)
     return float((rounded @ rounded_weight(weight).T - exact).pow(2).mean())
 
 
-# --- where the division goes ------------------------------------------------------------------------------------------
-
-
-def _foldable(x: Node, linears: list[Node]) -> Node | None:
-    """The norm or linear whose parameters can take the division of x, channel by channel; None when there is none."""
-    if set(x.users) != set(linears):
-        return None
-    node = x
-    while node.op == "call_function" and (node is x or len(node.users) == 1):
-        if node.target in _NORMS:
-            bound = bind(node)
-            return node if node is x and len(bound["normalized_shape"]) == 1 and _own(bound["weight"]) else None
-        if node.target in LINEAR:
-            bound = bind(node)
-            own = _own(bound["weight"]) and (bound["bias"] is None or _own(bound["bias"]))
-            return node if own and bound["weight"].meta["val"].shape[0] == x.meta["val"].shape[-1] else None
-        following = next((source for source in _sources(node) if _keeps_channels(node, source)), None)
-        if following is None:
-            return None
-        node = following
-    return None
-
-
-def _own(parameter: object) -> bool:
-    return isinstance(parameter, Node) and parameter.op == "get_attr" and len(parameter.users) == 1
-
-
-def _sources(node: Node) -> Iterator[Node]:
-    """Through which input a factor for each channel of the output can pass: that of relu, the last one of products."""
-    if node.target in RELU:
-        yield node.args[0]  # type: ignore[misc]
-    elif node.target in MUL:
-        yield from (source for source in reversed(node.all_input_nodes) if source.target in LINEAR)
-    elif node.target is aten.matmul.default:
-        yield node.args[1]  # type: ignore[misc]
-    elif node.target is aten.scaled_dot_product_attention.default and not bind(node)["enable_gqa"]:
-        yield node.args[2]  # type: ignore[misc]
-    elif is_value_preserving(node):
-        yield node.all_input_nodes[0]
-
-
-def _keeps_channels(node: Node, source: Node) -> bool:
-    """Heads may be split off the last dimension and merged into it again: the order of channels stays.
-
-    That is the case for view (..., h * d) -> (..., h, d), the exchange of h with the dimension before it, and back.
-    """
-    if node.target in (aten.transpose.int, aten.swapaxes.default):
-        dims = sorted(int(dim) % node.meta["val"].dim() for dim in node.args[1:])  # type: ignore[arg-type]
-        return dims == [1, 2] and node.meta["val"].dim() == 4
-    if node.target in (aten.view.default, aten.reshape.default):
-        old, new = source.meta["val"].shape, node.meta["val"].shape
-        split = len(new) == len(old) + 1 == 4 and new[-1] * new[-2] == old[-1]
-        same = tuple(map(str, old)) == tuple(map(str, new))
-        merged = len(old) == len(new) + 1 == 4 and old[-1] * old[-2] == new[-1]
-        return bool(same or split or merged)
-    if node.target in (aten.matmul.default, aten.scaled_dot_product_attention.default):
-        return bool(node.meta["val"].dim() == 4 and node.meta["val"].shape[1] == source.meta["val"].shape[1])
-    moved = aten.clone.default, aten.contiguous.default, aten.dropout.default
-    return node.target in (*RELU, *MUL, *moved)
-
-
 def _apply(
-    gm: GraphModule, x: Node, linears: list[Node], producer: Node | None, factor: Tensor, names: Iterator[str]
+    gm: GraphModule, x: Node, linears: list[Node], fold: Fold | str, factor: Tensor, names: Iterator[str]
 ) -> None:
     for linear in linears:
         _scale(gm, linear, "weight", factor, names)
-    if producer is None:
-        with gm.graph.inserting_after(x):
-            stored = insert_attribute(gm, next(names), 1 / factor, like=x, by="smooth_quant")
-        with gm.graph.inserting_before(linears[0]):
-            product = emit(x, "smooth_quant", aten.mul.Tensor, x, stored)
-        for linear in linears:
-            linear.replace_input_with(x, product)
+    if isinstance(fold, Fold):
+        for place in fold.places:
+            _divide(gm, place, factor, names)
         return
-    rows = (1 / factor).unsqueeze(-1) if producer.target in LINEAR else 1 / factor
-    _scale(gm, producer, "weight", rows, names)
-    if bind(producer).get("bias") is not None:
-        _scale(gm, producer, "bias", 1 / factor, names)
+    with gm.graph.inserting_after(x):
+        stored = insert_attribute(gm, next(names), 1 / factor, like=x, by="smooth_quant")
+    with gm.graph.inserting_before(linears[0]):
+        product = emit(x, "smooth_quant", aten.mul.Tensor, x, stored)
+    for linear in linears:
+        linear.replace_input_with(x, product)
+
+
+def _divide(gm: GraphModule, place: Place, factor: Tensor, names: Iterator[str]) -> None:
+    old = bind(place.node)[place.name]
+    if old is None:
+        width = int(place.node.meta["val"].shape[-1])
+        divisor = torch.ones(width).index_put_((place.rows,), factor)
+        value = nn.Parameter(1 / divisor, requires_grad=False)
+        with gm.graph.inserting_before(place.node):
+            new = insert_attribute(gm, next(names), value, like=place.node, by="smooth_quant")
+        set_argument(place.node, place.name, new)
+        return
+    shape = old.meta["val"].shape
+    divisor = torch.ones(int(shape[0])).index_put_((place.rows,), factor)
+    _scale(gm, place.node, place.name, (1 / divisor).reshape(-1, *[1] * (len(shape) - 1)), names)
 
 
 def _scale(gm: GraphModule, node: Node, name: str, factor: Tensor, names: Iterator[str]) -> None:

@@ -17,7 +17,17 @@ from ..errors import LoweringError
 from .entry import origin, quietly
 from .partition import by_level
 
-__all__ = ["PORTABLE", "Rejections", "is_implicit", "require", "require_embeddings", "runtime", "xnnpack_partitioner"]
+__all__ = [
+    "PORTABLE",
+    "Rejections",
+    "configuration",
+    "constants",
+    "is_implicit",
+    "require",
+    "require_embeddings",
+    "runtime",
+    "xnnpack_partitioner",
+]
 
 PORTABLE = "pt2e_quant_portable"
 """Key in node.meta["custom"] of a node that no delegate may take: the reason."""
@@ -70,8 +80,25 @@ def runtime() -> Any:
         return Runtime.get()
 
 
-def xnnpack_partitioner() -> Any:
-    """XNNPACK's partitioner, repaired.
+def configuration(share_buffers: bool) -> Any:
+    """How a lowered graph becomes a program; `share_buffers`: methods share those that they write to."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
+    planning = MemoryPlanningPass(share_mutable_buffers=share_buffers)
+    return ExecutorchBackendConfig(extract_delegate_segments=True, memory_planning_pass=planning)
+
+
+def constants(program: Any, method: str) -> dict[int, int]:
+    """Bytes of the constants that a method reads outside of its delegates, by their place in the program."""
+    plan = next(plan for plan in program.execution_plan if plan.name == method)
+    tensors = [value.val for value in plan.values if hasattr(value.val, "data_buffer_idx")]
+    places = {one.data_buffer_idx for one in tensors if one.data_buffer_idx and one.allocation_info is None}
+    return {place: len(program.constant_buffer[place].storage) for place in places}
+
+
+def xnnpack_partitioner(method: str, rejections: Rejections) -> Any:
+    """XNNPACK's partitioner for a method of a program, repaired; `rejections` learns what it says of that method.
 
     To judge a convolution or matrix product, the partitioner marks the dequantize in front of it as part of the integer
     kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
@@ -85,7 +112,7 @@ def xnnpack_partitioner() -> Any:
 
     partitioner = XnnpackPartitioner()
     for config in partitioner.target_partitioner_configs.values():
-        config.check_constraints = _without_marks_on_refusal(config.check_constraints)
+        config.check_constraints = _without_marks_on_refusal(config.check_constraints, method, rejections)
     stock = partitioner.generate_partitions
     partitioner.generate_partitions = lambda program: _partitions(partitioner, program) or stock(program)
     return partitioner
@@ -105,12 +132,15 @@ def is_implicit(node: Node) -> bool:
     return bool(is_tagged_as_implicit_q_dq(node))
 
 
-def _without_marks_on_refusal(check: Callable[[Node, Any], bool]) -> Callable[[Node, Any], bool]:
+def _without_marks_on_refusal(
+    check: Callable[[Node, Any], bool], method: str, rejections: Rejections
+) -> Callable[[Node, Any], bool]:
     from executorch.backends.xnnpack.utils.quant_utils import IS_IMPLICIT_Q_DQ_TAG as MARK
 
     def check_constraints(node: Node, program: Any) -> bool:
         near = _neighbours(node)
         marked = {other for other in near if MARK in other.meta}
+        rejections.method = method
         fits = not _is_portable(node, program) and check(node, program)
         if not fits:
             for other in near - marked:
@@ -142,23 +172,24 @@ class Rejections(logging.Handler):
     """What XNNPACK's partitioner says, in its debug log, of nodes that it refuses.
 
     One node is judged several times on its way (as linear, then decomposed as addmm); the first word counts, being
-    about the operator that the user wrote.
+    about the operator that the user wrote. Nodes of different methods may have the same name.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self._said: dict[str, dict[str, list[str]]] = {}
+        self.method = ""
+        self._said: dict[tuple[str, str], dict[str, list[str]]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", None)
         if isinstance(node, Node) and reason:
-            reasons = self._said.setdefault(origin(node), {}).setdefault(str(node.target), [])
+            reasons = self._said.setdefault((self.method, origin(node)), {}).setdefault(str(node.target), [])
             if reason not in reasons:
                 reasons.append(str(reason))
 
-    def of(self, node: Node) -> list[str]:
-        """The reasons given for the node of the converted graph that this node comes from."""
-        return next(iter(self._said.get(origin(node), {}).values()), [])
+    def of(self, method: str, node: Node) -> list[str]:
+        """The reasons given for the node of the method's converted graph that this node comes from."""
+        return next(iter(self._said.get((method, origin(node)), {}).values()), [])
 
     @contextmanager
     def listen(self) -> Iterator[Rejections]:

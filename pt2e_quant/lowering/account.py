@@ -6,7 +6,7 @@ name that `executorch` put into node.meta["custom"].
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import module_path, node_id, source_line
 from ..nested import graphs
-from ._executorch import PORTABLE, Rejections, is_implicit
+from ._executorch import PORTABLE, is_implicit
 from .entry import origin
 from .program import Kernel, Remark, Undelegated
 from .xnnpack_contract import Violation
@@ -31,6 +31,12 @@ _TRANSLATED = {
     "Expected weight to be a static param": "its weight is not a constant",
     "Expected bias to be a static param": "its bias is not a constant",
 }
+_REMARKED = ("inexact", "larger")
+_WAY_OUT = "export with fewer dynamic dimensions"
+_OF_SHAPES = {
+    "aten.view_copy.default": f"{{}} of its sizes are dynamic, XNNPACK reshapes with one; {_WAY_OUT}",
+    "aten.slice_copy.Tensor": f"{{}} of its sizes are dynamic, XNNPACK slices tensors of fixed shape; {_WAY_OUT}",
+}
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,16 @@ class Account:
     kernels: tuple[Kernel, ...]
     remarks: tuple[Remark, ...]
     delegate_bytes: int
+    """Of the delegates' graphs."""
+    stored: dict[str, int]
+    """Bytes of the weights that delegates keep beside them, by the keys that say which are the same."""
 
 
 def take_account(
     lowered: GraphModule,
     converted: GraphModule,
     findings: tuple[Violation, ...],
-    rejections: Rejections,
+    said: Callable[[Node], list[str]],
     backend_ops: Container[str] | None,
 ) -> Account:
     """Count and explain.
@@ -55,20 +64,21 @@ def take_account(
         lowered: the graph after partitioning.
         converted: the graph before it was exported again.
         findings: what the pre-flight found in the converted graph.
-        rejections: what the partitioner said of the nodes that it refused.
+        said: what the partitioner said of a node that it refused.
         backend_ops: names of the operators that the backend knows; None without a backend.
     """
     calls = [node for graph in _graphs(lowered) for node in graph.nodes if node.op == "call_function"]
     delegates = [_lowered_module(node) for node in calls if _is_delegate(node)]
     origins = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
     left = [node for node in calls if not _is_delegate(node) and _computes_a_tensor(node)]
-    explain = _Reasons({id(node) for node in left}, findings, rejections, backend_ops)
+    explain = _Reasons({id(node) for node in left}, findings, said, backend_ops)
     return Account(
         delegates=len(delegates),
         undelegated=tuple(_undelegated(node, origins, explain(node)) for node in left),
         kernels=tuple(kernel for index, module in enumerate(delegates) for kernel in _kernels(module, index)),
-        remarks=tuple(Remark(node_id(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity == "inexact"),
-        delegate_bytes=_delegate_bytes(delegates),
+        remarks=tuple(Remark(origin(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity in _REMARKED),
+        delegate_bytes=sum(len(module.processed_bytes) for module in delegates),
+        stored=_stored(delegates),
     )
 
 
@@ -116,15 +126,15 @@ class _Reasons:
         self,
         left: set[int],
         findings: tuple[Violation, ...],
-        rejections: Rejections,
+        said: Callable[[Node], list[str]],
         backend_ops: Container[str] | None,
     ) -> None:
         self._left = left
-        self._rejections = rejections
+        self._said = said
         self._backend_ops = backend_ops
         self._findings: dict[str, list[str]] = {}
         for finding in findings:
-            if finding.severity != "inexact":
+            if finding.severity not in _REMARKED:
                 self._findings.setdefault(node_id(finding.node), []).append(finding.why)
 
     def __call__(self, node: Node) -> str:
@@ -136,12 +146,16 @@ class _Reasons:
             return str(node.meta["custom"][PORTABLE])
         return (
             "; ".join(self._findings.get(origin(node), []))
-            or "; ".join(dict.fromkeys(self._translate(said, node) for said in self._rejections.of(node)))
+            or "; ".join(dict.fromkeys(self._translate(said, node) for said in self._said(node)))
             or self._next_to(node)
             or self._unknown(node)
         )
 
     def _translate(self, said: str, node: Node) -> str:
+        if _name(node) in _OF_SHAPES and ("dtype" in said or "shape" in said):
+            dynamic = _dynamic_sizes(node)
+            if dynamic:
+                return _OF_SHAPES[_name(node)].format(dynamic)
         if said == "invalid dtype":
             tensors = [source.meta.get("val") for source in (node, *node.all_input_nodes)]
             dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if isinstance(t, Tensor)})
@@ -163,6 +177,14 @@ class _Reasons:
         if not known:
             return f"XNNPACK has no kernel for {_name(node)}"
         return "XNNPACK refused these arguments, or a delegate around it would depend on itself; it says no more"
+
+
+def _dynamic_sizes(node: Node) -> int:
+    """Of a float tensor that is reshaped or sliced; integers stay outside whatever their shape."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+        return 0
+    return sum(not isinstance(size, int) for size in (*value.shape,))
 
 
 def _kernels(module: Any, delegate: int) -> Iterator[Kernel]:
@@ -188,11 +210,10 @@ def _precision(
     return "dynamic" if chosen else "int8"
 
 
-def _delegate_bytes(delegates: list[Any]) -> int:
-    """Bytes of the delegates' graphs and of the weights that they keep beside them; shared weights count once."""
-    shared: dict[str, int] = {}
+def _stored(delegates: list[Any]) -> dict[str, int]:
+    stored: dict[str, int] = {}
     for module in delegates:
         store = getattr(module, "named_data_store_output", None)
         if store is not None:
-            shared |= {key: len(store.buffers[entry.buffer_index]) for key, entry in store.pte_data.items()}
-    return sum(len(module.processed_bytes) for module in delegates) + sum(shared.values())
+            stored |= {key: len(store.buffers[entry.buffer_index]) for key, entry in store.pte_data.items()}
+    return stored

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind, mutates, set_argument
-from ..graph import attribute, copy_origin, free_name, insert_attribute, set_attribute, tidy
+from ..graph import attribute, copy_origin, emit, free_name, insert_attribute, set_attribute, tidy
 from ..ops import DROPOUT, is_value_preserving
+from .fold_constants import fold_constants
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name, refusals
 
 __all__ = [
@@ -171,11 +172,11 @@ def matmul_to_bmm(gm: GraphModule) -> GraphModule:
             continue
         with gm.graph.inserting_before(node):
             if len(n) != 3:
-                left = _call(node, aten.reshape.default, left, [_merged(m[:-2]), *m[-2:]])
-                right = _call(node, aten.reshape.default, right, [_merged(k[:-2]), *k[-2:]])
-            value = _call(node, aten.bmm.default, left, right)
+                left = emit(node, "lowering", aten.reshape.default, left, [_merged(m[:-2]), *m[-2:]])
+                right = emit(node, "lowering", aten.reshape.default, right, [_merged(k[:-2]), *k[-2:]])
+            value = emit(node, "lowering", aten.bmm.default, left, right)
             if len(n) != 3:
-                value = _call(node, aten.view.default, value, n)
+                value = emit(node, "lowering", aten.view.default, value, n)
         node.replace_all_uses_with(value)
         gm.graph.erase_node(node)
     return tidy(gm)
@@ -252,7 +253,7 @@ PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (remove_identities, c
 """What every graph goes through."""
 
 XNNPACK_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    matmul_to_bmm, split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
+    fold_constants, matmul_to_bmm, split_into_slices, spell_out_shapes, spell_out_strides, own_biases, quantize_padding,
 )  # fmt: skip
 """What a graph for XNNPACK goes through afterwards."""
 

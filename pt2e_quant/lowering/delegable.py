@@ -16,18 +16,19 @@ from torch.fx import GraphModule, Node
 
 from ..arguments import bind
 from ..graph import attribute, emit, free_name, insert_attribute, tidy
-from ..ops import ADD, CAT, LINEAR, MUL, is_value_preserving
+from ..ops import CAT, LINEAR, MUL, is_value_preserving
 from ..pt2e.passes.decompose_attention import decompose_attention
+from .delegable_attention import attention_on_merged_heads, moves_stay_with_their_reshapes
 from .xnnpack_patterns import Q, constant, is_call, is_dequantize, op_name
 
 __all__ = [
     "DELEGABLE_PASSES",
-    "attention_on_merged_heads",
     "copies_to_concatenate",
     "expands_to_products",
     "fold_factors_into_linears",
     "means_to_linears",
     "norms_to_linears",
+    "slices_to_linears",
     "weighted_sums_to_products",
 ]
 
@@ -141,6 +142,8 @@ def expands_to_products(gm: GraphModule) -> GraphModule:
         old, new = list(x.meta["val"].shape), list(node.meta["val"].shape)
         old = [1] * (len(new) - len(old)) + old
         factors = [b if a == 1 else 1 for a, b in zip(old, new, strict=True)]
+        if sum(not isinstance(size, int) for size in new) > 1:
+            continue  # the reshapes around it stay outside, and so does it
         if all(isinstance(factor, int) for factor in factors) and math.prod(factors) > 1:
             with gm.graph.inserting_before(node):
                 ones = insert_attribute(gm, next(names), torch.ones(factors), like=node, by=_BY)
@@ -164,6 +167,40 @@ def copies_to_concatenate(gm: GraphModule) -> GraphModule:
             copy = emit(node, _BY, aten.mul.Tensor, parts[0], 1.0)
         node.args = ([copy, *parts[1:]], *node.args[1:])
     return tidy(gm)
+
+
+def slices_to_linears(gm: GraphModule) -> GraphModule:
+    """Write slices of the last dimension, where other dimensions are dynamic, as a linear that picks columns.
+
+    XNNPACK slices tensors of fixed shape only. Rotary embeddings take halves of each head, unrolled RNNs their gates.
+    Sums of one value and zeros are exact, as long as all values are finite.
+    """
+    names = free_name(gm, "_columns_")
+    targets: dict[tuple[int, ...], str] = {}
+    for node in gm.graph.find_nodes(op="call_function", target=aten.slice.Tensor):
+        bound = bind(node)
+        x, key = node.all_input_nodes[0], _columns(node)
+        if key is None or not _is_float32(x) or _comes_from_integers(x):
+            continue
+        width, start, end, step = key
+        if key not in targets:
+            targets[key] = next(names)
+        value = nn.Parameter(torch.eye(width)[start:end:step].contiguous(), requires_grad=False)
+        with gm.graph.inserting_before(node):
+            weight = insert_attribute(gm, targets[key], value, like=node, by=_BY)
+            picked = emit(node, _BY, aten.linear.default, bound["self"], weight)
+        _take_the_place(node, picked)
+    return tidy(gm)
+
+
+def _columns(node: Node) -> tuple[int, int, int, int] | None:
+    """(width, start, end, step) of a slice of the last dimension, alone of fixed size; None for other slices."""
+    bound, sizes = bind(node), _literal(node.all_input_nodes[0])
+    limits = [0 if bound["start"] is None else bound["start"], sizes[-1] if bound["end"] is None else bound["end"]]
+    inner = bound["dim"] % len(sizes) == len(sizes) - 1 and sizes[-1] > 0 and -1 in sizes
+    if not inner or not all(isinstance(limit, int) for limit in limits):
+        return None
+    return sizes[-1], *slice(*limits).indices(sizes[-1])[:2], bound["step"]
 
 
 def fold_factors_into_linears(gm: GraphModule) -> GraphModule:
@@ -230,83 +267,6 @@ def _scale(gm: GraphModule, linear: Node, factor: float, names: Any) -> bool:
     return True
 
 
-def attention_on_merged_heads(gm: GraphModule) -> GraphModule:
-    """Let attention run on (batch * heads, length, width): matmul, scores and softmax as bmm and 3-d operators.
-
-    XNNPACK multiplies batches of matrices in 3-d, and reshapes to sizes of which one may be dynamic. Scores have two,
-    so they must never be reshaped.
-    """
-    masks: dict[Node, Node] = {}
-    for node in list(gm.graph.nodes):
-        chain = _attention_chain(node)
-        if chain is None or any(_merged_sizes(one) is None for one in (*node.args[:2], chain[-1].args[1], chain[-1])):
-            continue
-        scores, *between, mixed = chain
-        with gm.graph.inserting_before(mixed):
-            value = emit(scores, _BY, aten.bmm.default, *(_merge(scores, one) for one in scores.args[:2]))
-            for step in between:
-                others = [_mask(step, one, masks) if isinstance(one, Node) else one for one in step.args[1:]]
-                value = emit(step, _BY, step.target, value, *others, **step.kwargs)
-            value = emit(mixed, _BY, aten.bmm.default, value, _merge(mixed, mixed.args[1]))
-            value = emit(mixed, _BY, aten.view.default, value, _literal(mixed))
-        _take_the_place(mixed, value)
-    return tidy(gm)
-
-
-def _attention_chain(scores: Node) -> list[Node] | None:
-    """matmul, its scaling and mask, softmax over the last dimension, matmul; each read by the next only."""
-    chain = [scores]
-    if not is_call(scores) or scores.target is not aten.matmul.default or scores.meta["val"].dim() < 4:
-        return None
-    while len(chain[-1].users) == 1:
-        last, (user,) = chain[-1], chain[-1].users
-        chain.append(user)
-        if not is_call(user) or user.args[0] is not last:
-            return None
-        if user.target is aten.matmul.default:
-            fits = any(one.target is aten.softmax.int for one in chain)
-            return chain if fits and _shape(last)[:-2] == _shape(user)[:-2] else None
-        if user.target is aten.softmax.int:
-            if user.args[1] not in (-1, last.meta["val"].dim() - 1):
-                return None
-        elif user.target not in (*ADD, *MUL) or _shape(user) != _shape(scores) or not _adds_for_all_heads(user):
-            return None
-    return None
-
-
-def _adds_for_all_heads(step: Node) -> bool:
-    """The other operand is a number or one element, or has the same values for every batch and head."""
-    other = step.args[1]
-    if not isinstance(other, Node):
-        return True
-    shape = other.meta["val"].shape
-    return len(shape) <= 2 or all(isinstance(size, int) and size == 1 for size in shape[:-2])
-
-
-def _mask(step: Node, mask: Node, known: dict[Node, Node]) -> Node:
-    """The operand without the dimensions of batch and heads, made once."""
-    if mask not in known:
-        value = mask
-        for _ in range(mask.meta["val"].dim() - 3):
-            value = emit(step, _BY, aten.squeeze.dim, value, 0)
-        known[mask] = value
-    return known[mask]
-
-
-def _merge(like: Node, tensor: Any) -> Node:
-    """What reshape would do; of that, export writes the sizes that it computes instead of -1."""
-    return emit(like, _BY, aten.view.default, emit(like, _BY, aten.contiguous.default, tensor), _merged_sizes(tensor))
-
-
-def _merged_sizes(tensor: Any) -> list[int] | None:
-    """(batch * heads, rows, columns), with -1 for the one that is dynamic; None when there are more."""
-    sizes = _literal(tensor)
-    if sizes.count(-1) > 1:
-        return None
-    batch = sizes[:-2]
-    return [-1 if -1 in batch else math.prod(batch), *sizes[-2:]]
-
-
 def _literal(tensor: Node) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in tensor.meta["val"].shape]
 
@@ -332,6 +292,7 @@ def _is_float32(node: Node) -> bool:
 
 DELEGABLE_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
-    copies_to_concatenate, fold_factors_into_linears, attention_on_merged_heads,
+    slices_to_linears, copies_to_concatenate, fold_factors_into_linears, attention_on_merged_heads,
+    moves_stay_with_their_reshapes,
 )  # fmt: skip
 """In this order, before `cleanup.XNNPACK_PASSES`."""

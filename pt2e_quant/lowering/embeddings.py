@@ -6,16 +6,21 @@ table, in every run.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind
 from ..graph import copy_origin, free_name, insert_attribute, tidy
+from ..ops import EMBEDDING, LINEAR
 from . import _executorch
-from .xnnpack_patterns import Q, constant
+from .entry import origin
+from .program import Remark
+from .xnnpack_patterns import Q, constant, is_dequantize
 
-__all__ = ["embeddings_to_kernels"]
+__all__ = ["embeddings_to_kernels", "tied_tables"]
 
 aten = torch.ops.aten
 _ROWS = (Q.dequantize_per_channel.default, Q.dequantize_per_channel_group.default)
@@ -46,6 +51,34 @@ def embeddings_to_kernels(gm: GraphModule) -> GraphModule:
         node.replace_all_uses_with(new)
         gm.graph.erase_node(node)
     return tidy(gm)
+
+
+def tied_tables(gm: GraphModule) -> tuple[Remark, ...]:
+    """Tables that are weights of linears as well, for a program in which XNNPACK has the linears.
+
+    XNNPACK keeps weights in the layout of its kernels, beside the constants that embeddings read: the file has both.
+    """
+    linears = {_weight_of(node, 1): origin(node) for node in gm.graph.nodes if node.target in LINEAR}
+    remarks: dict[str, Remark] = {}
+    for node in gm.graph.nodes:
+        name = _weight_of(node, 0) if node.target in EMBEDDING else None
+        if name is None or name not in linears:
+            continue
+        size = sum(one.nbytes for one in _stored(node.args[0]) or (constant(node.args[0]),) if one is not None)
+        text = (
+            f"its table is also the weight of {linears[name]}; their kernels read different layouts, so the file has "
+            f"it twice, {size} bytes more than once"
+        )
+        remarks.setdefault(name, Remark(origin(node), text))
+    return tuple(remarks.values())
+
+
+def _weight_of(node: Node, position: int) -> str | None:
+    """Name of the parameter or buffer that holds the table or weight."""
+    value: Any = node.args[position]
+    if is_dequantize(value):
+        value = value.args[0]
+    return str(value.target) if isinstance(value, Node) and value.op == "get_attr" else None
 
 
 def _stored(table: object) -> tuple[Tensor, Tensor, Tensor | None] | None:

@@ -6,7 +6,10 @@ contract, a new export, partitioning and lowering, and the account of what was d
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
 from torch.export import ExportedProgram
@@ -18,55 +21,115 @@ from ..nested import graphs
 from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
 from . import _executorch
-from .account import take_account
+from .account import Account, take_account
 from .calling import CallingConvention
 from .cleanup import PASSES, XNNPACK_PASSES
 from .control_flow import check_control_flow, copy_results_of_branches
 from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
-from .embeddings import embeddings_to_kernels
+from .embeddings import embeddings_to_kernels, tied_tables
 from .entry import explaining, take
-from .program import ExecutorchProgram, Sizes
+from .methods import by_method, shared_buffers
+from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Remark, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
 
 __all__ = ["lower_to_executorch"]
 
+Model = GraphModule | ExportedProgram
+Backend = Literal["xnnpack"] | None
 
+
+@overload
 def lower_to_executorch(
-    model: GraphModule | ExportedProgram,
+    model: Model,
     example_inputs: tuple[Any, ...] | None = None,
     *,
     example_kwargs: dict[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    backend: Literal["xnnpack"] | None = "xnnpack",
+    backend: Backend = "xnnpack",
     preflight: bool = True,
-) -> ExecutorchProgram:
+) -> ExecutorchProgram: ...
+
+
+@overload
+def lower_to_executorch(
+    model: Mapping[str, Model],
+    example_inputs: Mapping[str, tuple[Any, ...]] | None = None,
+    *,
+    example_kwargs: Mapping[str, dict[str, Any]] | None = None,
+    dynamic_shapes: Mapping[str, Any] | None = None,
+    backend: Backend = "xnnpack",
+    preflight: bool = True,
+) -> ExecutorchMethods: ...
+
+
+def lower_to_executorch(
+    model: Model | Mapping[str, Model],
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Any = None,
+    dynamic_shapes: Any = None,
+    backend: Backend = "xnnpack",
+    preflight: bool = True,
+) -> ExecutorchProgram | ExecutorchMethods:
     """Lower a converted model, or a float one, to an ExecuTorch program.
 
     Operators that the backend does not take run in ExecuTorch's portable kernels; `undelegated` has them with reasons.
 
+    Several methods, {"prefill": graph, "decode": graph}, become one program; they may be one graph, lowered for several
+    sizes. Equal weights are stored once. Methods that write to a buffer of the same name share it: what prefill writes
+    to a key-value cache, decode reads.
+
     Args:
-        model: what convert_pt2e returned, an ExportedProgram, or its module.
+        model: what convert_pt2e returned, an ExportedProgram, or its module; or several of them by method name.
         example_inputs, example_kwargs: arguments to export with; may be left out when the model came from an
-            ExportedProgram that holds some.
-        dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has. ExecuTorch
-            plans its memory ahead and needs an upper bound for each.
+            ExportedProgram that holds some. Of several methods: by method name.
+        dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has, ({}, {}) fixes
+            those of two inputs. ExecuTorch plans its memory ahead and needs an upper bound for each. Of several
+            methods: by method name.
         backend: 'xnnpack', or None for portable kernels only.
         preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
         LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); it
-            quantizes bfloat16; a dynamic dimension has no upper bound; or ExecuTorch cannot lower the graph.
+            quantizes bfloat16; a dynamic dimension has no upper bound; methods disagree on a buffer that they share; or
+            ExecuTorch cannot lower the graph.
     """
     if backend not in ("xnnpack", None):
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
+    if not isinstance(model, Mapping):
+        ready = {"forward": _ready(model, (example_inputs, example_kwargs, dynamic_shapes), backend, preflight)}
+        return _lower(ready, (), backend).methods["forward"]
+    arguments = by_method(
+        model, example_inputs=example_inputs, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes
+    )
+    ready = {name: _ready(model[name], given, backend, preflight) for name, given in arguments.items()}
+    shared = shared_buffers({name: method.gm for name, method in ready.items()})
+    return _lower(ready, shared, backend)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A method behind all passes, exported again."""
+
+    exported: ExportedProgram
+    gm: GraphModule
+    findings: tuple[Violation, ...]
+    remarks: tuple[Remark, ...]
+    calling: CallingConvention
+
+
+def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflight: bool) -> _Ready:
+    example_inputs, example_kwargs, dynamic_shapes = given
     gm, (args, kwargs) = take(model, example_inputs, example_kwargs, "lower_to_executorch")
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
-    for step in (*PASSES, embeddings_to_kernels):
+    for step in PASSES:
         step(gm)
+    remarks = tied_tables(gm) if backend == "xnnpack" else ()
+    embeddings_to_kernels(gm)
     findings: tuple[Violation, ...] = ()
     if backend == "xnnpack":
         findings = check_xnnpack_contract(gm)
@@ -81,7 +144,7 @@ def lower_to_executorch(
     calling = CallingConvention.of(args, kwargs)
     exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
     check_bounds(exported)
-    return _lower(exported, gm, findings, backend, calling)
+    return _Ready(exported, gm, findings, remarks, calling)
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
@@ -108,40 +171,61 @@ def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 
-def _lower(
-    exported: ExportedProgram,
-    gm: GraphModule,
-    findings: tuple[Violation, ...],
-    backend: str | None,
-    calling: CallingConvention,
-) -> ExecutorchProgram:
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend) -> ExecutorchMethods:
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    partitioner = _executorch.xnnpack_partitioner() if backend == "xnnpack" else None
-    with explaining("ExecuTorch cannot lower this graph"), _executorch.Rejections().listen() as rejections:
+    rejections = _executorch.Rejections()
+    partitioners = {}
+    if backend == "xnnpack":
+        partitioners = {name: [_executorch.xnnpack_partitioner(name, rejections)] for name in ready}
+    with explaining("ExecuTorch cannot lower this graph"), rejections.listen():
         edge = to_edge_transform_and_lower(
-            exported,
-            partitioner=[partitioner] if partitioner is not None else None,
+            {name: method.exported for name, method in ready.items()},
+            partitioner=partitioners or None,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
-            constant_methods=_border_constants(gm),
+            constant_methods=_border_constants(ready),
         )
-    _keep_initial_state(edge.exported_program())
-    lowered = edge.exported_program().graph_module
-    backend_ops = partitioner.target_partitioner_configs if partitioner is not None else None
-    account = take_account(lowered, gm, findings, rejections, backend_ops)
+    accounts = {}
+    for name, method in ready.items():
+        program = edge.exported_program(name)
+        _keep_initial_state(program)
+        known = partitioners[name][0].target_partitioner_configs if partitioners else None
+        said = partial(rejections.of, name)
+        accounts[name] = take_account(program.graph_module, method.gm, method.findings, said, known)
     with explaining("ExecuTorch cannot turn the lowered graph into a program"):
-        program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
+        program = edge.to_executorch(_executorch.configuration(bool(shared)))
+    return _programs(ready, accounts, shared, program)
+
+
+def _programs(
+    ready: dict[str, _Ready], accounts: dict[str, Account], shared: tuple[str, ...], program: Any
+) -> ExecutorchMethods:
     buffer = program.buffer
-    constants = sum(len(constant.storage) for constant in program.executorch_program.constant_buffer)
-    return ExecutorchProgram(
-        buffer=buffer,
-        delegates=account.delegates,
-        undelegated=account.undelegated,
-        kernels=account.kernels,
-        remarks=account.remarks,
-        sizes=Sizes(file=len(buffer), delegates=account.delegate_bytes, constants=constants),
-        calling=calling,
-    )
+    loaded = Loaded(buffer, tuple(ready))
+    constants = {name: _executorch.constants(program.executorch_program, name) for name in ready}
+    methods = {
+        name: ExecutorchProgram(
+            buffer=buffer,
+            delegates=account.delegates,
+            undelegated=account.undelegated,
+            kernels=account.kernels,
+            remarks=account.remarks + ready[name].remarks,
+            sizes=_sizes(buffer, [account], [constants[name]]),
+            calling=ready[name].calling,
+            loaded=loaded,
+            method=name,
+        )
+        for name, account in accounts.items()
+    }
+    return ExecutorchMethods(buffer, methods, shared, _sizes(buffer, [*accounts.values()], [*constants.values()]))
+
+
+def _sizes(buffer: bytes, accounts: list[Account], constants: list[dict[int, int]]) -> Sizes:
+    """What methods share counts once."""
+    stored = {key: size for account in accounts for key, size in account.stored.items()}
+    outside = {key: size for one in constants for key, size in one.items()}
+    delegates = sum(account.delegate_bytes for account in accounts) + sum(stored.values())
+    return Sizes(file=len(buffer), delegates=delegates, constants=sum(outside.values()))
 
 
 def _keep_initial_state(program: ExportedProgram) -> None:
@@ -154,15 +238,15 @@ def _keep_initial_state(program: ExportedProgram) -> None:
             node.meta["et_init_buffer"] = True  # what ExecuTorch's InitializedMutableBufferPass sets
 
 
-def _border_constants(gm: GraphModule) -> dict[str, float | int]:
+def _border_constants(ready: dict[str, _Ready]) -> dict[str, float | int]:
     """Scale and zero point of integer inputs and outputs, as methods of the program that return constants."""
-    record = record_of(gm)
-    if record is None:
-        return {}
-    borders = {"input": record.inputs, "output": record.outputs}
-    return {
-        f"{kind}_{index}_{name}": getattr(qparams, name)
-        for kind, border in borders.items()
-        for index, qparams in border.items()
-        for name in ("scale", "zero_point")
-    }
+    found: dict[str, float | int] = {}
+    for method, one in ready.items():
+        record = record_of(one.gm)
+        borders = {"input": record.inputs, "output": record.outputs} if record is not None else {}
+        prefix = "" if method == "forward" else f"{method}_"
+        for kind, border in borders.items():
+            for index, qparams in border.items():
+                for name in ("scale", "zero_point"):
+                    found[f"{prefix}{kind}_{index}_{name}"] = getattr(qparams, name)
+    return found

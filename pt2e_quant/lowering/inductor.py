@@ -19,16 +19,18 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from ..errors import LoweringError
-from ..graph import ExportedModule, finish
+from ..graph import ExportedModule, attribute, finish, written_attributes
 from .calling import CallingConvention
 from .cleanup import PASSES
 from .dynamic_shapes import derive_dynamic_shapes
 from .entry import Inputs, explaining, take
 from .inductor_account import Recorder, take_account
 from .inductor_contract import check_inductor_contract, remarks_on_this_machine
+from .inductor_halves import remarks_on_rounding
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
-from .inductor_speed import absorb_clamps, pointwise_as_linear
+from .inductor_speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from .inductor_weights import remarks_on_speed
 from .program import Remark
 
 __all__ = ["InductorProgram", "lower_to_inductor"]
@@ -43,6 +45,7 @@ def lower_to_inductor(
     mode: Literal["compile", "aoti"] = "compile",
     allow_float: bool = False,
     autotune: bool = False,
+    profile: bool = False,
 ) -> InductorProgram:
     """Compile a converted model with Inductor's integer kernels.
 
@@ -55,6 +58,7 @@ def lower_to_inductor(
         allow_float: do not raise when a quantized operator became a float kernel.
         autotune: let Inductor measure its own matrix-product templates against oneDNN, for convolutions of kernel
             size 1 too; takes seconds for each product.
+        profile: keep the names of kernels, so that the program's `profile` tells where its time goes.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
@@ -75,10 +79,10 @@ def lower_to_inductor(
             exported = torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
         inputs = _inputs(exported)  # before Inductor narrows ranges: it asks for s < 16, to lay out convolutions
         recorder = Recorder()
-        options = _options(recorder, autotune)
+        options = _options(recorder, autotune, profile)
         with explaining("Inductor cannot compile this graph"):
             package = _package(exported, options) if mode == "aoti" else b""
-            compiled = _compile(exported, options) if mode == "compile" else None
+            compiled, state = _compile(exported, options) if mode == "compile" else (None, ())
     kernels, fallbacks = take_account(gm, ops, recorder)
     if fallbacks and not allow_float:
         raise _fell_back(fallbacks)
@@ -91,6 +95,7 @@ def lower_to_inductor(
         calling=calling,
         package=package,
         compiled=compiled,
+        state=state,
     )
 
 
@@ -101,9 +106,10 @@ def _cleaned(
     gm, inputs = taken
     ops = {node.name: str(node.target) for node in gm.graph.nodes}
     check_inductor_contract(gm)
-    remarks = [Remark(node.name, text) for node, text in remarks_on_this_machine(gm)]
+    known = (*remarks_on_this_machine(gm), *remarks_on_rounding(gm), *remarks_on_speed(gm))
+    remarks = [Remark(node.name, text) for node, text in known]
     tuned = (pointwise_as_linear,) if autotune else ()  # without tuning, oneDNN's kernels for both take the same time
-    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, *tuned):
+    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, merge_linears, *tuned):
         step(gm)
     finish(gm)
     dropped = gm.meta.get(DROPPED_KEY, ())
@@ -111,16 +117,22 @@ def _cleaned(
     return gm, ops, tuple(remarks), inputs
 
 
-def _options(recorder: Recorder, autotune: bool) -> dict[str, Any]:
+def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any]:
     """Configuration of one compilation. A pass that is a plain function also keeps it out of the cache of graphs."""
 
     def last_pass(graph: Graph) -> None:
         keep_inputs(graph)
+        store_qparams(graph)
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
-    # cpp_wrapper: calls between kernels in C++, which in Python cost more than the kernels of a small model.
-    return {"freezing": True, "cpp_wrapper": True, "post_grad_custom_post_pass": last_pass, **tuning}
+    return {
+        "freezing": True,
+        "cpp_wrapper": True,  # in Python, calls between kernels cost more than the kernels of a small model
+        "cpp.enable_kernel_profile": profile,
+        "post_grad_custom_post_pass": last_pass,
+        **tuning,
+    }
 
 
 def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:
@@ -131,17 +143,23 @@ def _package(exported: ExportedProgram, options: dict[str, Any]) -> bytes:
         return Path(path).read_bytes()
 
 
-def _compile(exported: ExportedProgram, options: dict[str, Any]) -> Callable[[list[Any]], Any]:
-    """Compile without Dynamo, which would trace, guard and compile again on the first call, outside of our options."""
+def _compile(
+    exported: ExportedProgram, options: dict[str, Any]
+) -> tuple[Callable[[list[Any]], Any], tuple[tuple[Tensor, Tensor], ...]]:
+    """Compile without Dynamo, which would trace, guard and compile again on the first call, outside of our options.
+
+    Returns what to call, and the buffers that it writes to, each with a copy of its first values.
+    """
     from torch._inductor.compile_fx import compile_fx
 
     gm = exported.module(check_guards=False)
     gm.graph.set_codegen(CodeGen())  # flat inputs, flat outputs
     gm.recompile()
+    buffers = [attribute(gm, name).detach() for name in written_attributes(gm)]
     values = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
     run: Callable[..., Any] = compile_fx(gm, values, config_patches=options)  # type: ignore[assignment]
     tree = exported.call_spec.out_spec
-    return lambda flat: pytree.tree_unflatten(run(*flat), tree)
+    return lambda flat: pytree.tree_unflatten(run(*flat), tree), tuple((one, one.clone()) for one in buffers)
 
 
 def _inputs(exported: ExportedProgram) -> tuple[InputSpec | None, ...]:

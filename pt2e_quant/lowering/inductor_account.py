@@ -7,16 +7,17 @@ is joined with the first kernel that bears its name or that of one of the operat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import module_path, source_line
-from ..ops import EMBEDDING, MATMUL, MAX_POOL
+from ..ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL
 from .entry import origin
 from .inductor_program import Fallback, InductorKernel, Precision
+from .inductor_speed import MERGED_KEY
 from .xnnpack_patterns import as_gemm, is_call, is_dequantize, is_quantize
 
 __all__ = ["Recorder", "take_account"]
@@ -35,6 +36,10 @@ _FLOAT_PRODUCTS = (
     "aten.convolution", "aten.addmm", "aten.mm", "aten.bmm", "aten.baddbmm", "mkldnn._convolution", "mkldnn._linear",
     "mkl._mkl_linear",
 )  # fmt: skip
+_WEIGHT_ONLY = (
+    "aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu", "quantized.embedding_bag_byte_rowwise_offsets",
+)  # fmt: skip
+_LOOK_UPS = ("aten.embedding", "aten.index.Tensor")
 _LONGEST_CHAIN = 5  # convolution, add, relu, quantize, and one more of a decomposed activation
 
 
@@ -56,14 +61,39 @@ class Recorder:
     floating: list[_Found] = field(default_factory=list)
 
     def __call__(self, graph: Graph) -> None:
+        stored = _made_of_integers(graph)
         for node in graph.nodes:
             if node.op != "call_function":
                 continue
-            found = _integer_kernel(node)
+            found = _integer_kernel(node) or _look_up(node, stored)
             if found is not None:
                 self.integer.append(found)
             elif str(node.target).startswith(_FLOAT_PRODUCTS):
-                self.floating.append(_Found(origin(node), str(node.target), "float"))
+                loop = not stored.isdisjoint(node.all_input_nodes)
+                fused = ("dequantize",) if loop else ()
+                self.floating.append(_Found(origin(node), str(node.target), "weight only" if loop else "float", fused))
+
+
+def _made_of_integers(graph: Graph) -> set[Node]:
+    """Nodes that depend on constants alone, integers among them: what Inductor computes from these in every run."""
+    constants: dict[Node, bool] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            constants[node] = _is_integer(node)
+        elif node.op == "call_function" and node.all_input_nodes and constants.keys() >= set(node.all_input_nodes):
+            constants[node] = any(constants[source] for source in node.all_input_nodes)
+    return {node for node, integer in constants.items() if integer}
+
+
+def _is_integer(node: Node) -> bool:
+    return getattr(node.meta.get("val"), "dtype", None) in (torch.uint8, torch.int8)
+
+
+def _look_up(node: Node, stored: set[Node]) -> _Found | None:
+    """A generated loop that reads rows of a table of integers."""
+    if not str(node.target).startswith(_LOOK_UPS) or node.args[0] not in stored or not _is_integer(node):
+        return None
+    return _Found(origin(node), "generated", "weight only", ("dequantize",))
 
 
 def _integer_kernel(node: Node) -> _Found | None:
@@ -73,7 +103,7 @@ def _integer_kernel(node: Node) -> _Found | None:
     text = str(node.target).removesuffix(".default")
     if text.startswith("onednn.linear") and "fp16" in text:
         return _Found(origin(node), text, "float16", ("relu",) if "relu" in text else ())
-    if text == "aten._weight_int8pack_mm":
+    if text in _WEIGHT_ONLY:
         return _Found(origin(node), text, "weight only")
     return None
 
@@ -101,7 +131,9 @@ def take_account(
     kernels, fallbacks = [], []
     integer, floating = list(recorder.integer), list(recorder.floating)
     taken: dict[Node, _Found | None] = {}
-    operators = [node for node in converted.graph.nodes if is_call(node) and _kind(node)]
+    stored = _made_of_integers(converted.graph)
+    kinds = {node: kind for node in converted.graph.nodes if is_call(node) and (kind := _kind(node, stored))}
+    operators = list(kinds)
     for reach in range(_LONGEST_CHAIN):  # near ones first: of two products that are added, each gets its own
         for node in operators:
             names = _names(node)
@@ -111,40 +143,46 @@ def take_account(
         found = taken.get(node)
         name = origin(node)
         op = ops.get(name, str(node.target))
+        together = node.meta.get(MERGED_KEY, (name,))
         if found is not None:
-            kernels.append(InductorKernel(name, op, found.kernel, found.precision, found.fused))
+            kernels += [InductorKernel(one, op, found.kernel, found.precision, found.fused) for one in together]
             continue
         in_float = next((f for near in _names(node) if (f := _pop(floating, near)) is not None), None)
-        kind = _kind(node)
-        if in_float is not None:
-            fallbacks.append(_fallback(node, in_float.kernel))
-        elif kind == "moved":
+        if in_float is not None and in_float.precision == kinds[node]:
+            kernels.append(InductorKernel(name, op, in_float.kernel, "weight only", in_float.fused))
+        elif in_float is not None:
+            fallbacks += [replace(_fallback(node, in_float.kernel), node=one) for one in together]
+        elif kinds[node] == "moved":
             kernels.append(InductorKernel(name, op, "generated", "int8", ()))
-        elif kind == "table":
-            kernels.append(InductorKernel(name, op, "generated", "weight only", ()))
-        elif kind == "pool":
+        elif kinds[node] in ("pool", "table"):
             fallbacks.append(_fallback(node, "a generated loop"))
     return tuple(kernels), tuple(fallbacks)
 
 
-def _kind(node: Node) -> str:
-    """What an operator of the converted graph promises: 'product', 'pool', 'table', 'moved', or '' for float ones."""
+def _kind(node: Node, stored: set[Node]) -> str:
+    """What an operator promises: 'product', 'weight only', 'pool', 'table', 'moved', or '' for float ones."""
     gemm = as_gemm(node)
+    if node.target in LINEAR and not stored.isdisjoint(node.all_input_nodes) and not _reads_integers(node):
+        return "weight only"
     if gemm is not None or _is_half(node):
         return "product"
     sources = [source for source in node.all_input_nodes if is_dequantize(source)]
     if node.target in MATMUL and len(sources) == 2:
         return "product"
-    if node.target in EMBEDDING and sources:
-        return "table"
+    if node.target in EMBEDDING:
+        return "table" if sources or (node.args[0] in stored and _is_integer(node)) else ""
     if node.target in MAX_POOL and sources and any(is_quantize(user) for user in node.users):
         return "pool"
-    value = node.meta.get("val")
-    named = str(node.target)
+    named, value = str(node.target), node.meta.get("val")
     moved = named.startswith("aten.") and isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.int8)
     if moved:
         return "moved"
-    return "product" if named.startswith("aten._weight_int8pack_mm") else ""
+    return "product" if named.startswith(_WEIGHT_ONLY) else ""
+
+
+def _reads_integers(node: Node) -> bool:
+    gemm = as_gemm(node)
+    return gemm is not None and is_dequantize(gemm.activation)
 
 
 def _is_half(node: Node) -> bool:
@@ -194,6 +232,10 @@ def _float_input(node: Node) -> str | None:
     return "only its weight is quantized, for which Inductor has a kernel for linear and int8 per channel only"
 
 
+def _whole_table(node: Node) -> str | None:
+    return "every run would dequantize the whole table" if node.target in EMBEDDING else None
+
+
 def _two_activations(node: Node) -> str | None:
     return "Inductor has no integer kernel for the product of two activations" if node.target in MATMUL else None
 
@@ -206,5 +248,5 @@ def _half_precision(node: Node) -> str | None:
 
 
 _REASONS: tuple[Callable[[Node], str | None], ...] = (
-    _two_activations, _per_tensor_weight, _float_input, _half_precision,
+    _whole_table, _two_activations, _per_tensor_weight, _float_input, _half_precision,
 )  # fmt: skip

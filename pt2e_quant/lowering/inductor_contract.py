@@ -63,8 +63,10 @@ def _breaches(node: Node) -> Iterator[str]:
             "Leave it in float: set_operator_type(node.target, None)"
         )
         return
+    if not is_dequantize(gemm.activation):
+        return  # no kernel of oneDNN, see `inductor_weights`
     yield from _weight(gemm)
-    if is_conv(node) and is_dequantize(gemm.activation) and bind(gemm.activation)["dtype"] is not torch.uint8:
+    if is_conv(node) and bind(gemm.activation)["dtype"] is not torch.uint8:
         yield "the convolution's input is signed, for which oneDNN fails when it runs. Use torch.uint8 activations"
 
 

@@ -6,6 +6,7 @@ it says so. Inductor's own passes then find the patterns of its integer kernels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..arguments import bind, set_argument
 from ..graph import copy_origin, free_name, insert_attribute, tidy
 from ..ops import ADD, CAT, CONV, HARDTANH, LINEAR, MAX_POOL, PAD, RELU, RELU6
 from .entry import origin
+from .inductor_halves import cast_float16, float32_between_integers
+from .inductor_weights import integer_weights
 from .xnnpack_patterns import Q, as_gemm, constant, grid, is_call, is_dequantize, is_quantize, op_name
 
 __all__ = [
@@ -27,15 +30,13 @@ __all__ = [
     "drop_unread_rounding",
     "keep_inputs",
     "move_integers",
-    "pack_weights_only",
+    "own_weights",
     "second_channel",
 ]
 
 aten = torch.ops.aten
 
 DROPPED_KEY = "pt2e_quant_dropped"
-FEW = 8
-"""Up to so many constants, Inductor writes them into the code, and then its weight-only kernel fails to compile."""
 
 _SHAPES = "view reshape _unsafe_view flatten unflatten ravel unsqueeze squeeze"
 _ORDERS = "permute transpose t swapaxes swapdims movedim moveaxis numpy_T mT"
@@ -83,29 +84,6 @@ def _moves(node: Node) -> bool:
         bound = bind(node)
         return bound.get("mode", "constant") == "constant" and not bound["value"]
     return node.target in CAT or op_name(node) in _MOVES
-
-
-def pack_weights_only(gm: GraphModule) -> GraphModule:
-    """Compute a linear with an int8 weight and a float input by the kernel that Inductor has for it."""
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or node.target not in LINEAR or is_dequantize(gemm.activation):
-            continue
-        if gemm.weight.target is not Q.dequantize_per_channel.default or gemm.weight.meta["val"].shape[0] <= FEW:
-            continue
-        weight = bind(gemm.weight)
-        with gm.graph.inserting_before(node):
-            rows = _call(node, aten.flatten.using_ints, gemm.activation, 0, -2)
-            value = _call(node, aten._weight_int8pack_mm.default, rows, weight["input"], weight["scales"])
-            if gemm.bias is not None:
-                value = _call(node, aten.add.Tensor, value, gemm.bias)
-            shape = gemm.activation.meta["val"].shape
-            if len(shape) != 2:
-                sizes = [_call(node, aten.sym_size.int, gemm.activation, index) for index in range(len(shape) - 1)]
-                value = _call(node, aten.reshape.default, value, [*sizes, -1])
-        node.replace_all_uses_with(value)
-        gm.graph.erase_node(node)
-    return tidy(gm)
 
 
 def contiguous_rows(gm: GraphModule) -> GraphModule:
@@ -236,6 +214,31 @@ def _is_integer_product(node: Node) -> bool:
     return gemm is not None and is_dequantize(gemm.activation)
 
 
+def own_weights(gm: GraphModule) -> GraphModule:
+    """Copy an integer weight that several operators read, such as all steps of an RNN, for each product but the last.
+
+    Inductor merges equal dequantizes, and its patterns are for one reader. It packs the weight for each product anyway.
+    """
+    names = free_name(gm, "_own_weight_")
+    readers: Counter[str] = Counter()
+    for node in filter(is_dequantize, gm.graph.nodes):
+        if constant(node.args[0]) is not None:
+            readers[str(node.args[0].target)] += len(node.users)
+    for node in list(gm.graph.nodes):
+        gemm = as_gemm(node)
+        codes = gemm.weight.args[0] if gemm is not None and is_dequantize(gemm.weight) else None
+        values, name = constant(codes), str(getattr(codes, "target", ""))
+        if gemm is None or values is None or readers[name] < 2:
+            continue
+        readers[name] -= 1
+        with gm.graph.inserting_before(node):
+            own = insert_attribute(gm, next(names), values.clone(), like=gemm.weight, by="lowering")
+            weight = _call(node, gemm.weight.target, own, *gemm.weight.args[1:])
+        weight.kwargs, weight.meta["val"] = gemm.weight.kwargs, gemm.weight.meta.get("val")
+        node.replace_input_with(gemm.weight, weight)
+    return tidy(gm)
+
+
 def keep_inputs(graph: Graph) -> None:
     """Stop Inductor from writing a sum into an input or a parameter of the program. For its own graph, before code.
 
@@ -267,5 +270,6 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel, pack_weights_only,
+    float32_between_integers, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel,
+    integer_weights, cast_float16, own_weights,
 )  # fmt: skip

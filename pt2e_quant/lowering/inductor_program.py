@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from ..errors import LoweringError
 from .calling import CallingConvention
 from .entry import quietly
+from .inductor_profile import Profile, take_profile
 from .program import Remark, section, write_file
 
 __all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
@@ -29,7 +30,7 @@ Precision = Literal["int8", "dynamic", "weight only", "float16", "float"]
 
 @dataclass(frozen=True)
 class InductorKernel:
-    """A quantized operator and the kernel that computes it.
+    """A quantized operator and the kernel that computes it; linears that read one tensor may share theirs.
 
     Args:
         node: name of the node of the converted graph.
@@ -103,6 +104,8 @@ class InductorProgram:
         inputs: what the flat inputs must be.
         calling: how the arguments of the model become the flat inputs.
         package: the bytes of the package (.pt2), empty for 'compile'.
+        compiled: what to call with flat inputs, for 'compile'.
+        state: the buffers that it writes to, each with its first values, for 'compile'.
     """
 
     mode: Literal["compile", "aoti"]
@@ -113,9 +116,12 @@ class InductorProgram:
     calling: CallingConvention = field(compare=False)
     package: bytes = field(compare=False, default=b"")
     compiled: Callable[[list[Any]], Any] | None = field(compare=False, default=None)
+    state: tuple[tuple[Tensor, Tensor], ...] = field(compare=False, default=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, without gradients, and return what the model returns.
+
+        Buffers that the model writes to (a key-value cache) keep their state from one call to the next.
 
         Raises:
             LoweringError: the arguments are not those that the program was compiled for.
@@ -134,6 +140,12 @@ class InductorProgram:
 
     run = __call__
 
+    def reset(self) -> None:
+        """Give the buffers that the model writes to what they started with."""
+        for buffer, first in self.state:
+            buffer.copy_(first)
+        self.__dict__.pop("_loaded", None)  # a package is loaded anew
+
     def save(self, path: str | Path) -> Path:
         """Write the package of mode 'aoti'. Load it elsewhere with torch alone: torch._inductor.aoti_load_package.
 
@@ -143,6 +155,14 @@ class InductorProgram:
         if self.mode != "aoti":
             raise LoweringError("mode='compile' makes code for this process only; lower with mode='aoti' to save it")
         return write_file(Path(path), self.package)
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """Run it so many times on these arguments and tell where the time goes. For programs lowered with profile=True.
+
+        Raises:
+            LoweringError: the program was lowered without it, or the arguments do not fit.
+        """
+        return take_profile(lambda: self(*args, **kwargs), runs)
 
     def count(self, precision: Precision) -> int:
         """How many quantized operators run in this precision."""

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import bind
 from ..graph import copy_origin, free_name, insert_attribute, tidy
-from ..ops import ADD, HARDTANH, RELU, RELU6
-from .xnnpack_patterns import Gemm, as_gemm, constant, is_call, is_quantize
+from ..ops import ADD, HARDTANH, LINEAR, RELU, RELU6
+from .entry import origin
+from .xnnpack_patterns import (
+    Gemm,
+    as_gemm,
+    constant,
+    is_call,
+    is_dequantize,
+    is_quantize,
+    moves_values,
+    op_name,
+)
 
-__all__ = ["absorb_clamps", "pointwise_as_linear"]
+__all__ = ["MERGED_KEY", "absorb_clamps", "merge_linears", "pointwise_as_linear", "store_qparams"]
 
 aten = torch.ops.aten
 Q = torch.ops.quantized_decomposed
 
+MERGED_KEY = "pt2e_quant_merged"
+_FUSED = frozenset(("relu", "gelu", "add"))  # what oneDNN's linear also computes
 _CLAMPS = (*RELU, *RELU6, *HARDTANH)
 
 
@@ -89,6 +103,84 @@ def _quantize_behind(node: Node) -> Node | None:
         return None
     added = any(user.target in ADD for reader in users[0].users for user in reader.users)
     return None if added else users[0]
+
+
+def merge_linears(gm: GraphModule) -> GraphModule:
+    """Compute linears that read the same integers, as query, key and value do, by one with all of their outputs.
+
+    Weights have a scale for each output, so no value changes. One call on a wide weight takes less time than several.
+    meta[MERGED_KEY] of the linear lists them by the names that they have in the converted graph.
+    """
+    groups: dict[Any, list[Gemm]] = defaultdict(list)
+    for node in gm.graph.nodes:
+        gemm = as_gemm(node)
+        if gemm is not None and _can_merge(gemm):
+            read = gemm.activation
+            groups[read.target, read.args, tuple(read.kwargs.items()), gemm.bias is None].append(gemm)
+    names = free_name(gm, "_merged_")
+    for group in groups.values():
+        if len(group) > 1:
+            _merge(gm, group, names)
+    return tidy(gm)
+
+
+def _can_merge(gemm: Gemm) -> bool:
+    """False where a kernel computes more than the product, and where the layout of the result can be seen outside."""
+    if gemm.node.target not in LINEAR or not is_dequantize(gemm.activation):
+        return False
+    stored = gemm.weight.target is Q.dequantize_per_channel.default and len(gemm.weight.all_input_nodes[0].users) == 1
+    if not stored or any(constant(source) is None for source in (*gemm.weight.all_input_nodes, gemm.bias) if source):
+        return False
+    ends = [user for node in (gemm.node, *_views(gemm.node)) for user in node.users if user.op == "output"]
+    return not ends and not any(is_quantize(user) or op_name(user) in _FUSED for user in gemm.node.users)
+
+
+def _views(node: Node) -> Iterator[Node]:
+    """What only moves the values of a node, and of its views."""
+    for user in node.users:
+        if is_call(user) and moves_values(user):
+            yield user
+            yield from _views(user)
+
+
+def _merge(gm: GraphModule, group: list[Gemm], names: Iterator[str]) -> None:
+    first = group[0]
+
+    def stacked(*parts: Node) -> Node:
+        value = torch.cat([constant(part) for part in parts]).detach()  # type: ignore[misc]  # _can_merge asked
+        return insert_attribute(gm, next(names), value, like=parts[0], by="lowering")
+
+    with gm.graph.inserting_before(first.node):
+        codes = [stacked(*parts) for parts in zip(*(gemm.weight.all_input_nodes for gemm in group), strict=True)]
+        weight = _call(first.weight, Q.dequantize_per_channel.default, *codes, *first.weight.args[len(codes) :])
+        bias = None if first.bias is None else stacked(*(gemm.bias for gemm in group if gemm.bias))
+        merged = _call(first.node, aten.linear.default, first.activation, weight, bias)
+        merged.meta[MERGED_KEY] = tuple(origin(gemm.node) for gemm in group)
+        start = 0
+        for gemm in group:
+            end = start + len(constant(gemm.weight.all_input_nodes[0]))  # type: ignore[arg-type]
+            part = _call(gemm.node, aten.slice.Tensor, merged, -1, start, end)
+            start = end
+            for view in _views(gemm.node):
+                if view.target is aten.view.default:  # of rows that no longer touch
+                    view.target = aten.reshape.default
+            gemm.node.replace_all_uses_with(part)
+
+
+def store_qparams(graph: Graph) -> None:
+    """Store qparams that are computed at run time before a loop quantizes with them. For Inductor's own graph.
+
+    Inductor would write their computation, three divisions, into the loop, for every sixteen values. It stores what
+    as_strided reads.
+    """
+    for quantize in graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.tensor):
+        for position in (1, 2):
+            chosen = quantize.args[position]
+            value = chosen.meta["val"]
+            with graph.inserting_before(quantize):
+                stored = graph.call_function(aten.as_strided.default, (chosen, [*value.shape], [*value.stride()]))
+            stored.meta.update(chosen.meta)
+            quantize.update_arg(position, stored)
 
 
 def _call(like: Node, target: Any, *args: object) -> Node:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from .calling import CallingConvention
 from .entry import quietly
 
 __all__ = [
+    "ExecutorchMethods",
     "ExecutorchProgram",
     "Kernel",
+    "Loaded",
     "Remark",
     "Sizes",
     "Undelegated",
@@ -99,9 +101,60 @@ class Sizes:
     constants: int
 
 
+class Loaded:
+    """A program in ExecuTorch's runtime, loaded when it is first needed; its methods share their state.
+
+    Args:
+        buffer: the program.
+        names: its methods, without those that return constants.
+    """
+
+    def __init__(self, buffer: bytes, names: tuple[str, ...]) -> None:
+        self.buffer = buffer
+        self.names = names
+        self._methods: dict[str, Any] = {}
+
+    def method(self, name: str) -> Any:
+        """A method to execute.
+
+        Raises:
+            LoweringError: the runtime refuses the program.
+        """
+        if not self._methods:
+            self._methods = self._load()
+        return self._methods[name]
+
+    def reset(self) -> None:
+        """Forget the runtime's state: the next call loads the program anew."""
+        self._methods = {}
+
+    def constants(self) -> dict[str, Any]:
+        """The methods that return constants, by name."""
+        from ._executorch import runtime
+
+        with quietly():
+            program = runtime().load_program(self.buffer)
+        return {name: program.load_method(name) for name in program.method_names - set(self.names)}
+
+    def _load(self) -> dict[str, Any]:
+        """All methods at once: loading one writes the initial values of its buffers, which others may share."""
+        from ._executorch import runtime
+
+        try:
+            with quietly():
+                program = runtime().load_program(self.buffer)
+                return {name: program.load_method(name) for name in self.names}
+        except RuntimeError as error:
+            raise LoweringError(
+                f"ExecuTorch's runtime cannot load this program: {error}\n"
+                "  A backend refused its delegate. Lower with preflight=True, which names the operator that breaks a "
+                "rule of the backend; if that finds nothing, please report it with the model."
+            ) from error
+
+
 @dataclass(frozen=True, repr=False)
 class ExecutorchProgram:
-    """A program for ExecuTorch (.pte) and what every operator of the model became in it.
+    """A program for ExecuTorch (.pte), or one method of it, and what every operator of the model became in it.
 
     Args:
         buffer: the program, as it stands in a .pte file.
@@ -111,6 +164,8 @@ class ExecutorchProgram:
         remarks: differences to expect between the program and the converted graph.
         sizes: where the bytes are.
         calling: how the arguments of the model become the program's inputs.
+        loaded: the program in the runtime, which all methods of a file share.
+        method: name of the method in the file.
     """
 
     buffer: bytes
@@ -120,6 +175,8 @@ class ExecutorchProgram:
     remarks: tuple[Remark, ...]
     sizes: Sizes
     calling: CallingConvention = field(compare=False)
+    loaded: Loaded = field(compare=False)
+    method: str = "forward"
 
     def save(self, path: str | Path) -> Path:
         """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
@@ -137,7 +194,7 @@ class ExecutorchProgram:
         inputs = self.calling.flatten(args, kwargs)
         try:
             with torch.no_grad():
-                outputs = self._method.execute(inputs)
+                outputs = self.loaded.method(self.method).execute(inputs)
         except RuntimeError as error:
             shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
             raise LoweringError(
@@ -152,28 +209,15 @@ class ExecutorchProgram:
         Raises:
             LoweringError: the program has no constant of this name.
         """
-        from ._executorch import runtime
-
-        with quietly():
-            program = runtime().load_program(self.buffer)
-        if name not in program.method_names or name == "forward":
-            known = ", ".join(sorted(program.method_names - {"forward"})) or "none"
+        constants = self.loaded.constants()
+        if name not in constants:
+            known = ", ".join(sorted(constants)) or "none"
             raise LoweringError(f"the program has no constant {name!r}; there is: {known}")
-        return program.load_method(name).execute([])[0]
+        return constants[name].execute([])[0]
 
-    @cached_property
-    def _method(self) -> Any:
-        from ._executorch import runtime
-
-        try:
-            with quietly():
-                return runtime().load_program(self.buffer).load_method("forward")
-        except RuntimeError as error:
-            raise LoweringError(
-                f"ExecuTorch's runtime cannot load this program: {error}\n"
-                "  A backend refused its delegate. Lower with preflight=True, which names the operator that breaks a "
-                "rule of the backend; if that finds nothing, please report it with the model."
-            ) from error
+    def reset(self) -> None:
+        """Give the buffers that the model writes to what they started with, in all methods of the file."""
+        self.loaded.reset()
 
     def count(self, precision: str) -> int:
         """How many operators inside the delegates run in 'int8', 'dynamic' or 'float'."""
@@ -216,6 +260,61 @@ class ExecutorchProgram:
             f"ExecuTorch program, {_size(sizes.file)} (delegates {_size(sizes.delegates)}, constants outside "
             f"{_size(sizes.constants)}): {inside}, {len(self.undelegated)} outside"
         )
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+@dataclass(frozen=True, repr=False)
+class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
+    """A program of several methods: `program["decode"].run(...)`; each has its own account.
+
+    Args:
+        buffer: the program, as it stands in a .pte file.
+        methods: the methods by name.
+        shared: names of the buffers that methods write to and share, such as key-value caches.
+        sizes: where the bytes are; what methods share counts once.
+    """
+
+    buffer: bytes
+    methods: dict[str, ExecutorchProgram]
+    shared: tuple[str, ...]
+    sizes: Sizes
+
+    def __getitem__(self, name: str) -> ExecutorchProgram:
+        return self.methods[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.methods)
+
+    def __len__(self) -> int:
+        return len(self.methods)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
+        return write_file(Path(path), self.buffer)
+
+    def reset(self) -> None:
+        """Give the buffers that the methods write to what they started with."""
+        for method in self.methods.values():
+            method.reset()
+
+    def text(self) -> str:
+        """All there is to tell, for people: the summary, then each method's account."""
+        return "\n".join([str(self), *(f"{name}: {method.text()}" for name, method in self.methods.items())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the bytes, as plain data."""
+        methods = {name: method.to_dict() for name, method in self.methods.items()}
+        return {"sizes": asdict(self.sizes), "shared": list(self.shared), "methods": methods}
+
+    def to_json(self) -> str:
+        """Everything but the bytes, as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        buffers = f", {len(self.shared)} buffers shared" if self.shared else ""
+        return f"ExecuTorch program, {_size(self.sizes.file)}: methods {', '.join(self.methods)}{buffers}"
 
     def __repr__(self) -> str:
         return f"<{self}>"

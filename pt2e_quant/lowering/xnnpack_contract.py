@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
@@ -34,7 +34,7 @@ from .xnnpack_patterns import (
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "raise_fatal"]
 
 Q = torch.ops.quantized_decomposed
-Severity = Literal["wrong", "init", "error", "inexact", "portable"]
+Severity = Literal["wrong", "init", "error", "inexact", "portable", "larger"]
 
 _MEANING: dict[str, str] = {
     "wrong": "the program would run and give wrong numbers",
@@ -42,6 +42,7 @@ _MEANING: dict[str, str] = {
     "error": "ExecuTorch would fail while lowering or running",
     "inexact": "the program's numbers differ from the converted graph's",
     "portable": "the operator runs in portable kernels on the CPU",
+    "larger": "the file is larger than it could be",
 }
 _FATAL = ("wrong", "init", "error")
 _FULL, _SYMMETRIC = (-128, 127), (-127, 127)
@@ -55,7 +56,7 @@ class Violation:
         rule: name of the check.
         node: the node of the converted graph.
         severity: 'wrong' (wrong numbers), 'init' (fails when loaded) and 'error' (fails while lowering or running)
-            stop the lowering; 'inexact' (small differences) and 'portable' (not delegated) do not.
+            stop the lowering; 'inexact' (small differences), 'portable' (not delegated) and 'larger' do not.
         why: what is wrong with the node.
         fix: the way out.
     """
@@ -221,7 +222,7 @@ def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Finding]:
 
 
 def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
-    tensors = (*op.inputs, op.quantize) if moves_values(op.node) else ()
+    tensors = (*op.inputs, op.quantize) if moves_values(op.node) and not _is_free_slice(op.node) else ()
     grids = {grid(tensor) for tensor in tensors if _is_per_tensor(tensor)}
     if len(grids) > 1:
         shown = ", ".join(f"{scale:.6g}/{zero_point}" for scale, zero_point, *_ in sorted(grids, key=str))
@@ -232,6 +233,13 @@ def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
         )
 
 
+def _is_free_slice(node: Node) -> bool:
+    """A slice of a tensor with dynamic sizes, which XNNPACK never takes, on whatever grids."""
+    value = node.all_input_nodes[0].meta.get("val")
+    sizes: Any = getattr(value, "shape", ())
+    return op_name(node) in ("slice", "narrow", "select") and not all(isinstance(size, int) for size in sizes)
+
+
 def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
     if len(node.users) < 2 or not is_dequantize(node) or constant(node.args[0]) is not None:
         return
@@ -240,6 +248,20 @@ def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
     if any(integer) and not all(taken and user.target in LINEAR for taken, user in zip(integer, users, strict=True)):
         names = ", ".join(user.name for user in users)
         yield "init", f"one dequantize feeds several operators ({names})", "Give each consumer a dequantize of its own."
+
+
+def tables_serve_look_ups_alone(node: Node) -> Iterator[Finding]:
+    """A table that an output layer shares is one tensor in the graph; XNNPACK packs a copy of its own."""
+    table = constant(node.args[0]) if op_name(node) == "embedding_byte" else None
+    for other in node.graph.nodes if table is not None else ():
+        gemm = as_gemm(other)
+        weight = constant(gemm.weight.args[0]) if gemm is not None and is_dequantize(gemm.weight) else None
+        if weight is not None and table is not None and weight.data_ptr() == table.data_ptr():
+            yield (
+                "larger",
+                f"its table of {table.nbytes} bytes is stored twice: for the look-up, and packed for {other.name}",
+                "Nothing outside of a delegate can read what XNNPACK has packed.",
+            )
 
 
 def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
@@ -308,6 +330,7 @@ CHECKS_OF_NODES: tuple[Check[Node], ...] = (
     weights_are_stored_as_integers,
     activations_use_the_whole_range,
     one_dequantize_per_consumer,
+    tables_serve_look_ups_alone,
     dynamic_qparams_are_asymmetric,
     convolutions_have_one_or_two_dimensions,
     max_pool_has_a_batch,

@@ -2,7 +2,7 @@
 
 MinMaxObserver, PerChannelMinMaxObserver                              the range of everything seen
 MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver    an average of the range over batches
-PerGroupMinMaxObserver                                                the range of each group in a row
+PerGroupMinMaxObserver, PerGroupMSEObserver                           the range of each group in a row; its best part
 MSEObserver, LpNormObserver, PercentileObserver, EntropyObserver      exact counts, and the range that serves them best
 HistogramObserver                                                     the reference's histogram and its range
 AffineQuantizedMinMaxObserver, ...MovingAverageMinMaxObserver         one range per block: PerAxis, PerGroup, PerBlock
@@ -79,7 +79,7 @@ from .min_max import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from .per_group import PerGroupMinMaxObserver
+from .per_group import PerGroupMinMaxObserver, PerGroupMSEObserver
 from .placeholder import (
     NoopObserver,
     PerTokenPlaceholderObserver,
@@ -117,6 +117,7 @@ __all__ = [
     "PerBlock",
     "PerChannelMinMaxObserver",
     "PerGroup",
+    "PerGroupMSEObserver",
     "PerGroupMinMaxObserver",
     "PerRow",
     "PerTensor",

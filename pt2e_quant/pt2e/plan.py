@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from ..errors import AnnotationError, SharingError, locate, locate_all, module_path, node_id, source_line
 from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
 from ..nested import carried, graphs
-from ..ops import RNN
+from ..ops import EMBEDDING, RNN
 from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
 from ..specs import ANNOTATION_KEY, EdgeOrNode
@@ -26,6 +26,8 @@ from .sharing import share
 from .spec_fields import describe_spec, same_observer, spec_kind
 
 __all__ = ["Group", "Plan", "Point", "make_plan", "nothing_quantized", "opaque_decisions"]
+
+_WITH_PARTS = frozenset((*RNN, *EMBEDDING))
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,14 @@ def _points(
 
 def _is_decided(node: Node) -> bool:
     """Ops that the report accounts for: everything that computes a float tensor, or was annotated."""
-    if node.op != "call_function" or _is_part_of_rnn(node):
+    if node.op != "call_function" or _is_part(node):
         return False
-    return is_float_tensor(node) or ANNOTATION_KEY in node.meta or node.target in RNN
+    return is_float_tensor(node) or ANNOTATION_KEY in node.meta or node.target in _WITH_PARTS
 
 
-def _is_part_of_rnn(node: Node) -> bool:
-    """What is taken out of an RNN shares its fate."""
-    return node.target is operator.getitem and node.all_input_nodes[0].target in RNN
+def _is_part(node: Node) -> bool:
+    """What is taken out of an RNN or of bags shares their fate."""
+    return node.target is operator.getitem and node.all_input_nodes[0].target in _WITH_PARTS
 
 
 def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> Decision:
@@ -261,13 +263,11 @@ def opaque_decisions(gm: GraphModule) -> list[Decision]:
 
 def _reason(node: Node, quantizer: str) -> tuple[str, str]:
     """All reasons that were recorded for leaving a node alone, and the code of the first."""
-    if node.target in RNN:
-        call = f"exported.run_decompositions(torch._decomp.get_decompositions([torch.ops.{node.target}]))"
-        return (
-            f"captured as one op, whose linears no quantizer sees; unroll it before prepare_pt2e: {call}",
-            "composite_op",
-        )
     found = refusals(node)
+    if node.target in RNN:
+        tried = [refusal.reason for refusal in found if refusal.code == "composite_op"]
+        whole = 'captured as one op, whose linears no quantizer sees; unroll it: prepare_pt2e(..., decompose={"rnn"})'
+        return (*tried, whole)[0], "composite_op"
     if not found and getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False):
         return f"{quantizer} marked it as annotated, without a spec", "config_none"
     if not found:

@@ -47,7 +47,7 @@ WAYS_OUT = {
     "constant": "nothing to do: no input of the model flows through it",
     "overwritten": "write `x = x + y` instead of the in-place op in the model",
     "not_folded": "see the reason; batch norm has no integer kernel of its own",
-    "composite_op": "take it apart before prepare_pt2e, as the reason says",
+    "composite_op": "take it apart, as the reason says",
     "nested_graph": "move the op out of the branch or the loop body",
 }
 """Codes of the reasons for which an op stays in float, each with what could be done about it."""

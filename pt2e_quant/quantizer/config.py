@@ -36,6 +36,12 @@ class QuantizationConfig:
     def is_weight_only(self) -> bool:
         return self.weight is not None and self.input_activation is None
 
+    @property
+    def group_size(self) -> int:
+        """How many neighbours in a row of the weight share a scale; 0 when that is not the scheme."""
+        made = getattr(self.weight, "observer_or_fake_quant_ctr", None)
+        return int(getattr(getattr(made, "p", made), "keywords", {}).get("group_size", 0))
+
     def weight_only(self) -> QuantizationConfig:
         """The same with activations in floating point."""
         return replace(self, input_activation=None, output_activation=None)

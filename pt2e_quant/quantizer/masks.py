@@ -25,13 +25,15 @@ MASK_REASON = "it holds an attention mask, next to whose numbers all other value
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset((aten.softmax.int, aten._softmax.default))
-_BOUNDED = frozenset((*_SOFTMAX, *HARDTANH, *RELU6, aten.sigmoid.default, aten.tanh.default))
+_ATTENTION = aten.scaled_dot_product_attention.default  # kept whole where the backend has a kernel for it
+_BOUNDED = frozenset((*_SOFTMAX, *HARDTANH, *RELU6, aten.sigmoid.default, aten.tanh.default, _ATTENTION))
 
 
 def masked(graph: Graph) -> set[Node]:
     """Float tensors that a huge literal was written into, what is computed from them, and sums that softmax reads.
 
-    A softmax, sigmoid, tanh or clamp ends the spread. Huge constant tensors are for the rules to look at.
+    A softmax (also that of attention), sigmoid, tanh or clamp ends the spread. Huge constant tensors are for the rules
+    to look at.
     """
     found: set[Node] = set()
     for node in graph.nodes:

@@ -24,7 +24,7 @@ from torch.fx import Node
 from ..arguments import bind
 from ..errors import AnnotationError
 from ..graph import Constants
-from ..ops import is_commutative, twins
+from ..ops import is_commutative, memory_of, twins
 from .config import QuantizationConfig
 
 __all__ = ["Capture", "Match", "Op", "Pattern", "op", "trace"]
@@ -114,6 +114,14 @@ class Match:
     @property
     def nodes(self) -> tuple[Node, ...]:
         return tuple(node for _, node in self.calls)
+
+    @property
+    def memory(self) -> Node:
+        """Where the root's value lies: the root itself, or what it is a view of or writes to (get_attr: a buffer)."""
+        base = self.root
+        while (source := memory_of(base)) is not None:
+            base = source
+        return base
 
     def argument(self, declared: Op, name: str) -> Any:
         """Value of a schema argument (given or default) of the innermost node that `declared` matched.

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import TargetingError
 from ..graph import Constants, is_float_tensor
+from ..ops import EMBEDDING
 from ..specs import ANNOTATION_KEY
 from .base import FOLDED_KEY, UNUSED_RULES_KEY, Quantizer, Refusal, refusals, refuse
 from .config import QuantizationConfig
@@ -226,7 +227,9 @@ class _Annotator:
         for node, choice in self._choices.items():
             if node in self._foreign and choice.config is not None and node.target in roots:
                 refuse(node, self._quantizer.name, "already annotated by another quantizer", "already_annotated")
-            elif not _is_annotated(node) and (is_float_tensor(node) or "val" not in node.meta):
+            elif not _is_annotated(node) and (
+                is_float_tensor(node) or "val" not in node.meta or node.target in EMBEDDING
+            ):
                 if not choice.is_set:
                     refuse(node, self._quantizer.name, "no selector covers it", "not_selected")
                 elif choice.config is None:

@@ -15,11 +15,16 @@ from pt2e_quant.lowering.inductor_passes import (
     conv1d_as_conv2d,
     drop_unread_rounding,
     move_integers,
-    pack_weights_only,
     second_channel,
 )
-from pt2e_quant.lowering.inductor_speed import absorb_clamps, pointwise_as_linear
-from tests.lowering.handmade import Grid, Weight
+from pt2e_quant.lowering.inductor_speed import (
+    MERGED_KEY,
+    absorb_clamps,
+    merge_linears,
+    pointwise_as_linear,
+    store_qparams,
+)
+from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
 
 aten = torch.ops.aten
@@ -106,22 +111,6 @@ def test_rounding_that_an_integer_kernel_reads_is_kept(name):
     assert len(calls(after, Q.quantize_per_tensor.default)) == len(calls(before, Q.quantize_per_tensor.default))
 
 
-@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 1, 3, 6)], ids=str)
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_weight_only_linear_becomes_the_kernel_for_it(shape, bias):
-    def function(n: Body, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, n.w(), n.b.bias if bias else None)
-
-    gm = passed(pack_weights_only, function, torch.randn(shape), w=Weight((12, 6)), b=nn.Linear(1, 12))
-    assert len(calls(gm, aten._weight_int8pack_mm.default)) == 1
-    assert calls(gm, aten.linear.default) == []
-
-
-def test_eight_outputs_are_too_few_for_the_weight_only_kernel():
-    gm = passed(pack_weights_only, lambda n, x: nn.functional.linear(x, n.w()), torch.randn(2, 6), w=Weight((8, 6)))
-    assert len(calls(gm, aten.linear.default)) == 1
-
-
 @pytest.mark.parametrize(("shape", "kernel"), [((2, 1, 6, 6), (3, 1, 2, 2)), ((2, 1, 7), (3, 1, 2))], ids=str)
 def test_one_channel_gets_a_second_one_of_zeros_where_sizes_are_dynamic(shape, kernel):
     convolve = nn.functional.conv2d if len(shape) == 4 else nn.functional.conv1d
@@ -146,6 +135,16 @@ CONV1D = {
 def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
     gm = passed(conv1d_as_conv2d, CONV1D[name], torch.randn(2, 4, 9), w=Weight((3, 4, 3)), b=nn.Linear(1, 3))
     assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
+
+
+def test_qparams_of_a_tensor_are_stored_before_it_is_quantized_with_them():
+    x = torch.randn(3, 6)
+    before = graph(lambda n, x: dynamic(x), x)
+    after = clone(before)
+    store_qparams(after.graph)
+    (quantize,) = calls(finish(after), Q.quantize_per_tensor.tensor)
+    assert [node.target for node in quantize.args[1:3]] == [aten.as_strided.default] * 2
+    assert torch.equal(after(x), before(x))
 
 
 SATURATED = Grid(6 / 255, 0, 0, 255, torch.uint8)
@@ -219,6 +218,43 @@ def test_rows_out_of_order_are_copied_as_integers():
     gm = passed(contiguous_rows, function, torch.randn(2, 6, 4), w=Weight((12, 6)))
     (copied,) = calls(gm, aten.clone.default)
     assert copied.args[0].target is Q.quantize_per_tensor.default
+
+
+def projections(n: Body, x: Tensor, quantize=GRID, bias: bool = True) -> list[Tensor]:
+    read = quantize(x)
+    return [nn.functional.linear(read, w(), b.bias if bias else None) for w, b in ((n.a, n.c), (n.b, n.d))]
+
+
+MERGED = {
+    "rows": lambda n, x: torch.mul(*projections(n, x)),
+    "no bias": lambda n, x: torch.mul(*projections(n, x, bias=False)),
+    "at run time": lambda n, x: torch.mul(*projections(n, x, quantize=dynamic)),
+    "silu": lambda n, x: (lambda a, b: nn.functional.silu(a) * b)(*projections(n, x)),
+    "a view that needs rows that touch": lambda n, x: torch.mul(*(y.view(len(y), -1) for y in projections(n, x))),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_linears_that_read_the_same_integers_become_one(name):
+    parts = {"a": Weight((8, 6)), "b": Weight((8, 6)), "c": nn.Linear(1, 8), "d": nn.Linear(1, 8)}
+    gm = passed(merge_linears, MERGED[name], torch.randn(2, 3, 6), **parts)
+    (merged,) = calls(gm, aten.linear.default)
+    assert merged.meta[MERGED_KEY] == ("linear", "linear_1")
+
+
+APART = {
+    "what is fused": lambda n, x: torch.mul(*(torch.relu(y) for y in projections(n, x))),
+    "outputs in integers": lambda n, x: torch.mul(*(GRID(y) for y in projections(n, x))),
+    "outputs of the program": lambda n, x: tuple(y.transpose(1, 2) for y in projections(n, x)),
+    "two grids": lambda n, x: nn.functional.linear(GRID(x), n.a()) * nn.functional.linear(OTHER(x), n.b()),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_linears_stay_apart_for(name):
+    parts = {"a": Weight((8, 6)), "b": Weight((8, 6)), "c": nn.Linear(1, 8), "d": nn.Linear(1, 8)}
+    gm = passed(merge_linears, APART[name], torch.randn(2, 3, 6), **parts)
+    assert len(calls(gm, aten.linear.default)) == 2
 
 
 # name: (function, shape, weight, words of the error)

@@ -122,11 +122,11 @@ def test_the_account_is_plain_data_and_text(keywords):
     _, program, _ = keywords
     data = json.loads(program.to_json())
     assert [(kernel["op"], kernel["fused"]) for kernel in data["kernels"]] == [
-        ("aten.linear.default", ["relu", "quantize"]),
+        ("aten.linear.default", ["quantize"]),  # which saturates where relu clamps
         ("aten.linear.default", []),
     ]
     assert data["fallbacks"] == []
-    assert "linear (aten.linear.default): onednn.qlinear_pointwise + relu + quantize, int8" in program.text()
+    assert "linear (aten.linear.default): onednn.qlinear_pointwise + quantize, int8" in program.text()
     assert program.count("int8") == 2
 
 
@@ -185,6 +185,24 @@ def test_autotuning_computes_the_same():
     graph = converted(MLP(), (x,))
     program = lower_to_inductor(graph, autotune=True)
     torch.testing.assert_close(program(x), graph(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["compile", pytest.param("aoti", marks=pytest.mark.slow)])
+def test_a_profile_names_every_kernel(mode):
+    model = Net(lambda n, x: n.b(n.a(x).relu()).sigmoid(), a=nn.Conv2d(6, 16, 1), b=nn.Conv2d(16, 5, 3, groups=1))
+    x = torch.randn(2, 6, 9, 7)
+    profile = lower_to_inductor(converted(model, (x,)), mode=mode, profile=True).profile(x, runs=4)
+    calls = {kernel.kernel: kernel.calls for kernel in profile.kernels}
+    assert calls.pop("qconv_pointwise") == 2
+    assert all(name.startswith("loop: ") for name in calls)
+    assert sum(kernel.microseconds for kernel in profile.kernels) > 0
+    assert "outside of kernels" in profile.text()
+
+
+def test_a_profile_needs_the_names_of_kernels():
+    x = torch.randn(3, 10)
+    with pytest.raises(LoweringError, match="profile=True"):
+        lower_to_inductor(converted(MLP(), (x,)), allow_float=True).profile(x)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from benchmarks.memory import measure
 from benchmarks.models import MODELS, BenchmarkModel
 from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
@@ -166,3 +167,10 @@ def test_the_file_shrinks(outcome):
     assert record.bytes_after < 0.5 * record.bytes_before
     if outcome.float_bytes is not None:
         assert len(outcome.program.buffer) <= outcome.expectation.ratio * outcome.float_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "recipe"), [("xnnpack", "dynamic"), ("x86", "static")])
+def test_preparing_and_converting_bert_base_takes_little_memory(backend, recipe):
+    """Without a second copy of the float weights: int8 ones are a quarter, and one weight at a time is on its way."""
+    assert measure("bert_base", backend, recipe)["total"] < 1.6

@@ -161,6 +161,7 @@ def test_every_observer_can_merge():
     kinds = {name for name in ours.__all__ if name.endswith("Observer") and isinstance(getattr(ours, name), type)}
     assert kinds - tested == {
         "DistributionObserver",
+        "PerGroupMSEObserver",
         "PerGroupMinMaxObserver",
         "PerTokenPlaceholderObserver",
-    }  # a base, a PerChannelMinMaxObserver of constant shape, and a PlaceholderObserver
+    }  # a base, two PerChannelMinMaxObservers of constant shape, and a PlaceholderObserver

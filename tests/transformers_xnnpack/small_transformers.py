@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from benchmarks.transformers_models import SentenceEncoder
 
-__all__ = ["Logits", "bert", "calls", "export_tokens", "llama", "sqnr", "tokens", "vit"]
+__all__ = ["Logits", "bert", "calls", "export_tokens", "llama", "minilm", "sqnr", "tokens", "vit"]
 
 
 class Logits(nn.Module):
@@ -21,8 +21,17 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+class Hidden(SentenceEncoder):
+    """An encoder whose mask may be left out: then the mean is over all tokens."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if attention_mask is None:
+            return self.model(input_ids=input_ids).last_hidden_state.mean(1)
+        return super().forward(input_ids, attention_mask)
 
 
 class Pixels(nn.Module):
@@ -42,7 +51,19 @@ def bert(attention: str = "sdpa", layers: int = 1) -> nn.Module:
         hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=96, vocab_size=80,
         max_position_embeddings=40, layer_norm_eps=1e-3, attn_implementation=attention,
     )  # fmt: skip
-    return SentenceEncoder(BertModel(config, add_pooling_layer=False)).eval()
+    return Hidden(BertModel(config, add_pooling_layer=False)).eval()
+
+
+def minilm(attention: str = "sdpa") -> nn.Module:
+    """One layer as MiniLM has six, with fewer words."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=1, num_attention_heads=12, intermediate_size=1536, vocab_size=80,
+        max_position_embeddings=40, attn_implementation=attention,
+    )  # fmt: skip
+    return Hidden(BertModel(config, add_pooling_layer=False)).eval()
 
 
 def llama(attention: str = "sdpa", tied: bool = True) -> nn.Module:
@@ -57,22 +78,24 @@ def llama(attention: str = "sdpa", tied: bool = True) -> nn.Module:
     return Logits(LlamaForCausalLM(config)).eval()
 
 
-def vit(attention: str = "sdpa") -> nn.Module:
+def vit(attention: str = "sdpa", layers: int = 1) -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96, image_size=16, patch_size=8,
-        attn_implementation=attention,
+        hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=96, image_size=16,
+        patch_size=8, attn_implementation=attention,
     )  # fmt: skip
     return Pixels(ViTModel(config, add_pooling_layer=False)).eval()
 
 
-def tokens(length: int = 12, batch: int = 1, padding: int = 3) -> tuple[Tensor, Tensor]:
+def tokens(
+    length: int = 12, batch: int = 1, padding: int = 3, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Random ids, and a mask that ends in padding."""
     mask = torch.ones(batch, length, dtype=torch.long)
     mask[:, length - padding :] = 0
-    return torch.randint(0, 80, (batch, length)), mask
+    return torch.randint(0, 80, (batch, length), generator=generator), mask
 
 
 def export_tokens(model: nn.Module, *, batch: bool = False, length: bool = True) -> ExportedProgram:

@@ -124,7 +124,7 @@ def xnnpack():
 def test_xnnpack_asks_for_it_by_default_also_in_a_composition():
     assert not calls(converted(xnnpack()), SDPA)
     composed = ComposableQuantizer([EmbeddingQuantizer(), xnnpack()])
-    assert composed.decompose == {"sdpa"}
+    assert composed.decompose == {"sdpa", "rnn"}
     assert not calls(converted(composed), SDPA)
 
 

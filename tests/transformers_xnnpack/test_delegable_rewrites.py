@@ -6,18 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import Dim
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.graph import clone, finish, tidy
 from pt2e_quant.lowering.delegable import (
-    attention_on_merged_heads,
     copies_to_concatenate,
     expands_to_products,
     fold_factors_into_linears,
     means_to_linears,
     norms_to_linears,
+    slices_to_linears,
     weighted_sums_to_products,
 )
+from pt2e_quant.lowering.delegable_attention import attention_on_merged_heads
+from pt2e_quant.lowering.fold_constants import fold_constants
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.transformers_xnnpack.small_transformers import calls
 
@@ -131,3 +134,86 @@ def test_a_factor_goes_into_the_scale_of_an_integer_weight():
     assert not calls(copy, aten.mul.Tensor)
     torch.testing.assert_close(finish(copy)(X), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(gm(X), expected)  # the graph that was given keeps its scales
+
+
+BATCH, LENGTH = Dim("batch", max=8), Dim("length", max=9)
+
+
+def dynamic(function, x: Tensor, dims):
+    model = Net(function).eval()
+    return model, clone(torch.export.export(model, (x,), dynamic_shapes=((dims,),)).module())
+
+
+@pytest.mark.parametrize("part", [slice(0, 3), slice(3, None), slice(-4, -1), slice(1, 6, 2)])
+def test_columns_of_a_tensor_of_dynamic_size_are_picked_exactly(part):
+    model, gm = dynamic(lambda n, x: (x * 2)[..., part], X, {0: BATCH})
+    slices_to_linears(gm)
+    assert not calls(gm, aten.slice.Tensor)
+    x = torch.randn(5, 3, 6) * 1e6
+    assert torch.equal(finish(gm)(x), model(x))
+
+
+KEPT_SLICES = {
+    "of fixed shape": (lambda n, x: (x * 2)[..., :3], {}),
+    "of rows": (lambda n, x: (x * 2)[:, 1:], {0: BATCH}),
+    "of what is made from integers": (lambda n, x: (x > 0).float()[..., :3], {0: BATCH}),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_SLICES)
+def test_other_slices_stay(name):
+    function, dims = KEPT_SLICES[name]
+    _, gm = dynamic(function, X, dims or None)
+    slices_to_linears(gm)
+    assert len(calls(gm, aten.slice.Tensor)) >= 1
+
+
+MASKS = {
+    "for each of the batch": lambda x: torch.where(x[:, None, None, :, 0] > 0, 0.0, -1e30),
+    "for all": lambda x: torch.full((x.shape[1], x.shape[1]), -1e30).triu(1),
+    "none": lambda x: 0.5,
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_attention_with_dynamic_batch_and_length_runs_in_three_dimensions(mask):
+    def attend(n, x):
+        q = x.view(x.shape[0], x.shape[1], 2, 3).transpose(1, 2)
+        scores = (q @ q.transpose(-2, -1)) * 0.4 + MASKS[mask](x)
+        return (torch.softmax(scores, -1) @ q).transpose(1, 2).reshape(x.shape)
+
+    model, gm = dynamic(attend, X, {0: BATCH, 1: LENGTH})
+    attention_on_merged_heads(gm)
+    assert not calls(gm, aten.matmul.default)
+    assert {node.meta["val"].dim() for node in calls(gm, aten.softmax.int)} == {3}
+    x = torch.randn(4, 5, 6).abs()
+    torch.testing.assert_close(finish(gm)(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def folded(function):
+    model = Net(function).eval()
+    gm = clone(torch.export.export(model, (X,)).module())
+    fold_constants(gm)
+    torch.testing.assert_close(finish(gm)(X), model(X))
+    return gm
+
+
+def test_positions_and_masks_of_fixed_size_are_stored():
+    gm = folded(lambda n, x: x + torch.full((3, 3), -9.0).triu(1) @ torch.arange(18.0).view(3, 6))
+    assert [str(node.target) for node in gm.graph.nodes if node.op == "call_function"] == ["aten.add.Tensor"]
+
+
+def test_what_is_random_uninitialized_large_looked_up_or_written_to_is_not_stored():
+    def random(n, x):
+        return x + torch.rand(6) * 0
+
+    def large(n, x):
+        return x + torch.arange(2**16 + 2).sum() * 0
+
+    def written(n, x):
+        counts = torch.zeros(6)
+        counts.add_(x.sum())
+        return x + counts
+
+    for function, kept in ((random, aten.rand.default), (large, aten.arange.default), (written, aten.zeros.default)):
+        assert calls(folded(function), kept)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import SharingError, SpecError
 from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.observer import PerGroupMinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer, get_embedding_config
+from quantizers.x86_inductor import X86InductorQuantizer
+from quantizers.x86_inductor import get_default_x86_inductor_quantization_config as X86
 from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config, get_symmetric_quantization_config
 from tests.transformers_xnnpack.small_transformers import calls
 
@@ -94,6 +98,54 @@ def test_a_tied_table_of_other_integers_is_refused_by_name():
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     with pytest.raises(SharingError, match=r"'head\.weight' would be stored 2 times, each time as other integers"):
         converted(Table(tied=True), EmbeddingQuantizer(get_embedding_config(4)), XNNPACKQuantizer().set_global(config))
+
+
+DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+
+
+def test_a_tied_table_is_stored_twice_in_a_file_for_xnnpack_and_a_remark_says_so():
+    """800 values: for the look-up 800 bytes beside the delegate, and 800 inside of it that XNNPACK has packed."""
+    pytest.importorskip("executorch")
+    quantizers = EmbeddingQuantizer(), XNNPACKQuantizer().set_global(DYNAMIC)
+    tied, apart = (lower_to_executorch(converted(Table(80, tied=one), *quantizers), (IDS,)) for one in (True, False))
+    assert [remark.node for remark in tied.remarks] == ["embedding"]
+    assert "its table of 800 bytes is stored twice: for the look-up, and packed for linear" in tied.remarks[0].text
+    assert not apart.remarks
+    assert tied.sizes.constants >= 800
+    assert tied.sizes.delegates >= 800
+
+
+TIED = {
+    "linear alone": ([XNNPACKQuantizer().set_global(DYNAMIC)], "embedding", "as integers for linear"),
+    "linear alone, x86": ([X86InductorQuantizer().set_global(X86(is_dynamic=True))], "embedding", "for linear"),
+    "table alone": ([EmbeddingQuantizer()], "linear", "as integers for embedding"),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_tied_table_that_one_side_quantizes_is_stored_twice_and_the_other_says_why(name):
+    quantizers, left, told = TIED[name]
+    graph = converted(Table(tied=True), *quantizers)
+    sizes = {value.dtype: value.numel() for value in graph.state_dict().values() if value.dim() == 2}
+    assert sizes == {torch.int8: 80, torch.float32: 80}
+    (reason,) = (decision.reason for decision in explain(graph).skipped if decision.node == left)
+    assert "so head.weight is stored in float here and " in reason
+    assert told in reason
+
+
+def test_a_tied_table_for_inductor_is_stored_once_under_one_spec_and_a_conflict_is_named():
+    """oneDNN's weights have 256 codes, EmbeddingQuantizer's 255; the x86 quantizer can do both with its own."""
+    config = X86(is_dynamic=True)
+    with pytest.raises(SharingError, match=r"'head\.weight' would be stored 2 times"):
+        converted(Table(tied=True), EmbeddingQuantizer(), X86InductorQuantizer().set_global(config))
+    quantizer = X86InductorQuantizer().set_global(config)
+    quantizer.set_function_type_qconfig(F.embedding, config.weight_only())
+    model = Table(16, tied=True)
+    graph = converted(model, quantizer)
+    assert [value.numel() for value in graph.state_dict().values() if value.dim() == 2] == [160]
+    program = lower_to_inductor(graph, (IDS,))
+    assert {kernel.node for kernel in program.kernels} == {"embedding", "linear"}
+    torch.testing.assert_close(program(IDS), graph(IDS), rtol=1e-4, atol=1e-5)
 
 
 def test_groups_have_scales_of_their_rows_rounded_to_what_is_stored():

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.algorithms import smooth_quant, worst_linears
 from pt2e_quant.errors import CalibrationError
+from pt2e_quant.lowering.inductor import lower_to_inductor
+from quantizers.x86_inductor import X86InductorQuantizer
+from quantizers.x86_inductor import get_default_x86_inductor_quantization_config as X86
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.transformers_xnnpack.small_transformers import calls, sqnr
 
@@ -179,3 +182,62 @@ def test_falling_back_to_dynamic_reaches_the_target(model, exported):
     fallen, kept = worst_linears(exported, batches(2), target=plain + 8)
     assert kept
     assert static_sqnr(model, exported, fallen) > plain + 5  # dynamic linears round, too
+
+
+class InPlace(nn.Module):
+    """A value is written to behind the linear that made it, and one that a linear reads beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2.0
+        y.add_(self.first(x))
+        return self.second(y) + y
+
+
+def test_in_place_operators_are_measured_like_others():
+    class OutOfPlace(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2.0 + self.first(x)
+            return self.second(y) + y
+
+    one, other = (
+        worst_linears(torch.export.export(kind().eval(), batches(1)[0]), batches(2), target=100.0)[0]
+        for kind in (InPlace, OutOfPlace)
+    )
+    assert [site.sqnr for site in one] == pytest.approx([site.sqnr for site in other])
+
+
+def x86_static_sqnr(model: nn.Module, graph, dynamic=()) -> float:
+    quantizer = X86InductorQuantizer().set_global(X86())
+    for site in dynamic:
+        quantizer.set_node_name(site.node, X86(is_dynamic=True))
+    prepared = prepare_pt2e(graph, quantizer)
+    with torch.no_grad():
+        for batch in batches():
+            prepared(*batch)
+        converted = convert_pt2e(prepared)
+        program = lower_to_inductor(converted)
+        assert sum(kernel.precision == "dynamic" for kernel in program.kernels) == len(dynamic)
+        every = [(model(*batch), program(*batch)) for batch in batches()]
+    return sqnr(*(torch.cat(parts) for parts in zip(*every, strict=True)))
+
+
+def test_inductor_runs_what_falls_back_as_dynamic_kernels(model, exported):
+    """Inductor's dynamic linears have one scale for a whole tensor: what they gain depends on the data."""
+    plain = x86_static_sqnr(model, exported)
+    fallen, kept = worst_linears(exported, batches(2), target=plain + 3, outputs=False)
+    assert fallen
+    assert kept
+    assert x86_static_sqnr(model, exported, fallen) > plain - 1
+
+
+def test_shares_of_the_error_add_up_and_are_told_with_the_place(exported):
+    fallen, kept = worst_linears(exported, batches(2), target=20.0)
+    assert sum(site.share for site in (*fallen, *kept)) == pytest.approx(1.0)
+    worst = (fallen + kept)[0]
+    assert worst.module
+    assert str(worst).startswith(f"{worst.node} in {worst.module}: {worst.sqnr:.1f} dB when quantized alone, ")

@@ -15,6 +15,7 @@ from quantizers.x86_inductor import (
     RULES,
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
+    get_x86_inductor_int4_weight_only_quantization_config,
     get_x86_inductor_linear_dynamic_fp16_config,
 )
 from tests.nets import export
@@ -127,7 +128,12 @@ def test_each_op_has_the_rule_of_its_kernel(name, strict):
 
 def test_every_rule_is_driven():
     driven = {rule for _, _, rules in CLAIMS.values() for rule in rules}
-    elsewhere = {"matmul", "embedding", "linear_add"}  # on request only, and with dynamic qparams, below
+    elsewhere = {
+        "matmul",
+        "embedding",
+        "embedding_bag",
+        "linear_add",
+    }  # on request only, and with dynamic qparams, below
     assert driven - {None} == {rule.name for rule in RULES} - elsewhere
 
 
@@ -168,9 +174,9 @@ REFUSALS = {
         lambda: Net(lambda n, x: x @ x.transpose(1, 2)), ROWS, "static", "aten.matmul.default",
         "Inductor multiplies two activations in float; set_function_type_qconfig(torch.matmul, ...) quantizes them",
     ),
-    "few outputs": (
-        lambda: nn.Linear(6, 8), ROWS, "weight only", "aten.linear.default",
-        "it has 8 outputs, Inductor's kernel for int8 weights alone takes more than 8",
+    "groups that do not divide a row": (
+        lambda: nn.Linear(48, 8), (2, 48), "int4", "aten.linear.default",
+        "its 48 inputs do not split into groups of 32",
     ),
     "pool that nothing reads": (
         lambda: nn.Sequential(conv(), nn.MaxPool2d(2), nn.Sigmoid()), IMAGE, "static", "aten.max_pool2d.default",
@@ -273,6 +279,72 @@ def test_embedding_is_quantized_on_request():
     (codes, scales) = (getattr(converted, str(node.target)) for node in table.args[:2])
     error = (codes * scales.unsqueeze(1) - model.e.weight).abs()
     assert (error <= step * 0.51).all()  # -128..127 reaches half a step beyond the largest weight
+
+
+INDICES, OFFSETS = torch.tensor([1, 4, 2, 0]), torch.tensor([0, 3])
+
+
+def bags(config, computed: bool = False, **options) -> tuple[bool, str | None]:
+    """(quantized, reason) of an embedding_bag on a table of 9 rows of 6 values."""
+    model = Net(
+        lambda n, i: F.embedding_bag(i, n.w * i.float().mean() if computed else n.w, OFFSETS, **options),
+        w=torch.randn(9, 6),
+    )
+    exported = torch.export.export(model, (INDICES,))
+    prepared = prepare_pt2e(exported, X86InductorQuantizer().set_global(config), allow_empty=True)
+    (decision,) = (d for d in explain(prepared).record.decisions if "embedding_bag" in d.op)
+    return decision.quantized, decision.reason
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "sum", "padding_idx": 2}], ids=["mean", "sum without a row"])
+def test_bags_are_quantized_where_weights_alone_are(options):
+    assert bags(RECIPES["weight only"], **options) == (True, None)
+
+
+BAGS = {
+    "max": (
+        {"mode": "max"}, "weight only",
+        "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum",
+    ),
+    "mean without a row": (
+        {"padding_idx": 2}, "weight only",
+        "mode='mean' with padding_idx=2: torch's kernel does not count what it leaves out",
+    ),
+    "groups": ({}, "int4", "weights in groups: torch's kernel for bags takes one scale for each row"),
+    "static": (
+        {}, "static",
+        "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_bags_that_the_kernel_does_not_take_stay_in_float_with_the_reason(name):
+    options, recipe, reason = BAGS[name]
+    assert bags(RECIPES[recipe], **options) == (False, reason)
+
+
+def test_a_table_that_is_computed_is_no_table():
+    assert bags(RECIPES["weight only"], computed=True) == (False, "mul is computed at run time, no table is stored")
+
+
+@pytest.mark.parametrize("size", [16, 48, 512])
+def test_groups_without_a_kernel_are_refused(size):
+    with pytest.raises(SpecError, match=f"groups of 32, 64, 128 or 256 weights of 4 bits, got group_size={size}"):
+        get_x86_inductor_int4_weight_only_quantization_config(size)
+
+
+def test_weights_of_four_bits_have_scales_that_bfloat16_holds():
+    x = torch.randn(2, 96)
+    prepared = prepare_pt2e(export(nn.Linear(96, 4), x), X86InductorQuantizer().set_global(RECIPES["int4"]))
+    converted = convert_pt2e(prepared)
+    (weight,) = converted.graph.find_nodes(op="call_function", target=Q.dequantize_per_channel_group.default)
+    codes, scales = (getattr(converted, str(node.target)) for node in weight.args[:2])
+    assert (codes.shape, scales.shape) == ((4, 96), (4, 3))
+    assert torch.equal(scales, scales.bfloat16().float())
+    assert (codes >= -8).all()
+    assert (codes <= 7).all()
+    assert codes.abs().max() >= 7
 
 
 def test_module_selectors_have_the_names_of_the_reference():

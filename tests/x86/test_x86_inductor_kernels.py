@@ -1,8 +1,10 @@
 """What X86InductorQuantizer claims becomes an integer kernel in Inductor, and computes what the converted graph says.
 
+A relu, relu6 or hardtanh in front of a quantize is none of a kernel's steps where the quantize saturates there anyway.
+
 Tolerance: float rounding, a few 1e-7 of numbers around 1. Where it puts a value on the other side of the border between
-two integers, and where a sum in integers rounds once instead of twice, what reads that integer changes by one step of
-its grid, under a hundredth of the largest output; that may happen to one output in twenty.
+two integers, what reads that integer changes by one step of its grid, under a hundredth of the largest output. A value
+lies that near to a border once in 100,000 (see test_x86_inductor_rounding), so of the images of a batch one may change.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pt2e_quant.lowering.inductor import lower_to_inductor
-from tests.x86.x86_rows import Net, Outcome, Row, converted, outcomes
+from tests.x86.x86_rows import BEYOND, Net, Outcome, Row, converted, outcomes
 
 CONV, SUM, LINEAR, ADDED, POOL = (
     "onednn.qconv_pointwise",
@@ -71,10 +73,10 @@ QUICK = {
             nn.Conv2d(8, 8, 3, groups=2), nn.ReLU6(), nn.Flatten(), nn.Linear(32, 5, bias=False),
         ),
         IMAGE,
-        (CONV + " + relu" + Q, POOL, CONV + " + hardtanh" + Q, "generated", LINEAR),
+        (CONV + Q, POOL, CONV + Q, "generated", LINEAR),
     ),
     "residual add": Row(
-        residual, IMAGE, (CONV + " + relu" + Q, CONV + " + relu" + Q, SUM + " + sum + relu" + Q, CONV)
+        residual, IMAGE, (CONV + Q, CONV + Q, SUM + " + sum" + Q, CONV)
     ),
     "linear gelu, residual": Row(
         lambda: Net(
@@ -92,12 +94,12 @@ SLOW = {
             nn.Hardtanh(-0.2, 0.3), nn.Conv2d(4, 4, 1), nn.Hardswish(),
         ),
         IMAGE,
-        (CONV + " + hardswish" + Q, CONV + " + swish" + Q, CONV + " + hardtanh" + Q, CONV + " + hardswish"),
+        (CONV + " + hardswish" + Q, CONV + " + swish" + Q, CONV + Q, CONV + " + hardswish"),
     ),
     "one channel": Row(
         lambda: chain(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3), nn.Conv2d(1, 2, 3, bias=False)),
         (2, 1, 8, 8),
-        (CONV + " + relu" + Q, CONV + Q, CONV),
+        (CONV + Q, CONV + Q, CONV),
     ),
     "one channel in one dimension": Row(
         lambda: chain(nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten()), (2, 1, 8), (CONV + " + relu",)
@@ -105,7 +107,7 @@ SLOW = {
     "conv1d relu": Row(
         lambda: chain(nn.Conv1d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 4, 3, dilation=2)),
         (2, 3, 12),
-        (CONV + " + relu" + Q, CONV),
+        (CONV + Q, CONV),
     ),
     "add of two convolutions": Row(
         lambda: Net(
@@ -154,7 +156,7 @@ SLOW = {
             a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3, stride=2),
         ),
         IMAGE,
-        (CONV + " + relu" + Q, "generated", CONV),
+        (CONV + Q, "generated", CONV),
     ),
     "squeeze and excite": Row(
         lambda: Net(
@@ -167,7 +169,7 @@ SLOW = {
     "linear relu, gelu tanh": Row(
         lambda: chain(nn.Linear(10, 16), nn.GELU("tanh"), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5)),
         (4, 10),
-        (LINEAR + " + gelu" + Q, LINEAR + " + relu" + Q, LINEAR),
+        (LINEAR + " + gelu" + Q, LINEAR + Q, LINEAR),
     ),
     "linear out of order": Row(
         lambda: Net(lambda n, x: n.a(x.transpose(1, 2)), a=nn.Linear(6, 7)), (2, 6, 10), (LINEAR,)
@@ -194,7 +196,7 @@ def judge(outcome: Outcome, row: Row) -> None:
 def is_right(outcome: Outcome) -> None:
     assert outcome.largest > 0
     assert outcome.error <= 0.01 * max(outcome.largest, 1.0)
-    assert outcome.changed <= 0.05
+    assert outcome.changed <= 1 / BEYOND
     assert outcome.kept
 
 
@@ -237,9 +239,9 @@ def test_linears_with_run_time_qparams_become_integer_kernels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "kernel"), [("fp16", "onednn.linear"), ("weight only", "aten._weight_int8pack_mm")])
-def test_linears_with_small_weights_alone_have_kernels(recipe, kernel):
-    for outcome in outcomes(FLOAT_RUN, recipe).values():
+def test_linears_with_weights_in_float16_have_kernels():
+    for outcome in outcomes(FLOAT_RUN, "fp16").values():
         assert outcome.kernels
-        assert all(found.startswith(kernel) for found in outcome.kernels)
+        assert all(found.startswith("onednn.linear") for found in outcome.kernels)
         is_right(outcome)
+        assert outcome.changed == 0  # nothing is rounded to integers

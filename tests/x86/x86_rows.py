@@ -20,6 +20,7 @@ from pt2e_quant.lowering.inductor import lower_to_inductor
 from quantizers.x86_inductor import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
+    get_x86_inductor_int4_weight_only_quantization_config,
     get_x86_inductor_linear_dynamic_fp16_config,
     get_x86_inductor_weight_only_quantization_config,
 )
@@ -28,7 +29,7 @@ from tests.nets import randomize
 BEYOND = 31
 """How much larger a batch runs than was compiled with: sizes below 16 are laid out in a way of their own."""
 
-__all__ = ["RECIPES", "Net", "Outcome", "Row", "converted", "outcomes", "report"]
+__all__ = ["BEYOND", "RECIPES", "Net", "Outcome", "Row", "converted", "outcomes", "report"]
 
 RECIPES = {
     "static": get_default_x86_inductor_quantization_config(),
@@ -36,6 +37,7 @@ RECIPES = {
     "dynamic": get_default_x86_inductor_quantization_config(is_dynamic=True),
     "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
     "weight only": get_x86_inductor_weight_only_quantization_config(),
+    "int4": get_x86_inductor_int4_weight_only_quantization_config(32),
 }
 
 

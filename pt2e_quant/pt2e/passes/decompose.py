@@ -10,12 +10,13 @@ from torch.fx import GraphModule
 
 from ...errors import CaptureError
 from .decompose_attention import decompose_attention
+from .decompose_rnn import decompose_rnn
 
 __all__ = ["DECOMPOSITIONS", "decompositions"]
 
 Step = Callable[[GraphModule], GraphModule]
 
-DECOMPOSITIONS: MappingProxyType[str, Step] = MappingProxyType({"sdpa": decompose_attention})
+DECOMPOSITIONS: MappingProxyType[str, Step] = MappingProxyType({"sdpa": decompose_attention, "rnn": decompose_rnn})
 """What `prepare_pt2e(..., decompose=...)` takes, by name."""
 
 

@@ -1,0 +1,211 @@
+"""Where a division of each channel of a tensor can go: into the parameters that made the tensor.
+
+y / s is linear(x) with the rows of its weight and its bias divided, and norm(x) with weight and bias divided. Between
+there and the tensor a factor passes through whatever moves values (heads split, exchanged, repeated and merged again),
+through relu, through one side of a product, and through the values of attention. To learn which channel comes from
+which row, the numbers of the rows are sent through the operators in between.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from ..arguments import bind
+from ..graph import is_guard
+from ..ops import ADD, LINEAR, MATMUL, MUL, RELU, is_value_preserving
+
+__all__ = ["Fold", "Place", "find_fold"]
+
+aten = torch.ops.aten
+_NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+_SCALABLE = frozenset((*RELU, aten.leaky_relu.default))
+"""f(x / s) = f(x) / s for every s > 0; gelu, silu, tanh and the like are not so."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A parameter that takes the division.
+
+    node:  who reads it
+    name:  as which argument; absent (None in the graph) is a weight of ones to be made
+    rows:  of each channel of the tensor, the index in the parameter's first dimension
+    """
+
+    node: Node
+    name: str
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Fold:
+    """All places that together divide a tensor; the first is the node that makes it."""
+
+    places: tuple[Place, ...]
+
+    @property
+    def producer(self) -> Node:
+        return self.places[0].node
+
+    @property
+    def rows(self) -> Tensor:
+        """Channels with the same row must share a factor: those of heads that were repeated."""
+        return self.places[0].rows
+
+
+def find_fold(x: Node, readers: list[Node]) -> Fold | str:
+    """Where the division of `x`, which only `readers` may read, goes; or the reason why nothing can take it."""
+    others = [user.name for user in _readers(x) if user not in readers]
+    if others:
+        return f"{x.name} is also read by {', '.join(others)}"
+    found = _walk([x])
+    if isinstance(found, str):
+        return found
+    places = []
+    for path, names in found:
+        rows = _rows(path)
+        if rows is None:
+            return f"between {path[0].name} and {x.name} channels are mixed"
+        places += [Place(path[0], name, rows) for name in names]
+    return Fold(tuple(places))
+
+
+Found = list[tuple[list[Node], list[str]]]
+"""Paths from a node with parameters to the tensor, and the parameters to divide there."""
+
+
+def _walk(path: list[Node]) -> Found | str:
+    """Go from the tensor to what made it; `path` starts with the node to look at."""
+    node = path[0]
+    others = [user.name for user in _readers(node) if user not in path[1:2]]
+    if len(path) > 1 and others:
+        return f"{node.name} is also read by {', '.join(others)}"
+    if node.op != "call_function":
+        return f"{node.name} is an input of the model or a parameter"
+    if node.target in (*_NORMS, *LINEAR):
+        return _parameters(path)
+    if node.target in (*MUL, *ADD):
+        constants = [name for name in ("self", "other") if _is_vector(bind(node).get(name), node)]
+        if constants:
+            return _through_vector(path, constants[0])
+    reasons = []
+    for source in _sources(node):
+        found = _walk([source, *path]) if _times(node, source) == 1 else f"{node.name} reads {source.name} twice"
+        if not isinstance(found, str):
+            return found
+        reasons.append(found)
+    return reasons[0] if reasons else f"a factor does not pass through {node.name} ({node.target})"
+
+
+def _readers(node: Node) -> list[Node]:
+    """Who reads the values, not the shape alone."""
+    return [
+        user
+        for user in node.users
+        if user.op == "output" or (not is_guard(user) and isinstance(user.meta.get("val"), (Tensor, tuple, list)))
+    ]
+
+
+def _times(node: Node, source: Node) -> int:
+    return pytree.tree_leaves((node.args, node.kwargs)).count(source)
+
+
+def _parameters(path: list[Node]) -> Found | str:
+    """A norm or a linear with parameters of its own."""
+    node = path[0]
+    bound = bind(node)
+    names = [name for name in ("weight", "bias") if bound.get(name) is not None]
+    if node.target in _NORMS and len(bound["normalized_shape"]) != 1:
+        return f"{node.name} normalizes over several dimensions"
+    if not all(_own(bound[name]) for name in names):
+        return f"a parameter of {node.name} is computed, or other operators read it too"
+    return [(path, sorted({"weight", *names}, reverse=True))]
+
+
+def _through_vector(path: list[Node], name: str) -> Found | str:
+    """The weight of a norm that is written out ends the way; its bias is divided on the way to the weight."""
+    node = path[0]
+    vector, rest = bind(node)[name], bind(node)["other" if name == "self" else "self"]
+    if not _own(vector):
+        return f"{vector.name} is read by several operators"
+    if node.target in MUL:
+        return [(path, [name])]
+    if bind(node).get("alpha", 1) != 1 or not isinstance(rest, Node):
+        return f"a factor does not pass through {node.name} ({node.target})"
+    found = _walk([rest, *path])
+    return found if isinstance(found, str) else [*found, (path, [name])]
+
+
+def _is_vector(value: Any, node: Node) -> bool:
+    """A stored value for each channel."""
+    if not isinstance(value, Node) or value.op != "get_attr":
+        return False
+    shape = value.meta["val"].shape
+    return len(shape) == 1 and shape[0] == node.meta["val"].shape[-1]
+
+
+def _own(parameter: object) -> bool:
+    return isinstance(parameter, Node) and parameter.op == "get_attr" and len(parameter.users) == 1
+
+
+def _sources(node: Node) -> Iterator[Node]:
+    """Through which inputs a factor for each channel of the output can pass."""
+    if node.target in MUL:
+        width = node.meta["val"].shape[-1]
+        wide = [source for source in reversed(node.all_input_nodes) if source.meta["val"].shape[-1:] == (width,)]
+        yield from (source for source in wide if source.meta["val"].dim() == node.meta["val"].dim())
+    elif node.target in MATMUL and len(node.all_input_nodes) == 2:
+        yield node.args[1]  # type: ignore[misc]
+    elif node.target is aten.scaled_dot_product_attention.default:
+        yield bind(node)["value"]
+    elif node.target in _SCALABLE or node.target is aten.expand.default:
+        yield node.all_input_nodes[0]
+    elif is_value_preserving(node) and isinstance(node.meta.get("val"), Tensor):
+        tensors = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
+        yield from tensors if len(tensors) == 1 else ()
+
+
+def _rows(path: list[Node]) -> Tensor | None:
+    """Of each channel at the end of a path, the one at its start; None when positions differ in that."""
+    shape = _sizes(path[0])
+    numbers = torch.arange(shape[-1], dtype=torch.float32).expand(shape)
+    for source, node in itertools.pairwise(path):
+        mixing = node.target in MATMUL or node.target is aten.scaled_dot_product_attention.default
+        if mixing:
+            if not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers)):
+                return None
+            groups = _sizes(node)[-3] // numbers.shape[-3] if numbers.dim() > 3 else 1
+            numbers = numbers[..., :1, :]
+            numbers = (numbers.repeat_interleave(groups, -3) if groups > 1 else numbers).expand(_sizes(node))
+        elif node.target in (*_SCALABLE, *MUL, *ADD):
+            numbers = numbers.expand(_sizes(node))
+        else:
+            numbers = _moved(node, source, numbers)
+    flat = numbers.reshape(-1, numbers.shape[-1])
+    return flat[0].long() if torch.equal(flat, flat[:1].expand_as(flat)) else None
+
+
+def _moved(node: Node, source: Node, numbers: Tensor) -> Tensor:
+    """What a node that only moves values makes of other values; sizes are those of the example."""
+
+    def value(argument: Node) -> Any:
+        return numbers if argument is source else _hint(argument.meta["val"])
+
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), value)
+    target: Callable[..., Tensor] = aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[assignment]
+    return target(*args, **kwargs)
+
+
+def _sizes(node: Node) -> list[int]:
+    return [_hint(size) for size in node.meta["val"].shape]
+
+
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
