@@ -29,7 +29,7 @@ from .inductor_contract import check_inductor_contract, remarks_on_this_machine
 from .inductor_halves import remarks_on_rounding
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
-from .inductor_speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from .inductor_speed import absorb_clamps, merge_linears, narrow_qparams, pointwise_as_linear, store_qparams
 from .inductor_weights import remarks_on_speed
 from .program import Remark
 
@@ -122,6 +122,8 @@ def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any
     def last_pass(graph: Graph) -> None:
         keep_inputs(graph)
         store_qparams(graph)
+        if autotune:
+            narrow_qparams(graph)
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
