@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.traceback import NodeSource, NodeSourceAction
@@ -32,8 +33,11 @@ __all__ = [
     "clone",
     "collector_paused",
     "copy_origin",
+    "copy_value",
+    "drop_dead",
     "emit",
     "exported_name",
+    "fake_like",
     "finish",
     "free_name",
     "insert_attribute",
@@ -138,11 +142,16 @@ def clone(gm: GraphModule) -> ExportedModule:
 
 def tidy(gm: GraphModule) -> GraphModule:
     """Drop dead nodes and lint. Ends a pass that changed the graph."""
+    drop_dead(gm).graph.lint()
+    return gm
+
+
+def drop_dead(gm: GraphModule) -> GraphModule:
+    """Drop the nodes that nobody reads."""
     for node in reversed(gm.graph.nodes):
         # What Graph.eliminate_dead_code does, which asks every node whether it is impure before whether it is used.
         if not node.users and not node.is_impure():
             gm.graph.erase_node(node)
-    gm.graph.lint()
     return gm
 
 
@@ -294,7 +303,7 @@ def insert_attribute(gm: GraphModule, target: str, value: Tensor, like: Node, by
     copy_origin(node, like, by)
     mode = getattr(_first_tensor(like.meta.get("val")), "fake_mode", None)
     if mode is not None:
-        set_value(node, mode.from_tensor(value, static_shapes=True))
+        set_value(node, fake_like(value, mode))
     return node
 
 
@@ -342,6 +351,21 @@ def set_value(node: Node, value: Any) -> Node:
     if isinstance(value, Tensor):
         node.meta["tensor_meta"] = _extract_tensor_metadata(value)
     return node
+
+
+def copy_value(node: Node, source: Node) -> Node:
+    """Record, of a new node, what is known of the value of another one: it is the same."""
+    node.meta.update({key: source.meta[key] for key in ("val", "tensor_meta") if key in source.meta})
+    return node
+
+
+def fake_like(value: Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
+    """A fake tensor with shape, device and memory layout of `value`, as empty_like gives it.
+
+    `mode` would make the same of its own accord, after a search of its caches that takes ten times as long.
+    """
+    layout = torch.empty_strided(value.shape, value.stride(), dtype=dtype or value.dtype, device="meta")
+    return FakeTensor(mode, layout if value.is_contiguous() else torch.empty_like(layout), value.device)
 
 
 def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:

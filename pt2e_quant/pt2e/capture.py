@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import NESTED_KEY, CaptureError, QuantizationError
-from ..graph import ExportedModule, clone, is_guard, own_written, set_attribute, state_bytes, tidy
+from ..graph import ExportedModule, clone, drop_dead, is_guard, own_written, set_attribute, state_bytes
 from ..nested import bodies, is_quantized_inside, mark
 from .passes.fold_batch_norm import fold_batch_norm
 from .passes.follow_in_place import follow_in_place
@@ -55,7 +55,7 @@ def capture(model: object, steps: Iterable[Callable[[GraphModule], GraphModule]]
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
     draft = run_pass(inline_regions, clone(exported))
-    draft = run_everywhere(tidy, mark(draft))  # what nobody reads is not quantized either
+    draft = run_everywhere(drop_dead, mark(draft))  # what nobody reads is not quantized either
     draft = run_pass(locate_nested_modules, run_pass(move_constants_in, draft))
     draft = run_everywhere(follow_in_place, draft)
     own_written(draft)

@@ -19,9 +19,9 @@ from ..graph import (
     clone,
     collector_paused,
     copy_origin,
+    copy_value,
     finish,
     own_written,
-    set_value,
     state_bytes,
     tidy,
 )
@@ -82,7 +82,6 @@ def convert_pt2e(
     qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)
-    tidy(gm)
     if quantized_io is not None:
         record = quantize_io(gm, quantized_io, record)
     finish(gm)
@@ -154,8 +153,7 @@ def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
             call = gm.graph.call_module(point.observer, (value,))
         consumers = [nodes[name] for name in point.consumers]
         copy_origin(call, consumers[0] if consumers else producer, "convert_pt2e")
-        if "val" in producer.meta:
-            set_value(call, producer.meta["val"])
+        copy_value(call, producer)
         for consumer in consumers:
             consumer.replace_input_with(value, call)
             seen[(point.producer, consumer.name)] = call
@@ -221,7 +219,7 @@ def _convert_itself(gm: GraphModule, call: Node, observer: Any) -> None:
     observer.convert(gm, call)
     for made in {source for reader in readers for source in reader.all_input_nodes}:
         if "val" in call.meta and "val" not in made.meta and made.op != "get_attr":
-            set_value(copy_origin(made, call, "convert_pt2e"), call.meta["val"])
+            copy_value(copy_origin(made, call, "convert_pt2e"), call)
 
 
 def _name_overloads(gm: GraphModule) -> None:

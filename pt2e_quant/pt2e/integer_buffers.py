@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from ..arguments import bind, mutates
 from ..errors import ConversionError, locate
-from ..graph import attribute, copy_origin, is_float_tensor, is_guard, set_value, with_value, written_attributes
+from ..graph import attribute, copy_origin, is_float_tensor, is_guard, set_value, tidy, with_value, written_attributes
 from ..ops import is_value_preserving, memory_of
 from .record import BorderQParams, Record
 
@@ -51,6 +51,8 @@ def make_buffers_integer(gm: GraphModule, wanted: Iterable[str], record: Record)
                 f"{', '.join(written) or 'none'}"
             )
         chosen.update((name, _convert(gm, name)) for name in found if name not in chosen)
+    if chosen:
+        tidy(gm)
     return replace(record, buffers=chosen)
 
 

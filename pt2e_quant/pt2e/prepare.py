@@ -18,10 +18,10 @@ from ..graph import (
     attribute,
     collector_paused,
     copy_origin,
+    copy_value,
     finish,
     free_name,
     is_guard,
-    set_value,
     written_attributes,
 )
 from ..nested import graphs, mark
@@ -198,8 +198,7 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
             node = gm.graph.get_attr(name) if deferred else gm.graph.call_module(name, (value,))
         copy_origin(node, _spoken_for(point), "prepare_pt2e")
         if not deferred:
-            if "val" in point.producer.meta:
-                set_value(node, point.producer.meta["val"])
+            copy_value(node, point.producer)
             for consumer in point.consumers:
                 consumer.replace_input_with(value, node)
             watched[id(point)] = node

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ..errors import ConversionError, locate
-from ..graph import copy_origin, free_name, insert_attribute, is_guard, set_value, with_value
+from ..graph import copy_origin, copy_value, fake_like, free_name, insert_attribute, is_guard, set_value, with_value
 from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
 from ..qparams import storage_dtype
 from ..schemes import Scheme
@@ -157,8 +157,7 @@ class Emitter:
                 return used
             with graph.inserting_before(observed):
                 node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
-            copy_origin(node, like, "convert_pt2e")
-            return set_value(node, value.meta["val"]) if "val" in value.meta else node
+            return copy_value(copy_origin(node, like, "convert_pt2e"), value)
 
         for user in list(observed.users):
             if is_guard(user):
@@ -239,7 +238,10 @@ class Emitter:
         copy_origin(node, like, "convert_pt2e")
         source: Node = args[0]
         if dtype is not None:
-            with_value(node, source, lambda: torch.empty_like(source.meta["val"], dtype=dtype))
+            value = source.meta.get("val")
+            mode = getattr(value, "fake_mode", None)
+            if mode is not None:
+                set_value(node, fake_like(value, mode, dtype))
         elif target is operator.getitem:
             with_value(node, source, lambda: source.meta["val"][args[1]])
         else:

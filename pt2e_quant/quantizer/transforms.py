@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind, set_argument
-from ..graph import Constants, copy_origin, free_name, insert_attribute, is_float_tensor, tidy, with_value
+from ..graph import Constants, copy_origin, copy_value, free_name, insert_attribute, is_float_tensor, tidy, with_value
 from ..ops import ADD, MUL, PAD, SPLIT, SUB, UNBIND, functional
 
 __all__ = [
@@ -178,9 +178,6 @@ def split_to_slices(gm: GraphModule) -> GraphModule:
 
 def _replace(old: Node, new: Node, by: str) -> None:
     """Let `new`, which computes the same value, take the place of `old`."""
-    copy_origin(new, old, by)
-    for key in ("val", "tensor_meta"):
-        if key in old.meta:
-            new.meta[key] = old.meta[key]
+    copy_value(copy_origin(new, old, by), old)
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)

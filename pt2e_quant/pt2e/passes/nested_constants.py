@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ...graph import attribute, copy_origin, free_name, set_attribute, tidy
+from ...graph import attribute, copy_origin, copy_value, free_name, set_attribute, tidy
 from ...nested import bodies, nested_calls, operands, placeholders_of_operands, set_operands, written
 from .fold_weights import FROZEN
 
@@ -75,6 +75,8 @@ def _own(body: GraphModule, placeholder: Node, target: str, value: Tensor) -> No
 
 def move_constants_out(gm: GraphModule) -> GraphModule:
     """Turn the parameters and buffers that bodies hold into operands; one that several bodies share is passed once."""
+    if not bodies(gm):
+        return gm
     for _, body in bodies(gm):
         move_constants_out(body)
     for call, called in _calls(gm):
@@ -96,9 +98,7 @@ def move_constants_out(gm: GraphModule) -> GraphModule:
 def _outer(gm: GraphModule, call: Node, inner: Node, name: str) -> Node:
     with gm.graph.inserting_before(call):
         node = gm.graph.get_attr(name)
-    copy_origin(node, inner, "move_constants_out")
-    node.meta.update({key: inner.meta[key] for key in ("val", "tensor_meta") if key in inner.meta})
-    return node
+    return copy_value(copy_origin(node, inner, "move_constants_out"), inner)
 
 
 def _take(body: GraphModule, passed: dict[str, Node], names: dict[int, str]) -> None:
@@ -117,7 +117,7 @@ def _take(body: GraphModule, passed: dict[str, Node], names: dict[int, str]) -> 
         ):
             last = body.graph.placeholder(outer.name)
         last.target = last.name  # the argument; under another name it could be that of a value of the body
-        last.meta.update({key: outer.meta[key] for key in ("val", "tensor_meta") if key in outer.meta})
+        copy_value(last, outer)
         for node in held.get(name, ()):
             node.replace_all_uses_with(last)
             body.graph.erase_node(node)
