@@ -31,7 +31,6 @@ _TRANSLATED = {
     "Expected weight to be a static param": "its weight is not a constant",
     "Expected bias to be a static param": "its bias is not a constant",
 }
-_REMARKED = ("inexact", "larger")
 _WAY_OUT = "export with fewer dynamic dimensions"
 _OF_SHAPES = {
     "aten.view_copy.default": f"{{}} of its sizes are dynamic, XNNPACK reshapes with one; {_WAY_OUT}",
@@ -76,7 +75,7 @@ def take_account(
         delegates=len(delegates),
         undelegated=tuple(_undelegated(node, origins, explain(node)) for node in left),
         kernels=tuple(kernel for index, module in enumerate(delegates) for kernel in _kernels(module, index)),
-        remarks=tuple(Remark(origin(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity in _REMARKED),
+        remarks=tuple(Remark(origin(f.node), f"{f.why}. {f.fix}") for f in findings if f.severity == "inexact"),
         delegate_bytes=sum(len(module.processed_bytes) for module in delegates),
         stored=_stored(delegates),
     )
@@ -134,7 +133,7 @@ class _Reasons:
         self._backend_ops = backend_ops
         self._findings: dict[str, list[str]] = {}
         for finding in findings:
-            if finding.severity not in _REMARKED:
+            if finding.severity != "inexact":
                 self._findings.setdefault(node_id(finding.node), []).append(finding.why)
 
     def __call__(self, node: Node) -> str:

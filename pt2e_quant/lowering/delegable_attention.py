@@ -145,6 +145,11 @@ def _merged_sizes(tensor: Any) -> list[int] | None:
 
 def moves_stay_with_their_reshapes(gm: GraphModule) -> GraphModule:
     """Keep transposes outside where all around them is reshapes that XNNPACK cannot take."""
+    for node in list(gm.graph.nodes):
+        source = node.all_input_nodes[0] if _is_free_reshape(node) else None
+        if source is not None and op_name(node) in ("reshape", "flatten") and not source.meta["val"].is_contiguous():
+            with gm.graph.inserting_before(node):  # what export would do, out of our reach
+                node.replace_input_with(source, emit(node, _BY, aten.contiguous.default, source))
     kept = {node for node in gm.graph.nodes if is_call(node) and op_name(node) in _MOVES}
     while True:
         inside = {
@@ -166,7 +171,7 @@ def _is_free_reshape(node: Node) -> bool:
     return is_call(node) and op_name(node) in _RESHAPES and _sizes(node).count(-1) > 1
 
 
-_RESHAPES = ("view", "reshape", "flatten", "unflatten")
+_RESHAPES = ("view", "reshape", "flatten", "unflatten", "expand", "unsqueeze")
 
 
 def _sizes(tensor: Any) -> list[int]:

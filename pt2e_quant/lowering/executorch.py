@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import LoweringError, locate_all
-from ..graph import finish
+from ..graph import ExportedModule, finish
 from ..nested import graphs
 from ..ops import DEQUANTIZE, QUANTIZE
 from ..pt2e.record import record_of
@@ -28,7 +28,7 @@ from .control_flow import check_control_flow, copy_results_of_branches
 from .delegable import DELEGABLE_PASSES
 from .dynamic_shapes import check_bounds, derive_dynamic_shapes
 from .embeddings import embeddings_to_kernels, tied_tables
-from .entry import explaining, take
+from .entry import Inputs, explaining, take
 from .methods import by_method, shared_buffers
 from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Remark, Sizes
 from .xnnpack_contract import Violation, check_xnnpack_contract, raise_fatal
@@ -99,13 +99,16 @@ def lower_to_executorch(
     if backend not in ("xnnpack", None):
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     if not isinstance(model, Mapping):
-        ready = {"forward": _ready(model, (example_inputs, example_kwargs, dynamic_shapes), backend, preflight)}
-        return _lower(ready, (), backend).methods["forward"]
+        taken = take(model, example_inputs, example_kwargs, "lower_to_executorch")
+        return _lower({"forward": _ready(taken, dynamic_shapes, backend, preflight)}, (), backend)["forward"]
     arguments = by_method(
         model, example_inputs=example_inputs, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes
     )
-    ready = {name: _ready(model[name], given, backend, preflight) for name, given in arguments.items()}
-    shared = shared_buffers({name: method.gm for name, method in ready.items()})
+    taken_from = {
+        name: take(model[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, _) in arguments.items()
+    }
+    shared = shared_buffers({name: gm for name, (gm, _) in taken_from.items()})  # before passes fold what is only read
+    ready = {name: _ready(taken_from[name], arguments[name][2], backend, preflight) for name in arguments}
     return _lower(ready, shared, backend)
 
 
@@ -120,9 +123,8 @@ class _Ready:
     calling: CallingConvention
 
 
-def _ready(model: object, given: tuple[Any, Any, Any], backend: Backend, preflight: bool) -> _Ready:
-    example_inputs, example_kwargs, dynamic_shapes = given
-    gm, (args, kwargs) = take(model, example_inputs, example_kwargs, "lower_to_executorch")
+def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: Backend, preflight: bool) -> _Ready:
+    gm, (args, kwargs) = taken
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)

@@ -29,7 +29,7 @@ from .inductor_contract import check_inductor_contract, remarks_on_this_machine
 from .inductor_halves import remarks_on_rounding
 from .inductor_passes import DROPPED_KEY, INDUCTOR_PASSES, keep_inputs
 from .inductor_program import Fallback, InductorProgram, InputSpec
-from .inductor_speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from .inductor_speed import absorb_clamps, merge_linears, narrow_qparams, pointwise_as_linear, store_qparams
 from .inductor_weights import remarks_on_speed
 from .program import Remark
 
@@ -72,11 +72,10 @@ def lower_to_inductor(
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     calling = CallingConvention.of(args, kwargs)
-    args, kwargs = calling.plain(args, kwargs)
     # Inductor freezes weights, which every pattern needs, in no_grad alone, whatever its configuration says.
     with torch.no_grad():
         with explaining("torch.export cannot export the converted graph again with these example inputs"):
-            exported = torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
+            exported = torch.export.export(gm, *calling.plain(args, kwargs), dynamic_shapes=dynamic_shapes)
         inputs = _inputs(exported)  # before Inductor narrows ranges: it asks for s < 16, to lay out convolutions
         recorder = Recorder()
         options = _options(recorder, autotune, profile)
@@ -123,6 +122,8 @@ def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any
     def last_pass(graph: Graph) -> None:
         keep_inputs(graph)
         store_qparams(graph)
+        if autotune:
+            narrow_qparams(graph)
         recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}

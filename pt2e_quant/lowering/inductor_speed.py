@@ -25,7 +25,7 @@ from .xnnpack_patterns import (
     op_name,
 )
 
-__all__ = ["MERGED_KEY", "absorb_clamps", "merge_linears", "pointwise_as_linear", "store_qparams"]
+__all__ = ["MERGED_KEY", "absorb_clamps", "merge_linears", "narrow_qparams", "pointwise_as_linear", "store_qparams"]
 
 aten = torch.ops.aten
 Q = torch.ops.quantized_decomposed
@@ -181,6 +181,25 @@ def store_qparams(graph: Graph) -> None:
                 stored = graph.call_function(aten.as_strided.default, (chosen, [*value.shape], [*value.stride()]))
             stored.meta.update(chosen.meta)
             quantize.update_arg(position, stored)
+
+
+def narrow_qparams(graph: Graph) -> None:
+    """Give linears the scale that is computed at run time as float32, and its zero point as int32.
+
+    For Inductor's own graph, when it tunes: with float64 and int64, as choose_qparams returns them, the templates of
+    2.13 damage the heap, which ends the process.
+    """
+    for linear in list(graph.nodes):
+        if getattr(linear.target, "__name__", "") not in ("qlinear", "qlinear_binary"):
+            continue
+        for name, dtype in (("x_scale", torch.float32), ("x_zp", torch.int32)):
+            chosen = linear.kwargs[name]
+            if not isinstance(chosen, Node):
+                continue
+            with graph.inserting_before(linear):
+                narrow = graph.call_function(torch.ops.prims.convert_element_type.default, (chosen, dtype))
+            narrow.meta.update(chosen.meta, val=chosen.meta["val"].to(dtype))
+            linear.update_kwarg(name, narrow)
 
 
 def _call(like: Node, target: Any, *args: object) -> Node:

@@ -137,39 +137,64 @@ def _fits_eight(stored: _Stored) -> bool:
 
 
 def _by_kernel(made: _Constants, gemm: Gemm, stored: _Stored) -> Node:
-    node, value, four = gemm.node, gemm.activation.meta["val"], _fits_four(stored)
-    outputs = len(stored.codes)
-    missing = -outputs % _ROWS if four or outputs <= 8 else 0
+    """What a linear in bfloat16 returns, computed by a kernel from rows of its input."""
+    node, value, outputs = gemm.node, gemm.activation.meta["val"], len(stored.codes)
     rows = gemm.activation if value.dim() == 2 else _emit(node, aten.flatten.using_ints, gemm.activation, 0, -2)
-
-    def padded(rows: Tensor) -> Tensor:
-        return torch.nn.functional.pad(rows, (0, 0, 0, missing))
-
-    def codes() -> Tensor:
-        raised = padded(stored.codes).to(torch.int32) + 8
-        return aten._convert_weight_to_int4pack_for_cpu(raised, 1) if four else padded(stored.codes)
-
-    def qparams() -> Tensor:
-        if not four:
-            return padded(stored.scales).flatten().to(torch.bfloat16)
-        # The kernel computes (code + 8 - 8) * scale + zero, with groups in the first dimension.
-        both = torch.stack((padded(stored.scales), padded(-stored.zeros * stored.scales)), -1)
-        return both.transpose(0, 1).contiguous().to(torch.bfloat16)
-
-    weight = made.get("codes for a kernel", gemm.weight, stored.codes, codes)
-    scales = made.get("scales for a kernel", gemm.weight, stored.codes, qparams)
-    if four:
-        product = _emit(node, _INT4, rows, weight, stored.group, scales)
-    else:
-        product = _emit(node, _INT8, rows, weight, scales)
-    if missing:
-        product = _emit(node, aten.slice.Tensor, product, 1, 0, outputs)
-    if gemm.bias is not None:
-        product = _emit(node, aten.add.Tensor, product, gemm.bias)
+    product = (_by_four if _fits_four(stored) else _by_eight)(made, gemm, stored, rows)
     if value.dim() == 2:
         return product
     sizes = [_emit(node, aten.sym_size.int, gemm.activation, index) for index in range(value.dim() - 1)]
     return _emit(node, aten.reshape.default, product, [*sizes, outputs])
+
+
+def _by_four(made: _Constants, gemm: Gemm, stored: _Stored, rows: Node) -> Node:
+    outputs = len(stored.codes)
+
+    def codes() -> Tensor:
+        raised = _filled(stored.codes, outputs + -outputs % _ROWS).to(torch.int32) + 8
+        return aten._convert_weight_to_int4pack_for_cpu(raised, 1)
+
+    def qparams() -> Tensor:
+        # The kernel computes (code + 8 - 8) * scale + zero, with groups in the first dimension.
+        both = torch.stack((stored.scales, -stored.zeros * stored.scales), -1)
+        whole = _filled(both.flatten(1), outputs + -outputs % _ROWS).unflatten(1, (-1, 2))
+        return whole.transpose(0, 1).contiguous().to(torch.bfloat16)
+
+    weight = made.get("codes for a kernel", gemm.weight, stored.codes, codes)
+    scales = made.get("scales for a kernel", gemm.weight, stored.codes, qparams)
+    product = _narrowed(gemm.node, _emit(gemm.node, _INT4, rows, weight, stored.group, scales), outputs)
+    return product if gemm.bias is None else _emit(gemm.node, aten.add.Tensor, product, gemm.bias)
+
+
+def _by_eight(made: _Constants, gemm: Gemm, stored: _Stored, rows: Node) -> Node:
+    node, like, of, outputs = gemm.node, gemm.weight, stored.codes, len(stored.codes)
+    length = max(outputs, _ROWS)
+    exact = stored.scales.flatten()
+    short = exact.to(torch.bfloat16)
+    weight = made.get("codes for a kernel", like, of, lambda: _filled(of, length))
+    scales = made.get("scales for a kernel", like, of, lambda: _filled(short.unsqueeze(1), length).flatten())
+    product = _narrowed(node, _emit(node, _INT8, rows, weight, scales), outputs)
+    # The kernel reads scales of bfloat16. Where those of all rows are alike, so is their rounding: up to 0.4 % of each
+    # number, and of what the next layer makes of it.
+    product = _emit(
+        node,
+        aten.mul.Tensor,
+        product,
+        made.get("lost", like, of, lambda: torch.where(short == 0, 1.0, exact / short.float())),
+    )
+    if gemm.bias is not None:
+        product = _emit(node, aten.add.Tensor, product, gemm.bias)
+    return _emit(node, aten.to.dtype, product, torch.bfloat16)
+
+
+def _filled(rows: Tensor, length: int) -> Tensor:
+    """With rows of zeros up to a length."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, length - len(rows)))
+
+
+def _narrowed(node: Node, product: Node, outputs: int) -> Node:
+    whole = product.meta["val"].shape[1] == outputs
+    return product if whole else _emit(node, aten.slice.Tensor, product, 1, 0, outputs)
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------

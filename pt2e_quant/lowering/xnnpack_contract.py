@@ -34,7 +34,7 @@ from .xnnpack_patterns import (
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "raise_fatal"]
 
 Q = torch.ops.quantized_decomposed
-Severity = Literal["wrong", "init", "error", "inexact", "portable", "larger"]
+Severity = Literal["wrong", "init", "error", "inexact", "portable"]
 
 _MEANING: dict[str, str] = {
     "wrong": "the program would run and give wrong numbers",
@@ -42,7 +42,6 @@ _MEANING: dict[str, str] = {
     "error": "ExecuTorch would fail while lowering or running",
     "inexact": "the program's numbers differ from the converted graph's",
     "portable": "the operator runs in portable kernels on the CPU",
-    "larger": "the file is larger than it could be",
 }
 _FATAL = ("wrong", "init", "error")
 _FULL, _SYMMETRIC = (-128, 127), (-127, 127)
@@ -56,7 +55,7 @@ class Violation:
         rule: name of the check.
         node: the node of the converted graph.
         severity: 'wrong' (wrong numbers), 'init' (fails when loaded) and 'error' (fails while lowering or running)
-            stop the lowering; 'inexact' (small differences), 'portable' (not delegated) and 'larger' do not.
+            stop the lowering; 'inexact' (small differences) and 'portable' (not delegated) do not.
         why: what is wrong with the node.
         fix: the way out.
     """
@@ -250,20 +249,6 @@ def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
         yield "init", f"one dequantize feeds several operators ({names})", "Give each consumer a dequantize of its own."
 
 
-def tables_serve_look_ups_alone(node: Node) -> Iterator[Finding]:
-    """A table that an output layer shares is one tensor in the graph; XNNPACK packs a copy of its own."""
-    table = constant(node.args[0]) if op_name(node) == "embedding_byte" else None
-    for other in node.graph.nodes if table is not None else ():
-        gemm = as_gemm(other)
-        weight = constant(gemm.weight.args[0]) if gemm is not None and is_dequantize(gemm.weight) else None
-        if weight is not None and table is not None and weight.data_ptr() == table.data_ptr():
-            yield (
-                "larger",
-                f"its table of {table.nbytes} bytes is stored twice: for the look-up, and packed for {other.name}",
-                "Nothing outside of a delegate can read what XNNPACK has packed.",
-            )
-
-
 def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
     if node.target is Q.choose_qparams_symmetric.tensor:
         yield (
@@ -330,7 +315,6 @@ CHECKS_OF_NODES: tuple[Check[Node], ...] = (
     weights_are_stored_as_integers,
     activations_use_the_whole_range,
     one_dequantize_per_consumer,
-    tables_serve_look_ups_alone,
     dynamic_qparams_are_asymmetric,
     convolutions_have_one_or_two_dimensions,
     max_pool_has_a_batch,

@@ -216,6 +216,16 @@ def test_autotuned_convolutions_of_size_one_are_linears():
 
 
 @pytest.mark.slow
+def test_autotuning_takes_linears_with_qparams_of_run_time():
+    """With these as float64 and int64, Inductor's templates damage the heap, and the process ends."""
+    model = nn.Sequential(nn.Linear(64, 96), nn.Sigmoid(), nn.Linear(96, 64))
+    x = torch.randn(128, 64)
+    graph = converted(model, (x,), "dynamic")
+    tuned, plain = lower_to_inductor(graph, autotune=True), lower_to_inductor(graph)
+    torch.testing.assert_close(tuned(x), plain(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_rounding_that_no_integer_kernel_reads_is_dropped_with_a_remark():
     model, x = Net(lambda n, x: n.a(x) @ x.transpose(1, 2), a=nn.Linear(6, 6)), torch.randn(2, 4, 6)
     quantizer = X86InductorQuantizer().set_global(RECIPES["static"])

@@ -89,9 +89,9 @@ def _parameters(flat: list[Node], biased: bool, projected: bool) -> list[_Weight
     count = 2 + 2 * biased + projected
     parts = []
     for start in range(0, len(flat), count):
-        own: list[Any] = flat[start : start + count]
-        biases = own[2:4] if biased else [None, None]
-        parts.append(_Weights(*own[:2], *biases, own[-1] if projected else None))
+        own = flat[start : start + count]
+        of_input, of_state = (own[2], own[3]) if biased else (None, None)
+        parts.append(_Weights(own[0], own[1], of_input, of_state, own[-1] if projected else None))
     return parts
 
 
