@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
 from pt2e_quant.errors import CaptureError
@@ -16,6 +17,7 @@ from pt2e_quant.graph import (
     attribute,
     clone,
     copy_origin,
+    fake_like,
     finish,
     free_name,
     insert_attribute,
@@ -208,6 +210,28 @@ def test_a_tensor_value_comes_with_its_layout_and_a_list_without():
     set_value(several, [torch.zeros(2)])
     assert (one.meta["tensor_meta"].dtype, tuple(one.meta["tensor_meta"].shape)) == (torch.float16, (2, 3))
     assert "tensor_meta" not in several.meta
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(2, 3),
+        torch.zeros(2, 3).t(),
+        torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        torch.zeros(1, 3).expand(4, 3),
+    ],
+    ids=["contiguous", "transposed", "channels_last", "expanded"],
+)
+def test_a_fake_tensor_has_the_layout_that_empty_like_gives(value):
+    mode = FakeTensorMode()
+    made, wanted = fake_like(value, mode, torch.int8), torch.empty_like(value, dtype=torch.int8)
+    assert made.fake_mode is mode
+    assert (made.shape, made.stride(), made.dtype, made.device) == (
+        wanted.shape,
+        wanted.stride(),
+        torch.int8,
+        value.device,
+    )
 
 
 def test_copying_an_origin_keeps_what_the_node_has_already():

@@ -238,7 +238,7 @@ class Emitter:
         copy_origin(node, like, "convert_pt2e")
         source: Node = args[0]
         if dtype is not None:
-            value = source.meta.get("val")
+            value: Any = source.meta.get("val")
             mode = getattr(value, "fake_mode", None)
             if mode is not None:
                 set_value(node, fake_like(value, mode, dtype))
