@@ -120,13 +120,12 @@ smoothed, groups = smooth_quant(exported, batches)
 with torch.no_grad():
     print(f"smoothed, in float: SQNR {sqnr(torch.cat([smoothed(*batch) for batch in batches])):.0f} dB")
 for group in groups[:4]:
-    where = f"into {group.folded_into}" if group.folded_into else "as a product"
-    print(f"  {', '.join(group.linears)}: alpha {group.alpha}, {where}, error divided by {group.gain:.1f}")
+    print(" ", group)
 
 # 4. Some linears remain too sensitive. They are found by measuring, and stay dynamic.
 
 fallen, _ = worst_linears(smoothed, batches[:2], target=22.0)
-print("stay dynamic:", ", ".join(site.node for site in fallen) or "none")
+print("stay dynamic:", *fallen, sep="\n  ")
 static = XNNPACKQuantizer().set_operator_type(
     torch.ops.aten.linear.default, get_symmetric_quantization_config(is_per_channel=True)
 )
