@@ -364,8 +364,12 @@ def fake_like(value: Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = N
 
     `mode` would make the same of its own accord, after a search of its caches that takes ten times as long.
     """
-    layout = torch.empty_strided(value.shape, value.stride(), dtype=dtype or value.dtype, device="meta")
-    return FakeTensor(mode, layout if value.is_contiguous() else torch.empty_like(layout), value.device)
+    dtype = dtype or value.dtype
+    if value.is_contiguous():  # dimensions of size one may have any stride; empty_like gives them the usual one
+        layout = torch.empty(value.shape, dtype=dtype, device="meta")
+    else:
+        layout = torch.empty_like(torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta"))
+    return FakeTensor(mode, layout, value.device)
 
 
 def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:

@@ -219,8 +219,9 @@ def test_a_tensor_value_comes_with_its_layout_and_a_list_without():
         torch.zeros(2, 3).t(),
         torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
         torch.zeros(1, 3).expand(4, 3),
+        torch.zeros(3, 1, 4).transpose(0, 1),
     ],
-    ids=["contiguous", "transposed", "channels_last", "expanded"],
+    ids=["contiguous", "transposed", "channels_last", "expanded", "stride_of_one"],
 )
 def test_a_fake_tensor_has_the_layout_that_empty_like_gives(value):
     mode = FakeTensorMode()
