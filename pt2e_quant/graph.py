@@ -360,12 +360,16 @@ def copy_value(node: Node, source: Node) -> Node:
 
 
 def fake_like(value: Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
-    """A fake tensor with shape, device and memory layout of `value`, as empty_like gives it.
+    """A fake tensor with shape, device and memory layout of `value`, as empty_like under `mode` gives it.
 
-    `mode` would make the same of its own accord, after a search of its caches that takes ten times as long.
+    `mode` itself makes the same after a search of its caches that takes ten times as long.
     """
-    layout = torch.empty_strided(value.shape, value.stride(), dtype=dtype or value.dtype, device="meta")
-    return FakeTensor(mode, layout if value.is_contiguous() else torch.empty_like(layout), value.device)
+    dtype = dtype or value.dtype
+    if value.is_contiguous():  # dimensions of size one may have any stride; `mode` gives them the usual one
+        layout = torch.empty(value.shape, dtype=dtype, device="meta")
+    else:
+        layout = torch.empty_like(torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta"))
+    return FakeTensor(mode, layout, value.device)
 
 
 def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:

@@ -219,12 +219,15 @@ def test_a_tensor_value_comes_with_its_layout_and_a_list_without():
         torch.zeros(2, 3).t(),
         torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
         torch.zeros(1, 3).expand(4, 3),
+        torch.zeros(3, 1, 4).transpose(0, 1),
     ],
-    ids=["contiguous", "transposed", "channels_last", "expanded"],
+    ids=["contiguous", "transposed", "channels_last", "expanded", "stride_of_one"],
 )
-def test_a_fake_tensor_has_the_layout_that_empty_like_gives(value):
+def test_a_fake_tensor_has_the_layout_that_empty_like_gives_under_its_mode(value):
     mode = FakeTensorMode()
-    made, wanted = fake_like(value, mode, torch.int8), torch.empty_like(value, dtype=torch.int8)
+    made = fake_like(value, mode, torch.int8)
+    with mode:
+        wanted = torch.empty_like(mode.from_tensor(value), dtype=torch.int8)
     assert made.fake_mode is mode
     assert (made.shape, made.stride(), made.dtype, made.device) == (
         wanted.shape,
