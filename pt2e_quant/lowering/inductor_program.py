@@ -203,19 +203,18 @@ class InductorProgram:
         return f"<{self}>"
 
     def _run(self, flat: list[Any]) -> Any:
-        if self.compiled is not None:
-            return self.compiled(flat)
-        args, kwargs = pytree.tree_unflatten(flat, self.calling.tree)
-        return self._loaded(*args, **kwargs)
+        return self._loaded(flat) if self.compiled is None else self.compiled(flat)
 
     @cached_property
-    def _loaded(self) -> Any:
+    def _loaded(self) -> Callable[[list[Any]], Any]:
         folder = tempfile.TemporaryDirectory(prefix="pt2e_quant")
         path = write_file(Path(folder.name) / "model.pt2", self.package)
         with quietly():
-            loaded = torch._inductor.aoti_load_package(str(path))
+            loader = torch._inductor.aoti_load_package(str(path)).loader
         folder.cleanup()  # the loader has unpacked it into a folder of its own
-        return loaded
+        # The loaded package would parse this description, and that of its inputs, in every call.
+        tree = pytree.treespec_loads(loader.get_call_spec()[1])
+        return lambda flat: pytree.tree_unflatten(loader.boxed_run([x for x in flat if isinstance(x, Tensor)]), tree)
 
 
 def _describe(value: object) -> str:
