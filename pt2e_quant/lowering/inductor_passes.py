@@ -30,6 +30,7 @@ __all__ = [
     "drop_unread_rounding",
     "keep_inputs",
     "move_integers",
+    "own_dequantizes",
     "own_weights",
     "second_channel",
 ]
@@ -86,6 +87,15 @@ def _moves(node: Node) -> bool:
     return node.target in CAT or op_name(node) in _MOVES
 
 
+def own_dequantizes(gm: GraphModule) -> GraphModule:
+    """Give every reader a dequantize of its own, as convert_pt2e does: the passes behind change it for one reader."""
+    for node in list(filter(is_dequantize, gm.graph.nodes)):
+        for user in list(node.users)[1:]:
+            with gm.graph.inserting_before(user):
+                user.replace_input_with(node, gm.graph.node_copy(node, lambda source: source))
+    return gm
+
+
 def contiguous_rows(gm: GraphModule) -> GraphModule:
     """Copy the integers that a linear reads out of order, when its input has more than two dimensions.
 
@@ -111,8 +121,8 @@ def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
     names = free_name(gm, "_height_one_")
     for node in list(gm.graph.nodes):
         gemm = as_gemm(node)
-        if gemm is None or node.target not in _IN_TWO_DIMENSIONS or not is_dequantize(gemm.activation):
-            continue
+        if gemm is None or node.target not in _IN_TWO_DIMENSIONS or not is_dequantize(node.args[0]):
+            continue  # a padding in front is left for the account to tell
         weight, codes = gemm.weight.args[0], gemm.activation.args[0]
         values, bound = constant(weight), bind(node)
         if values is None:
@@ -270,6 +280,6 @@ def _call(like: Node, target: object, *args: object) -> Node:
 
 
 INDUCTOR_PASSES: tuple[Callable[[GraphModule], GraphModule], ...] = (
-    float32_between_integers, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d, second_channel,
-    integer_weights, cast_float16, own_weights,
+    own_dequantizes, float32_between_integers, move_integers, drop_unread_rounding, contiguous_rows, conv1d_as_conv2d,
+    second_channel, integer_weights, cast_float16, own_weights,
 )  # fmt: skip

@@ -87,7 +87,8 @@ def pointwise_as_linear(gm: GraphModule) -> GraphModule:
 
 def _is_pointwise(gemm: Gemm) -> bool:
     bound, value = bind(gemm.node), gemm.activation.meta.get("val")
-    if gemm.activation.target is not Q.dequantize_per_tensor.default or not isinstance(value, Tensor):
+    read = gemm.node.args[0]  # not padded on the way
+    if getattr(read, "target", None) is not Q.dequantize_per_tensor.default or not isinstance(value, Tensor):
         return False
     sizes = gemm.weight.meta["val"].shape[2:]
     plain = [list(bound[name]) for name in ("stride", "padding")]

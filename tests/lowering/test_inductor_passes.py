@@ -15,6 +15,7 @@ from pt2e_quant.lowering.inductor_passes import (
     conv1d_as_conv2d,
     drop_unread_rounding,
     move_integers,
+    own_dequantizes,
     second_channel,
 )
 from pt2e_quant.lowering.inductor_speed import (
@@ -195,7 +196,30 @@ NOT_POINTWISE = {
     "sigmoid between": lambda n, x: OTHER(torch.sigmoid(nn.functional.conv2d(GRID(x), n.w()))),
     "read by a sum": lambda n, x: OTHER(nn.functional.conv2d(GRID(x), n.w())) + 1.5,
     "float input": lambda n, x: OTHER(nn.functional.conv2d(x, n.w())),
+    "padded before": lambda n, x: OTHER(nn.functional.conv2d(nn.functional.pad(GRID(x), (1, 2, 0, 1)), n.w())),
 }
+SHARED = {
+    "in one dimension": (conv1d_as_conv2d, lambda x, w: nn.functional.conv1d(x, w), (2, 4, 7), (6, 4, 3)),
+    "of size one": (pointwise_as_linear, lambda x, w: nn.functional.conv2d(x, w), (2, 4, 3, 5), (6, 4, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_others_that_read_the_same_values_keep_them(name):
+    step, convolve, shape, kernel = SHARED[name]
+
+    def function(n: Body, x: Tensor) -> Tensor:
+        read, weight = GRID(x), n.w()
+        return OTHER(convolve(read, weight)).sum() + read + weight.sum()
+
+    passed(lambda gm: step(own_dequantizes(gm)), function, torch.randn(shape), w=Weight(kernel))
+
+
+def test_a_padded_convolution_in_one_dimension_keeps_its_padding():
+    def function(n: Body, x: Tensor) -> Tensor:
+        return OTHER(nn.functional.conv1d(nn.functional.pad(GRID(x), (1, 2)), n.w()))
+
+    passed(conv1d_as_conv2d, function, torch.randn(2, 4, 7), w=Weight((6, 4, 3)))
 
 
 @pytest.mark.parametrize("name", POINTWISE)

@@ -90,8 +90,8 @@ def _parameters(flat: list[Node], biased: bool, projected: bool) -> list[_Weight
     parts = []
     for start in range(0, len(flat), count):
         own = flat[start : start + count]
-        of_input, of_state = (own[2], own[3]) if biased else (None, None)
-        parts.append(_Weights(own[0], own[1], of_input, of_state, own[-1] if projected else None))
+        input_bias, state_bias = (own[2], own[3]) if biased else (None, None)
+        parts.append(_Weights(own[0], own[1], input_bias, state_bias, own[-1] if projected else None))
     return parts
 
 
