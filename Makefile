@@ -3,7 +3,7 @@
 #   make test       linters and the quick tests, branch coverage at the end
 #   make test-all   the same with the slow tests
 #   make lint       format, lint, types, import contracts
-#   make bench      speed of prepare, calibrate and convert beside torchao
+#   make bench      all benchmarks, beside the peers, which it installs
 # Another interpreter or place: make test PYTHON=python3.12 VENV=.venv312
 
 PYTHON ?= python3
@@ -37,6 +37,8 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS) \
+		--no-build-isolation --editable ".[dev,bench]"
 	$(BIN)/python -m benchmarks
 
 format: $(STAMP)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import engine, observers, report, x86
+from benchmarks import engine, memory, observers, report, tiny_llama, transformers_models, x86
 
 engine.main()
 observers.main()
 report.main()
 x86.main()
+transformers_models.main()
+tiny_llama.main()
+memory.main()
