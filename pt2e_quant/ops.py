@@ -36,12 +36,20 @@ __all__ = [
     "CHOOSE_QPARAMS",
     "CLAMP",
     "CONV",
+    "CONV1D",
+    "CONV2D",
+    "CONV3D",
     "CONVOLUTION",
     "CONV_TRANSPOSE",
+    "CONV_TRANSPOSE1D",
+    "CONV_TRANSPOSE2D",
+    "CONV_TRANSPOSE3D",
+    "COPY",
     "DEQUANTIZE",
     "DIV",
     "DROPOUT",
     "EMBEDDING",
+    "EXPAND",
     "HARDTANH",
     "LINEAR",
     "MATMUL",
@@ -50,14 +58,19 @@ __all__ = [
     "MEAN",
     "MUL",
     "PAD",
+    "PERMUTE",
     "QUANTIZE",
     "RELU",
     "RELU6",
+    "RESHAPE",
     "RNN",
+    "SLICE",
     "SPLIT",
+    "SQUEEZE",
     "SUB",
     "UNBIND",
     "UPSAMPLE_NEAREST",
+    "factors",
     "fills_zeros",
     "functional",
     "has_hidden_alias",
@@ -234,8 +247,14 @@ def _overloads(names: str) -> Iterator[OpOverload]:
 register_quantized_decomposed()
 
 # Arithmetic
-CONV = _row("conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv3d.padding")
-CONV_TRANSPOSE = _row("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input")
+CONV1D = _row("conv1d.default conv1d.padding")
+CONV2D = _row("conv2d.default conv2d.padding")
+CONV3D = _row("conv3d.default conv3d.padding")
+CONV = (*CONV1D, *CONV2D, *CONV3D)
+CONV_TRANSPOSE1D = _row("conv_transpose1d.default")
+CONV_TRANSPOSE2D = _row("conv_transpose2d.input")
+CONV_TRANSPOSE3D = _row("conv_transpose3d.input")
+CONV_TRANSPOSE = (*CONV_TRANSPOSE1D, *CONV_TRANSPOSE2D, *CONV_TRANSPOSE3D)
 CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
 LINEAR = _row("linear.default")
 MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
@@ -270,30 +289,42 @@ HARDTANH = _row("hardtanh.default", clamps=_always)
 CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default", clamps=_always)
 
 # Same values in another shape or place
+RESHAPE = _row(
+    "view.default view_as.default reshape.default reshape_as.default flatten.using_ints ravel.default unflatten.int",
+    preserves=_always,
+)
+RESHAPE += _row("_unsafe_view.default", preserves=_always, aliases=_always)
+SQUEEZE = _row("unsqueeze.default squeeze.default squeeze.dim squeeze.dims", preserves=_always)
+PERMUTE = _row(
+    "permute.default transpose.int swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int "
+    "moveaxis.intlist t.default numpy_T.default mT.default",
+    preserves=_always,
+)
+COPY = _row(
+    "alias.default clone.default contiguous.default detach.default lift_fresh.default",
+    preserves=_always,
+)
 _row(
-    "view.default view_as.default reshape.default reshape_as.default _reshape_alias.default "
-    "_reshape_copy.default flatten.using_ints ravel.default unflatten.int unsqueeze.default squeeze.default "
-    "squeeze.dim squeeze.dims permute.default transpose.int swapaxes.default swapdims.default movedim.int "
-    "movedim.intlist moveaxis.int moveaxis.intlist "
-    "t.default numpy_T.default mT.default mH.default matrix_H.default adjoint.default flip.default fliplr.default "
-    "flipud.default roll.default rot90.default pixel_shuffle.default pixel_unshuffle.default "
-    "channel_shuffle.default native_channel_shuffle.default alias.default clone.default contiguous.default "
-    "detach.default lift_fresh.default positive.default conj.default resolve_conj.default "
+    "_reshape_alias.default _reshape_copy.default mH.default matrix_H.default adjoint.default flip.default "
+    "fliplr.default flipud.default roll.default rot90.default pixel_shuffle.default pixel_unshuffle.default "
+    "channel_shuffle.default native_channel_shuffle.default positive.default conj.default resolve_conj.default "
     "resolve_neg.default",
     preserves=_always,
 )
 _row(
-    "_unsafe_view.default atleast_1d.default atleast_2d.default atleast_3d.default lift.default",
+    "atleast_1d.default atleast_2d.default atleast_3d.default lift.default",
     preserves=_always,
     aliases=_always,
 )
 
 # A part of the values, or some of them several times
+SLICE = _row("slice.Tensor select.int narrow.default", preserves=_always)
+EXPAND = _row("expand.default expand_as.default broadcast_to.default", preserves=_always)
 _row(
-    "slice.Tensor select.int narrow.default narrow.Tensor index_select.default gather.default index.Tensor "
+    "narrow.Tensor index_select.default gather.default index.Tensor "
     "_unsafe_index.Tensor take.default take_along_dim.default masked_select.default unfold.default "
-    "as_strided.default diagonal.default linalg_diagonal.default expand.default expand_as.default "
-    "broadcast_to.default broadcast_tensors.default repeat.default tile.default repeat_interleave.self_int "
+    "as_strided.default diagonal.default linalg_diagonal.default "
+    "broadcast_tensors.default repeat.default tile.default repeat_interleave.self_int "
     "repeat_interleave.self_Tensor meshgrid.default meshgrid.indexing hsplit.int hsplit.array "
     "vsplit.int vsplit.array dsplit.int dsplit.array",
     preserves=_always,
@@ -444,6 +475,15 @@ def memory_of(node: Node) -> Node | None:
     shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)
     first = next(shared, None)
     return first if isinstance(first, Node) else None
+
+
+def factors(node: Node) -> tuple[Any, Any, Any]:
+    """(input, weight, bias) of a convolution or matrix product; None for what its schema has not."""
+    bound = bind(node)
+    if "mat1" in bound:  # addmm
+        return bound["mat1"], bound["mat2"], bound["self"]
+    weight = next((bound[name] for name in ("weight", "mat2", "other") if name in bound), None)
+    return bound.get("input", bound.get("self")), weight, bound.get("bias")
 
 
 def is_conv(node: Node) -> bool:

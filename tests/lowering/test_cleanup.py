@@ -13,14 +13,12 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 from pt2e_quant.graph.module import clone, finish
-from pt2e_quant.lowering.executorch.cleanup import (
-    cancel_requantize,
-    own_storage,
-    remove_identities,
-    spell_out_shapes,
-    split_into_slices,
-)
+from pt2e_quant.lowering.executorch.passes.parts_to_slices import parts_to_slices
+from pt2e_quant.lowering.executorch.passes.reshapes_to_views import reshapes_to_views
 from pt2e_quant.ops import op_name
+from pt2e_quant.passes.cancel_requantize import cancel_requantize
+from pt2e_quant.passes.own_storage import own_storage
+from pt2e_quant.passes.remove_identities import remove_identities
 from tests.lowering.handmade import Body, Grid, Q
 
 A, B, NARROW = Grid(0.03, -5), Grid(0.04, 3), Grid(0.03, -5, -100, 100)
@@ -124,13 +122,13 @@ def test_views_of_larger_buffers_get_a_storage_of_their_own() -> None:
     ],
 )
 def test_shapes_become_literals(function: Callable[[Tensor], Tensor], ops: list[str]) -> None:
-    assert after(spell_out_shapes, function, X) == ops
+    assert after(reshapes_to_views, function, X) == ops
 
 
 def test_one_unknown_size_is_written_as_minus_one() -> None:
     body = Body(lambda m, x: x.reshape(x.shape[0], -1))
     gm = clone(torch.export.export(body, (X,), dynamic_shapes=[({0: Dim("rows", max=9)},)]).module())
-    spell_out_shapes(gm)
+    reshapes_to_views(gm)
     (view,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)
     assert view.args[1] == [-1, 12]
     assert view.args[0].target is torch.ops.aten.contiguous.default  # a view of any layout
@@ -138,7 +136,7 @@ def test_one_unknown_size_is_written_as_minus_one() -> None:
 
 def test_two_unknown_sizes_are_left_alone() -> None:
     shapes = [({0: Dim("rows", max=9), 1: Dim("columns", max=9)},)]
-    assert after(spell_out_shapes, lambda x: x.unsqueeze(1), X, dynamic_shapes=shapes) == ["unsqueeze"]
+    assert after(reshapes_to_views, lambda x: x.unsqueeze(1), X, dynamic_shapes=shapes) == ["unsqueeze"]
 
 
 @pytest.mark.parametrize(
@@ -151,12 +149,12 @@ def test_two_unknown_sizes_are_left_alone() -> None:
     ],
 )
 def test_parts_become_slices(function: Callable[[Tensor], Tensor], slices: int) -> None:
-    ops = after(split_into_slices, function, X)
+    ops = after(parts_to_slices, function, X)
     assert ops.count("slice") == slices
     assert set(ops) <= {"slice", "reshape", "cat"}
 
 
 def test_between_quantize_and_dequantize_every_slice_has_its_own() -> None:
-    ops = after(split_into_slices, lambda x: torch.cat([A(part) for part in A(x).split([1, 2], 1)], 1), X)
+    ops = after(parts_to_slices, lambda x: torch.cat([A(part) for part in A(x).split([1, 2], 1)], 1), X)
     assert ops.count("quantize_per_tensor") == 3
     assert ops.count("dequantize_per_tensor") == 4  # one for each slice, one for each operand of cat

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pt2e_quant.graph.module import clone, finish
-from pt2e_quant.lowering.executorch.cleanup import matmul_to_bmm, own_biases, quantize_padding
+from pt2e_quant.lowering.executorch.passes.matmul_to_bmm import matmul_to_bmm
+from pt2e_quant.lowering.executorch.passes.own_biases import own_biases
+from pt2e_quant.lowering.executorch.passes.quantize_padding import quantize_padding
 from pt2e_quant.ops import op_name
 from tests.lowering.handmade import Body, Grid, Weight, bias
 

@@ -349,7 +349,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "dequantized bias of linear": (
         "linear",
-        "its bias is computed by dequantize_per_tensor",
+        "its bias dequantize_per_tensor_2 is computed at run time",
         lambda: (
             Body(lambda m, x: OUT(F.linear(IN(x), m.w(), float_bias(m))), w=Weight((6, 24)), codes=CODES),
             ROWS,
@@ -357,7 +357,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "dequantized bias of conv": (
         "conv2d",
-        "its bias is computed by dequantize_per_tensor",
+        "its bias dequantize_per_tensor_2 is computed at run time",
         lambda: (
             Body(lambda m, x: OUT(F.conv2d(IN(x), m.w(), float_bias(m))), w=Weight((6, 6, 3, 3)), codes=CODES),
             IMAGE,
@@ -365,22 +365,22 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "dynamic with per-tensor weight": (
         "linear",
-        "needs per-channel weights",
+        "need per-channel weights",
         lambda: (Body(lambda m, x: F.linear(per_token(x), m.w()), w=channels(axis=None)), ROWS),
     ),
     "dynamic depthwise": (
         "conv2d",
-        "neither depthwise nor transposed",
+        "no dynamic depthwise convolution",
         lambda: (Body(lambda m, x: F.conv2d(dynamic(x), m.w(), groups=6), w=Weight((6, 1, 3, 3))), (1, 6, 8, 10)),
     ),
     "dynamic conv1d": (
         "conv1d",
-        "for 2-D convolutions",
+        "dynamic convolutions are 2-d only",
         lambda: (Body(lambda m, x: F.conv1d(dynamic(x), m.w()), w=Weight((7, 6, 3))), (1, 6, 8)),
     ),
     "transposed in groups": (
         "conv_transpose2d",
-        "a transposed convolution needs axis=1 and groups=1",
+        "transposed convolution needs axis=1 and groups=1",
         lambda: (
             Body(lambda m, x: OUT(F.conv_transpose2d(IN(x), m.w(), groups=2)), w=Weight((6, 4, 3, 3), 1)),
             IMAGE,
@@ -388,7 +388,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "transposed on axis 0": (
         "conv_transpose2d",
-        "a transposed convolution needs axis=1 and groups=1",
+        "transposed convolution needs axis=1 and groups=1",
         lambda: (Body(lambda m, x: OUT(F.conv_transpose2d(IN(x), m.w())), w=Weight((6, 7, 3, 3))), IMAGE),
     ),
     "conv2d without batch": (
@@ -398,7 +398,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "a product that repeats a computed factor": (
         "matmul",
-        "its weight is not constant",
+        "its weight dequantize_per_tensor_1 is computed at run time",
         lambda: (Body(lambda m, x: OUT(torch.matmul(IN(x), OUT(x[0].t())))), (2, 5, 10)),
     ),
 }

@@ -13,7 +13,8 @@ from pt2e_quant import explain, prepare_pt2e
 from pt2e_quant.errors import LoweringError
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.executorch.program import ExecutorchProgram
-from quantizers.xnnpack import IN_FLOAT, OUTSIDE, REASONS, XNNPACKQuantizer
+from pt2e_quant.lowering.executorch.xnnpack.limits import FLOAT, OUTSIDE, REASONS
+from quantizers.xnnpack import XNNPACKQuantizer
 from tests.xnnpack.rows import RECIPES, Net
 
 pytest.importorskip("executorch")
@@ -135,7 +136,7 @@ def test_the_report_gives_the_reason(op):
     assert REASONS[op] in reasons()[node_of(op).name].split("; ")
 
 
-@pytest.mark.parametrize("op", IN_FLOAT, ids=str)
+@pytest.mark.parametrize("op", FLOAT, ids=str)
 def test_an_op_said_to_run_in_float_is_inside_the_delegate(op):
     name = node_of(op).name
     assert {kernel.precision for kernel in lowered().kernels if kernel.node == name} == {"float"}

@@ -18,8 +18,8 @@ from tests.xnnpack.rows import Net, Outcome, Row, after_conv, outcomes, report
 pytest.importorskip("executorch")
 
 IMAGE, ONE_IMAGE, VECTOR, PAIR = ((2, 3, 6, 6),), ((1, 3, 6, 6),), ((2, 6),), ((2, 6), (2, 6))
-STATIC_ONLY = "XNNPACK runs it in integers with static qparams only, which the configuration has not"
-NO_BATCH = "the input has no batch dimension, XNNPACK's convolutions need one"
+STATIC_ONLY = "XNNPACK runs it in integers with static qparams only"
+NO_BATCH = "its input has {} dimensions and its weight {}; XNNPACK needs as many, with the batch"
 MEAN = "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
 
 
@@ -52,15 +52,15 @@ def _net(function, **parts) -> functools.partial:
 REFUSALS = {
     "weight only": Refusal(
         Row(linear, VECTOR, "weight only"), "aten.linear.default", "half_in_float",
-        "the configuration keeps activations in float, and XNNPACK has no weight-only kernel",
+        "only its weight is quantized, and XNNPACK has no weight-only kernel",
     ),
     "activation only": Refusal(
         Row(conv, IMAGE, "activation only"), "aten.conv2d.default", "half_in_float",
-        "the configuration keeps weights in float, so XNNPACK would multiply in float",
+        "its weight stays in float, so XNNPACK would multiply in float",
     ),
     "dynamic, one weight scale": Refusal(
         Row(linear, VECTOR, "dynamic per tensor"), "aten.linear.default", "dynamic_per_tensor",
-        "XNNPACK's dynamic kernels need weights per channel; set is_per_channel=True",
+        "XNNPACK's dynamic kernels need per-channel weights; set is_per_channel=True",
     ),
     "convolution, groups of weights": Refusal(
         Row(conv, ONE_IMAGE, "groups"), "aten.conv2d.default", "grouped_weights",
@@ -76,12 +76,13 @@ REFUSALS = {
     ),
     "computed weight": Refusal(
         Row(lambda: Net(lambda n, x, w: F.conv2d(x, w)), (*IMAGE, (4, 3, 1, 1))), "aten.conv2d.default",
-        "computed_parameters", "inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
+        "computed_parameters",
+        "its weight inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
     ),
     "computed bias": Refusal(
         Row(lambda: Net(lambda n, x, b: F.linear(x, n.w, b), w=torch.randn(6, 6)), (*VECTOR, (6,))),
         "aten.linear.default", "computed_parameters",
-        "inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
+        "its bias inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
     ),
     "dynamic add": Refusal(
         Row(lambda: Net(lambda n, x: n.f(x) + x, f=linear()), VECTOR, "dynamic"), "aten.add.Tensor", "not_static",
@@ -96,10 +97,10 @@ REFUSALS = {
         STATIC_ONLY,
     ),
     "conv without batch": Refusal(
-        Row(conv, ((3, 6, 6),)), "aten.conv2d.default", "unbatched", NO_BATCH
+        Row(conv, ((3, 6, 6),)), "aten.conv2d.default", "unbatched", NO_BATCH.format(3, 4)
     ),
     "conv1d without batch": Refusal(
-        Row(lambda: nn.Conv1d(3, 4, 3), ((3, 9),)), "aten.conv1d.default", "unbatched", NO_BATCH
+        Row(lambda: nn.Conv1d(3, 4, 3), ((3, 9),)), "aten.conv1d.default", "unbatched", NO_BATCH.format(2, 3)
     ),
     "padded with ones": Refusal(
         Row(lambda: Net(lambda n, x: n.c(F.pad(x, (1, 1, 1, 1), value=1.0)), c=conv()), IMAGE), "aten.pad.default",
@@ -114,24 +115,25 @@ REFUSALS = {
         "not_zero_padding", "pad=[-1, 1, 0, 0]: it crops, XNNPACK's convolutions only pad", runs=False,
     ),
     "dynamic conv1d": Refusal(
-        Row(lambda: nn.Conv1d(3, 4, 3), ((1, 3, 9),), "dynamic"), "aten.conv1d.default", "not_dynamic_conv",
+        Row(lambda: nn.Conv1d(3, 4, 3), ((1, 3, 9),), "dynamic"), "aten.conv1d.default", "dynamic_convolution",
         "XNNPACK's dynamic convolutions are 2-d only",
     ),
     "dynamic depthwise": Refusal(
-        Row(lambda: conv(4, groups=4), ((1, 4, 6, 6),), "dynamic"), "aten.conv2d.default", "not_dynamic_conv",
+        Row(lambda: conv(4, groups=4), ((1, 4, 6, 6),), "dynamic"), "aten.conv2d.default", "dynamic_convolution",
         "XNNPACK has no dynamic depthwise convolution",
     ),
     "dynamic conv of one channel": Refusal(
-        Row(lambda: conv(1), ((1, 1, 6, 6),), "dynamic"), "aten.conv2d.default", "not_dynamic_conv",
+        Row(lambda: conv(1), ((1, 1, 6, 6),), "dynamic"), "aten.conv2d.default", "dynamic_convolution",
         "XNNPACK has no dynamic depthwise convolution",
     ),
     "dynamic conv of two images": Refusal(
-        Row(conv, IMAGE, "dynamic"), "aten.conv2d.default", "not_dynamic_conv",
+        Row(conv, IMAGE, "dynamic"), "aten.conv2d.default", "one_scale_in_all",
         "its batch is 2; XNNPACK's dynamic convolution has a scale for each image, the graph one in all",
     ),
     "transposed, grouped": Refusal(
         Row(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), ((2, 4, 5, 5),)), "aten.conv_transpose2d.input",
-        "grouped_transpose", "groups=2, XNNPACK's transposed convolution with weights per channel takes 1",
+        "grouped_transpose", "with per-channel weights, XNNPACK's transposed convolution needs axis=1 and groups=1, "
+        "this one has groups=2",
     ),
     "add, alpha": Refusal(
         Row(lambda: Net(lambda n, x, y: torch.add(n.f(x), y, alpha=2), f=linear()), PAIR), "aten.add.Tensor",
@@ -173,7 +175,7 @@ REFUSALS = {
         "stride (3, 3) is larger than the kernel (2, 2), XNNPACK's max pooling cannot skip",
     ),
     "max pool without batch": Refusal(
-        after_conv(lambda y: F.max_pool2d(y[0], 2)), "aten.max_pool2d.default", "unusual_pool",
+        after_conv(lambda y: F.max_pool2d(y[0], 2)), "aten.max_pool2d.default", "unbatched_pool",
         "the input has no batch dimension, XNNPACK's max pooling needs one", runs=False,
     ),
     "slice with steps": Refusal(
@@ -241,7 +243,7 @@ DYNAMIC_SHAPES = {
     ),
     "dynamic conv": (
         Refusal(
-            Row(conv, IMAGE, "dynamic"), "aten.conv2d.default", "not_dynamic_conv",
+            Row(conv, IMAGE, "dynamic"), "aten.conv2d.default", "one_scale_in_all",
             "its batch is s0; XNNPACK's dynamic convolution has a scale for each image, the graph one in all",
         ),
         (BATCH,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...ops import (
     LINEAR,
     RELU,
     RELU6,
+    factors,
     is_call,
     is_conv_transpose,
     is_dequantize,
@@ -26,7 +28,7 @@ from ...ops import (
     op_name,
 )
 
-__all__ = ["Gemm", "as_gemm"]
+__all__ = ["Gemm", "as_gemm", "output_quantize"]
 
 Q = torch.ops.quantized_decomposed
 
@@ -34,12 +36,12 @@ Q = torch.ops.quantized_decomposed
 _FUSED = frozenset((*RELU, *RELU6, *HARDTANH))
 
 
-_GEMM_OPERANDS: dict[Any, tuple[str, str, str]] = {
-    **dict.fromkeys((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR), ("input", "weight", "bias")),
-    torch.ops.aten.mm.default: ("self", "mat2", ""),
-    torch.ops.aten.matmul.default: ("self", "other", ""),
-    torch.ops.aten.addmm.default: ("mat1", "mat2", "self"),
-}
+_PRODUCTS = frozenset(
+    (
+        *CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR,
+        torch.ops.aten.mm.default, torch.ops.aten.matmul.default, torch.ops.aten.addmm.default,
+    )
+)  # fmt: skip
 
 
 _CHOOSE = frozenset(CHOOSE_QPARAMS)
@@ -53,7 +55,7 @@ class Gemm:
         node: the operator.
         activation, bias: its operands; in front of a convolution, zeros padded to the activation are part of it.
         weight: the dequantize of its weight.
-        quantize: the quantize of its output, behind an optional relu or hardtanh that fuses; None without one.
+        quantize: the quantize of its output, after an optional relu or hardtanh that fuses; None without one.
         dynamic: the activation's qparams are computed while the program runs.
     """
 
@@ -67,17 +69,15 @@ class Gemm:
 
 def as_gemm(node: Node) -> Gemm | None:
     """The operator with its surroundings, when it is a convolution or matrix product with a dequantized weight."""
-    names = _GEMM_OPERANDS.get(node.target) if is_call(node) else None
-    if names is None:
+    if not is_call(node) or node.target not in _PRODUCTS:
         return None
-    bound = bind(node)
-    activation, weight, bias = bound[names[0]], bound[names[1]], bound.get(names[2])
+    activation, weight, bias = factors(node)
     if not isinstance(activation, Node) or not is_dequantize(weight):
         return None
     if node.target in (*CONV, *CONVOLUTION) and _is_padding(activation) and not is_conv_transpose(node):
         activation = activation.all_input_nodes[0]  # the convolution's kernel pads, too
     dynamic = is_dequantize(activation) and _is_chosen_while_running(activation)
-    return Gemm(node, activation, weight, bias, _output_quantize(node, _FUSED), dynamic)
+    return Gemm(node, activation, weight, bias, output_quantize(node, _FUSED), dynamic)
 
 
 def _is_padding(node: Node) -> bool:
@@ -98,7 +98,7 @@ def _is_chosen_while_running(dequantize: Node) -> bool:
     return scale.all_input_nodes[0].target in _CHOOSE
 
 
-def _output_quantize(node: Node, fused: frozenset[Any]) -> Node | None:
+def output_quantize(node: Node, fused: Container[Any]) -> Node | None:
     """The quantize that is the only user of the node, or of the fused activation that is its only user."""
     for _ in range(2):
         if len(node.users) != 1:

@@ -19,6 +19,7 @@ from ...errors import LoweringError
 from ...graph.module import ExportedModule, finish
 from ...graph.nested import graphs
 from ...ops import DEQUANTIZE, QUANTIZE
+from ...passes.runner import run_everywhere, run_pass
 from ...pt2e.record import record_of
 from ...where import locate_all
 from ..common.calling import CallingConvention
@@ -27,12 +28,11 @@ from ..common.entry import Inputs, explaining, take
 from ..common.remarks import Remark
 from . import runtime as _executorch
 from .account import Account, take_account
-from .cleanup import PASSES, XNNPACK_PASSES
-from .control_flow import check_control_flow, copy_results_of_branches
-from .delegable import DELEGABLE_PASSES
-from .embeddings import embeddings_to_kernels, tied_tables
+from .control_flow import check_control_flow
+from .embeddings import tied_tables
 from .methods import by_method, shared_buffers
 from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
+from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
 from .xnnpack.contract import Violation, check_xnnpack_contract, raise_fatal
 
 __all__ = ["lower_to_executorch"]
@@ -130,18 +130,16 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
-    for step in PASSES:
-        step(gm)
     remarks = tied_tables(gm) if backend == "xnnpack" else ()
-    embeddings_to_kernels(gm)
+    for step in FOR_EXECUTORCH:
+        gm = run_everywhere(step, gm)
     findings: tuple[Violation, ...] = ()
     if backend == "xnnpack":
         findings = check_xnnpack_contract(gm)
         if preflight:
             raise_fatal(findings)
-        for step in (*DELEGABLE_PASSES, *XNNPACK_PASSES):
-            step(gm)
-    copy_results_of_branches(gm)
+    for step in (*FOR_XNNPACK, *AT_LAST) if backend == "xnnpack" else AT_LAST:
+        gm = run_pass(step, gm)
     finish(gm)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)

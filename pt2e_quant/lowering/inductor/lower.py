@@ -22,11 +22,13 @@ from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, finish
 from ...meta import DROPPED_KEY
+from ...passes.cancel_requantize import cancel_requantize
+from ...passes.own_storage import own_storage
+from ...passes.remove_identities import remove_identities
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
 from ..common.remarks import Remark
-from ..executorch.cleanup import PASSES
 from .account import Recorder, take_account
 from .contract import check_inductor_contract, remarks_on_this_machine
 from .halves import remarks_on_rounding
@@ -110,7 +112,15 @@ def _cleaned(
     known = (*remarks_on_this_machine(gm), *remarks_on_rounding(gm), *remarks_on_speed(gm))
     remarks = [Remark(node.name, text) for node, text in known]
     tuned = (pointwise_as_linear,) if autotune else ()  # without tuning, oneDNN's kernels for both take the same time
-    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, merge_linears, *tuned):
+    for step in (
+        remove_identities,
+        cancel_requantize,
+        own_storage,
+        *INDUCTOR_PASSES,
+        absorb_clamps,
+        merge_linears,
+        *tuned,
+    ):
         step(gm)
     finish(gm)
     dropped = gm.meta.get(DROPPED_KEY, ())

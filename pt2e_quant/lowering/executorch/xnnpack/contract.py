@@ -19,9 +19,10 @@ from ....errors import LoweringError
 from ....graph.attributes import constant
 from ....graph.values import rank
 from ....grid import Grid
-from ....ops import LINEAR, is_conv_transpose, is_dequantize, op_name
+from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, SLICE, is_conv_transpose, is_dequantize, op_name
 from ....where import locate
 from ...common.gemm import Gemm, as_gemm
+from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, MAX_POOL, WEIGHT_RANGE, Case, group_size, unbatched_pool
 from .patterns import IntegerOp, as_integer_op, moves_values, refusals
 
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "raise_fatal"]
@@ -37,7 +38,6 @@ _MEANING: dict[str, str] = {
     "portable": "the operator runs in portable kernels on the CPU",
 }
 _FATAL = ("wrong", "init", "error")
-_FULL, _SYMMETRIC = (-128, 127), (-127, 127)
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ def weight_groups_are_of_4_bits_and_multiples_of_32(gemm: Gemm) -> Iterator[Find
         return
     bound = bind(gemm.weight)
     size, low, high = bound["group_size"], bound["quant_min"], bound["quant_max"]
-    if (low, high) != (-8, 7) and size < gemm.weight.meta["val"].shape[-1]:
+    if (low, high) != GROUP_RANGE and size < gemm.weight.meta["val"].shape[-1]:
         yield "error", f"groups of weights have the range {low}..{high}", "XNNPACK takes groups of 4 bits only: -8..7."
-    elif size % 32:
-        yield "error", f"weights come in groups of {size}", "XNNPACK needs groups of a multiple of 32."
+    elif (reason := group_size(size)) is not None and size < gemm.weight.meta["val"].shape[-1]:
+        yield "error", reason, f"Choose a group_size of {GROUP}, {2 * GROUP}, {4 * GROUP}, ..."
 
 
 def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
@@ -200,8 +200,8 @@ def activations_use_the_whole_range(node: Node) -> Iterator[Finding]:
     if node.target is not Q.quantize_per_tensor.default or constant(node.args[0]) is not None:
         return
     grid = Grid.of(node)
-    if grid and grid.dtype == torch.int8 and grid.bounds != (-128, 127):
-        severity: Severity = "inexact" if grid.bounds == (-127, 127) else "wrong"
+    if grid and grid.dtype == torch.int8 and grid.bounds != ACTIVATION_RANGE:
+        severity: Severity = "inexact" if grid.bounds == WEIGHT_RANGE else "wrong"
         why = f"the quantized range is {grid.quant_min}..{grid.quant_max}, and XNNPACK saturates at -128..127"
         yield severity, why, "Use quant_min=-128, quant_max=127 for activations."
 
@@ -229,7 +229,7 @@ def _is_free_slice(node: Node) -> bool:
     """A slice of a tensor with dynamic sizes, which XNNPACK never takes, on whatever grids."""
     value = node.all_input_nodes[0].meta.get("val")
     sizes: Any = getattr(value, "shape", ())
-    return op_name(node) in ("slice", "narrow", "select") and not all(isinstance(size, int) for size in sizes)
+    return node.target in SLICE and not all(isinstance(size, int) for size in sizes)
 
 
 def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
@@ -268,7 +268,7 @@ def dynamic_qparams_are_per_row(gemm: Gemm) -> Iterator[Finding]:
 
 
 def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
-    if op_name(node) in ("conv3d", "conv_transpose3d") or (op_name(node) == "convolution" and rank(node) == 5):
+    if node.target in (*CONV3D, *CONV_TRANSPOSE3D) or (node.target in CONVOLUTION and rank(node) == 5):
         yield (
             "error",
             "ExecuTorch has no kernel for 3-D convolution, neither in XNNPACK nor portable",
@@ -277,8 +277,9 @@ def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
 
 
 def max_pool_has_a_batch(node: Node) -> Iterator[Finding]:
-    if op_name(node) == "max_pool2d" and rank(node) == 3:
-        yield "error", "max_pool2d of a tensor without batch dimension", "Add the batch dimension: x.unsqueeze(0)."
+    reason = unbatched_pool(Case(node)) if node.target in MAX_POOL.ops else None
+    if reason is not None:
+        yield "error", reason, "Add the batch dimension: x.unsqueeze(0)."
 
 
 def addmm_has_unit_factors(gemm: Gemm) -> Iterator[Finding]:

@@ -1,0 +1,386 @@
+"""What ExecuTorch's XNNPACK backend runs in integers, each fact once.
+
+A kernel is a family of operators with its limits; a limit looks at an operator with its operands and returns the reason
+why the kernel does not take it, or None. The quantizer's rules ask the limits before they quantize, the contract asks
+them of the graph before it is lowered, and docs/support.md lists them. Measured with ExecuTorch's runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from .... import ops
+from ....arguments import bind
+
+__all__ = [
+    "ACTIVATION_RANGE",
+    "ADD",
+    "AVERAGE",
+    "CAT",
+    "CLAMP",
+    "CONVOLUTION",
+    "FLOAT",
+    "GROUP",
+    "GROUP_RANGE",
+    "KERNELS",
+    "LINEAR",
+    "MATRIX",
+    "MAX_POOL",
+    "MEAN",
+    "MUL",
+    "OUTSIDE",
+    "PADDING",
+    "PRODUCTS",
+    "REASONS",
+    "RESHAPE",
+    "SLICE",
+    "SQUEEZE",
+    "SUB",
+    "TRANSPOSED",
+    "WEIGHT_RANGE",
+    "Case",
+    "Kernel",
+    "Limit",
+    "Scales",
+    "group_size",
+    "kernel_of",
+    "not_static",
+    "not_zero_padding",
+    "one_scale_in_all",
+    "unbatched_pool",
+]
+
+aten = torch.ops.aten
+
+ACTIVATION_RANGE, WEIGHT_RANGE, GROUP_RANGE = (-128, 127), (-127, 127), (-8, 7)
+"""Bounds of the integers; weights in groups have 4 bits."""
+
+GROUP = 32
+"""Weights that share a scale come in multiples of this."""
+
+Scales = Literal["tensor", "channel", "group"]
+"""What shares one scale."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator, and how its operands are quantized: as a configuration asks for it, or as a graph has it.
+
+    Args:
+        node: the operator.
+        activation: 'static', 'dynamic' (qparams are chosen while the program runs), or None: floating point.
+        weight: what shares a scale of the weight; None: floating point.
+        group: how many neighbours in a row share a scale; 0 where they are not grouped.
+        axis: of the weight's channels, where the graph says it.
+        is_constant: whether a tensor is known before the program runs.
+        output: the result is quantized as well.
+    """
+
+    node: Node
+    activation: Literal["static", "dynamic"] | None = None
+    weight: Scales | None = None
+    is_constant: Callable[[Node], bool] = lambda node: False
+    group: int = 0
+    axis: int | None = None
+    output: bool = True
+
+    def argument(self, name: str) -> Any:
+        """An argument of the operator; None when its schema has none of this name."""
+        return bind(self.node).get(name)
+
+    def shape(self, name: str) -> list[Any] | None:
+        """The sizes of an operand; None where the graph does not record them."""
+        return _shape(self.argument(name))
+
+    def factors(self) -> tuple[list[Any] | None, list[Any] | None]:
+        """The sizes of input and weight of a product."""
+        x, weight, _ = ops.factors(self.node)
+        return _shape(x), _shape(weight)
+
+
+def _shape(operand: object) -> list[Any] | None:
+    value = operand.meta.get("val") if isinstance(operand, Node) else None
+    return list(value.shape) if isinstance(value, Tensor) else None
+
+
+Limit = Callable[[Case], "str | None"]
+
+
+# --- products with weights --------------------------------------------------------------------------------------------
+
+
+def half_in_float(case: Case) -> str | None:
+    """A product is one of integers only when both of its sides are integers."""
+    if case.weight is None:
+        return "its weight stays in float, so XNNPACK would multiply in float"
+    return "only its weight is quantized, and XNNPACK has no weight-only kernel" if case.activation is None else None
+
+
+def dynamic_per_tensor(case: Case) -> str | None:
+    """Dynamic activations need weights with a scale for each channel."""
+    if case.activation != "dynamic" or case.weight in ("channel", "group"):
+        return None
+    return "XNNPACK's dynamic kernels need per-channel weights; set is_per_channel=True"
+
+
+def grouped_weights(case: Case) -> str | None:
+    """Weights in groups: of linears with dynamic activations, in rows that they fill."""
+    _, weight = case.factors()
+    if not case.group or weight is None:
+        return None
+    if len(weight) != 2:
+        return "XNNPACK's convolutions take one weight scale per channel, none per group"
+    if case.activation != "dynamic":
+        return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
+    width = weight[1]
+    return f"its {width} inputs do not split into groups of {case.group}" if width % case.group else None
+
+
+def computed_parameters(case: Case) -> str | None:
+    """Weight and bias are constants."""
+    for kind, operand in zip(("weight", "bias"), ops.factors(case.node)[1:], strict=True):
+        if isinstance(operand, Node) and not case.is_constant(operand):
+            return f"its {kind} {operand.name} is computed at run time, XNNPACK packs constant weights and biases only"
+    return None
+
+
+def unbatched(case: Case) -> str | None:
+    """Convolutions have a batch dimension."""
+    x, weight = case.factors()
+    if x is None or weight is None or len(x) == len(weight):
+        return None
+    return f"its input has {len(x)} dimensions and its weight {len(weight)}; XNNPACK needs as many, with the batch"
+
+
+def not_static(case: Case) -> str | None:
+    """Static qparams only."""
+    static = case.activation == "static" and case.output
+    return None if static else "XNNPACK runs it in integers with static qparams only"
+
+
+def dynamic_convolution(case: Case) -> str | None:
+    """Dynamic activations: 2-D convolutions that are not depthwise."""
+    _, weight = case.factors()
+    if case.activation != "dynamic" or weight is None:
+        return None
+    if len(weight) != 4:
+        return "XNNPACK's dynamic convolutions are 2-d only"
+    # also an image of one channel: to XNNPACK that is depthwise
+    return "XNNPACK has no dynamic depthwise convolution" if weight[1] == 1 else None
+
+
+def one_scale_in_all(case: Case) -> str | None:
+    """Dynamic activations: of one image, since the kernel chooses a scale for each."""
+    x, _ = case.factors()
+    if case.activation != "dynamic" or x is None or (isinstance(x[0], int) and x[0] == 1):
+        return None
+    return f"its batch is {x[0]}; XNNPACK's dynamic convolution has a scale for each image, the graph one in all"
+
+
+def grouped_transpose(case: Case) -> str | None:
+    """Transposed, with a scale for each channel: one group, channels on axis 1."""
+    groups = case.argument("groups")
+    if case.weight != "channel" or (groups == 1 and case.axis in (None, 1)):
+        return None
+    axis = "" if case.axis is None else f"axis={case.axis} and "
+    return (
+        "with per-channel weights, XNNPACK's transposed convolution needs axis=1 and groups=1, "
+        f"this one has {axis}groups={groups}"
+    )
+
+
+def not_zero_padding(case: Case) -> str | None:
+    """Zeros only, and nothing cut off."""
+    mode, value, amounts = (case.argument(name) for name in ("mode", "value", "pad"))
+    if mode not in (None, "constant") or value:
+        return f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros"
+    crops = any(isinstance(amount, int) and amount < 0 for amount in amounts)
+    return f"pad={list(amounts)}: it crops, XNNPACK's convolutions only pad" if crops else None
+
+
+def group_size(size: int) -> str | None:
+    """Of weights in groups."""
+    return None if size >= GROUP and size % GROUP == 0 else f"XNNPACK takes groups of a multiple of {GROUP}, got {size}"
+
+
+# --- other arithmetic -------------------------------------------------------------------------------------------------
+
+
+def scaled_operand(case: Case) -> str | None:
+    """alpha is 1."""
+    alpha = case.argument("alpha")
+    return f"alpha={alpha}, the integer kernel takes 1" if alpha not in (None, 1) else None
+
+
+def scalar_operand(case: Case) -> str | None:
+    """No single number that is computed while the program runs."""
+    for name in ("self", "other"):
+        operand = case.argument(name)
+        if isinstance(operand, Node) and case.shape(name) == [] and not case.is_constant(operand):
+            return f"{operand} is a single number computed at run time, ExecuTorch fails to lower such"
+    return None
+
+
+def alone(case: Case) -> str | None:
+    """Two tensors or more."""
+    return "XNNPACK joins two tensors or more" if len(case.argument("tensors") or ()) == 1 else None
+
+
+def not_spatial_mean(case: Case) -> str | None:
+    """Over height and width of a 4-d tensor, with keepdim=True."""
+    x, dims, dtype = case.shape("self"), case.argument("dim"), case.argument("dtype")
+    if dtype is not None:
+        return f"dtype={dtype}, XNNPACK's mean converts nothing; leave it out"
+    spatial = x is not None and len(x) == 4 and sorted(dim % 4 for dim in dims or ()) == [2, 3]
+    if spatial and case.argument("keepdim"):
+        return None
+    return "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
+
+
+def not_to_one(case: Case) -> str | None:
+    """To 1 x 1, of a batch."""
+    x, size = case.shape("self"), list(case.argument("output_size"))
+    one = size in ([1], [1, 1]) and x is not None and len(x) == 4
+    return None if one else f"output size {size}, XNNPACK pools in integers to 1 x 1 of a batch only"
+
+
+def unbatched_pool(case: Case) -> str | None:
+    """With a batch dimension."""
+    x = case.shape("self")
+    wrong = x is not None and len(x) != 4
+    return "the input has no batch dimension, XNNPACK's max pooling needs one" if wrong else None
+
+
+def unusual_pool(case: Case) -> str | None:
+    """With strides up to the kernel's size; ceil_mode with fixed shapes only."""
+    x, kernel = case.shape("self"), _pair(case.argument("kernel_size"))
+    stride = _pair(case.argument("stride") or kernel)
+    if any(step > size for step, size in zip(stride, kernel, strict=True)):
+        return f"stride {stride} is larger than the kernel {kernel}, XNNPACK's max pooling cannot skip"
+    dynamic = x is not None and not all(isinstance(size, int) for size in x)
+    return "ceil_mode with dynamic shapes" if case.argument("ceil_mode") and dynamic else None
+
+
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+
+def stepped_slice(case: Case) -> str | None:
+    """In steps of 1, of fixed shapes."""
+    x, step = case.shape("self"), case.argument("step")
+    if step not in (None, 1):
+        return f"step={step}, XNNPACK slices with step 1 only"
+    fixed = x is not None and all(isinstance(size, int) for size in x)
+    return None if fixed else "XNNPACK slices static shapes only"
+
+
+def unknown_sizes(case: Case) -> str | None:
+    """With one dynamic size: lowering writes it as a view."""
+    dynamic = [size for size in case.shape("self") or () if not isinstance(size, int)]
+    return f"{len(dynamic)} sizes are dynamic, XNNPACK reshapes with one" if len(dynamic) > 1 else None
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return items[0], items[-1]
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A family of operators that XNNPACK runs in integers.
+
+    Args:
+        name: in documents.
+        ops: the operators, in-place twins included.
+        limits: what it does not take, in the order in which reasons are given.
+        fuses: what it computes as well, when it comes next and nothing else reads the result.
+        moves: it only moves values, so input and output have one scale.
+    """
+
+    name: str
+    ops: tuple[Any, ...]
+    limits: tuple[Limit, ...] = ()
+    fuses: tuple[Any, ...] = ()
+    moves: bool = False
+
+    def refusals(self, case: Case) -> Iterator[tuple[Limit, str]]:
+        """The limits that a case exceeds, with the reasons."""
+        found = ((limit, limit(case)) for limit in self.limits)
+        return ((limit, reason) for limit, reason in found if reason is not None)
+
+
+_WEIGHTS = (half_in_float, dynamic_per_tensor, grouped_weights, computed_parameters)
+_CLAMPS = (*ops.RELU, *ops.RELU6, *ops.HARDTANH)
+
+CONVOLUTION = Kernel(
+    "convolution", (*ops.CONV1D, *ops.CONV2D), (*_WEIGHTS, unbatched, dynamic_convolution), fuses=_CLAMPS
+)
+TRANSPOSED = Kernel(
+    "transposed convolution", (*ops.CONV_TRANSPOSE1D, *ops.CONV_TRANSPOSE2D),
+    (*_WEIGHTS, not_static, unbatched, grouped_transpose), fuses=_CLAMPS,
+)  # fmt: skip
+LINEAR = Kernel("linear", ops.LINEAR, _WEIGHTS, fuses=_CLAMPS)
+_MATRIX = (aten.mm.default, aten.matmul.default, aten.addmm.default)
+MATRIX = Kernel("product with a constant matrix", _MATRIX, (*_WEIGHTS, unbatched), _CLAMPS)
+PADDING = Kernel("zeros padded before a convolution", ops.PAD, (not_zero_padding,))
+ADD = Kernel("add", ops.ADD, (not_static, scaled_operand, scalar_operand), fuses=ops.RELU)
+SUB = Kernel("sub", ops.SUB, (not_static, scaled_operand, scalar_operand))
+MUL = Kernel("mul", ops.MUL, (not_static, scalar_operand))
+CAT = Kernel("cat", ops.CAT, (not_static, alone), moves=True)
+MEAN = Kernel("mean", (aten.mean.dim,), (not_static, not_spatial_mean))
+AVERAGE = Kernel("adaptive_avg_pool2d", (aten.adaptive_avg_pool2d.default,), (not_static, not_to_one))
+MAX_POOL = Kernel("max_pool2d", (aten.max_pool2d.default,), (unbatched_pool, unusual_pool), moves=True)
+CLAMP = Kernel("clamp", (*_CLAMPS, *ops.CLAMP))
+RESHAPE = Kernel("reshape", (*ops.RESHAPE, *ops.PERMUTE), moves=True)
+SLICE = Kernel("slice", ops.SLICE, (stepped_slice,), moves=True)
+SQUEEZE = Kernel("squeeze", ops.SQUEEZE, (unknown_sizes,), moves=True)
+
+PRODUCTS = (CONVOLUTION, TRANSPOSED, LINEAR, MATRIX)
+KERNELS = (*PRODUCTS, PADDING, ADD, SUB, MUL, CAT, MEAN, AVERAGE, MAX_POOL, CLAMP, RESHAPE, SLICE, SQUEEZE)
+
+_KERNEL_OF = {op: kernel for kernel in reversed(KERNELS) for op in kernel.ops}
+
+
+def kernel_of(node: Node) -> Kernel | None:
+    """The kernel that an operator may run in."""
+    if node.target in ops.CONVOLUTION:
+        return TRANSPOSED if ops.is_conv_transpose(node) else CONVOLUTION
+    return _KERNEL_OF.get(node.target)
+
+
+# --- what it runs in float --------------------------------------------------------------------------------------------
+
+FLOAT = (
+    aten.abs.default, aten.avg_pool2d.default, aten.baddbmm.default, aten.batch_norm.default, aten.bmm.default,
+    aten.ceil.default, aten.channel_shuffle.default, aten.constant_pad_nd.default, aten.cos.default, aten.div.Tensor,
+    aten.exp.default, aten.expand.default, aten.floor.default, aten.gelu.default, aten.glu.default,
+    aten.hardswish.default, aten.layer_norm.default, aten.leaky_relu.default, aten.log.default, aten.maximum.default,
+    aten.minimum.default, aten.neg.default, aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.prelu.default, aten.rms_norm.default, aten.rsqrt.default, aten.rsub.Scalar, aten.sigmoid.default,
+    aten.silu.default, aten.sin.default, aten.softmax.int, aten.sqrt.default, aten.square.default, aten.stack.default,
+    aten.tanh.default, aten.upsample_bilinear2d.vec,
+)  # fmt: skip
+OUTSIDE = (
+    aten.amax.default, aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.cumsum.default,
+    aten.elu.default, aten.embedding.default, aten.erf.default, aten.flip.default, aten.group_norm.default,
+    aten.index.Tensor, aten.instance_norm.default, aten.log_softmax.int, aten.masked_fill.Scalar,
+    aten.max_pool1d.default, aten.mean.default, aten.reciprocal.default, aten.repeat.default, aten.round.default,
+    aten.sum.dim_IntList, aten.tile.default, aten.upsample_nearest2d.vec,
+)  # fmt: skip
+
+
+REASONS = MappingProxyType(
+    dict.fromkeys(FLOAT, "XNNPACK runs it in float, inside the delegate")
+    | dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel")
+    | dict.fromkeys(_MATRIX, "both factors are computed at run time, and XNNPACK multiplies such in float only")
+)
+"""Why other operators stay in floating point."""
