@@ -164,9 +164,11 @@ def pooled_without_batch(dimensions: int) -> str | None:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def grouped_rows(columns: int, group: int | None) -> str | None:
+def grouped_rows(columns: int, group: int | None, what: str = "") -> str | None:
     """Of a stored matrix and the size of its groups."""
-    return f"rows of {columns} do not split into groups of {group}" if group and columns % min(group, columns) else None
+    if not group or columns % min(group, columns) == 0:
+        return None
+    return f"{what or f'rows of {columns}'} do not split into groups of {group}"
 
 
 def bags(mode: int, left_out: int | None, grouped: bool) -> str | None:

@@ -31,9 +31,9 @@ from .passes.second_channel import second_channel
 from .passes.spell_out_sums import spell_out_sums
 from .passes.whole_codes import whole_codes
 
-__all__ = ["IN_INDUCTOR", "recipe"]
+__all__ = ["ALWAYS", "IN_INDUCTOR", "recipe"]
 
-_ALWAYS: tuple[Callable[[GraphModule], GraphModule], ...] = (
+ALWAYS: tuple[Callable[[GraphModule], GraphModule], ...] = (
     *PASSES, out_of_place, own_dequantizes,
     # What computes in integers, and what does not.
     float32_between_integers, move_integers, drop_unread_rounding, integer_weights, cast_float16,
@@ -50,4 +50,4 @@ IN_INDUCTOR = (own_memory,)
 def recipe(tuned: bool) -> tuple[Callable[[GraphModule], GraphModule], ...]:
     """With what pays when Inductor tunes its own kernels: without that, oneDNN's for both forms take the same time."""
     # At last, when nothing moves any more between a kernel and what it may be fused with.
-    return (*_ALWAYS, *((pointwise_as_linear,) if tuned else ()), keep_apart, whole_codes)
+    return (*ALWAYS, *((pointwise_as_linear,) if tuned else ()), keep_apart, whole_codes)

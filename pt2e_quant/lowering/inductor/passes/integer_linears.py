@@ -57,7 +57,7 @@ def _by_kernel(forms: Forms, gemm: Gemm, weight: Stored) -> Symbol:
     if dimensions == 2:
         return product
     sizes = [call(aten.sym_size.int, x, index) for index in range(dimensions - 1)]
-    return product.reshape([*sizes, outputs])
+    return product.reshape([*sizes, outputs])  # type: ignore[no-any-return]
 
 
 def _by_four(forms: Forms, weight: Stored, rows: Symbol, bias: Symbol | None) -> Symbol:
@@ -66,13 +66,13 @@ def _by_four(forms: Forms, weight: Stored, rows: Symbol, bias: Symbol | None) ->
 
     def codes() -> Tensor:
         raised = _filled(weight.codes, length).to(torch.int32) + 8
-        return aten._convert_weight_to_int4pack_for_cpu(raised, 1)
+        return aten._convert_weight_to_int4pack_for_cpu(raised, 1)  # type: ignore[no-any-return]
 
     def qparams() -> Tensor:
         # The kernel computes (code + 8 - 8) * scale + zero, with groups in the first dimension.
         both = torch.stack((weight.scales, -weight.zeros * weight.scales), -1)
         whole = _filled(both.flatten(1), length).unflatten(1, (-1, 2))
-        return whole.transpose(0, 1).contiguous().to(torch.bfloat16)
+        return whole.transpose(0, 1).contiguous().to(torch.bfloat16)  # type: ignore[no-any-return]
 
     stored_codes, scales = forms.get("codes", weight, codes), forms.get("scales of a kernel", weight, qparams)
     product = call(aten._weight_int4pack_mm_for_cpu.default, rows, stored_codes, weight.group, scales)
@@ -91,7 +91,7 @@ def _by_eight(forms: Forms, weight: Stored, rows: Symbol, bias: Symbol | None) -
     # The kernel reads scales of bfloat16. Where those of all rows are alike, so is their rounding: up to 0.4 % of each
     # number, and of what the next layer makes of it.
     product = product * forms.get("lost", weight, lambda: torch.where(short == 0, 1.0, exact / short.float()))
-    return (product if bias is None else product + bias).to(torch.bfloat16)
+    return (product if bias is None else product + bias).to(torch.bfloat16)  # type: ignore[no-any-return]
 
 
 def _filled(rows: Tensor, length: int) -> Tensor:

@@ -23,9 +23,14 @@ _BAG = torch.ops.quantized.embedding_bag_byte_rowwise_offsets.default
 def rewrite_table(node: Node, forms: Forms) -> None:
     """Look up codes."""
     table, indices = stored(node.args[0]), node.args[1]
-    if table is not None:
-        rows = floats(forms, table, node.meta["val"].dtype, lambda one: call(node.target, one, indices))
-        node.replace_all_uses_with(rows.node)
+    if table is None:
+        return
+
+    def rows(one: Symbol) -> Symbol:
+        with forms.write.origin(node):
+            return call(node.target, one, indices)  # type: ignore[no-any-return]
+
+    node.replace_all_uses_with(floats(forms, table, node.meta["val"].dtype, rows).node)
 
 
 def rewrite_bag(node: Node, forms: Forms) -> None:

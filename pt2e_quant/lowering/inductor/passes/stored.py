@@ -71,9 +71,7 @@ def stored(weight: object) -> Stored | None:
     return Stored(weight, codes, scales, zeros, four)
 
 
-def floats(
-    forms: Forms, of: Stored, dtype: torch.dtype, rows: Callable[[Symbol], Symbol] = lambda one: one
-) -> Symbol:
+def floats(forms: Forms, of: Stored, dtype: torch.dtype, rows: Callable[[Symbol], Symbol] = lambda one: one) -> Symbol:
     """(codes - zeros) * scales in the given dtype, of those rows that `rows` takes out of a matrix.
 
     Begins with a dequantize of scale 1: what depends on constants alone Inductor computes beforehand, but not that one.

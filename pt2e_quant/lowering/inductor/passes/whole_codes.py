@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ....graph.module import tidy
-from ....graph.write import Writer, call
+from ....graph.write import Symbol, Writer, call
 from ....grid import Grid
 from ....ops import CONV, is_dequantize, is_quantize
 from ...common.gemm import as_gemm
@@ -39,9 +39,16 @@ def whole_codes(gm: GraphModule) -> GraphModule:
                 clamped = call(aten.hardtanh.default, source, low, high)
                 codes = call(quantize.target, clamped, *whole.arguments)
             else:
-                codes = call(aten.clamp.default, call(quantize.target, source, *whole.arguments), *grid.bounds)
+                codes = _clamped(call(quantize.target, source, *whole.arguments), grid, whole)
         write.replace(quantize, codes)
     return tidy(gm)
+
+
+def _clamped(codes: Symbol, grid: Grid, whole: Grid) -> Symbol:
+    """At the upper bound first: the other way round is hardtanh to Inductor, which it gives to the kernel once more."""
+    if grid.quant_max < whole.quant_max:
+        codes = call(aten.clamp_max.default, codes, grid.quant_max)
+    return call(aten.clamp_min.default, codes, grid.quant_min) if grid.quant_min > whole.quant_min else codes
 
 
 def _is_convolution(node: Node) -> bool:
