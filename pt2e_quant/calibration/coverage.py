@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ..graph import clone, finish
+from ..graph.module import clone, finish
 from ..pt2e.observers import has_data
 from ..pt2e.qdq import read_qparams
 from .watched import watched

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ..errors import CalibrationError
-from ..graph import attribute
-from ..nested import graphs
+from ..graph.attributes import attribute
+from ..graph.nested import graphs
 from ..observer.derived import DerivedObserver
 from ..observer.fixed import FixedQParamsObserver
 from ..pt2e.record import PointRecord, Record, record_of

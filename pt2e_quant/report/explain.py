@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CaptureError, FileError
 from ..files import open_file, write_files
-from ..graph import collector_paused
+from ..graph.module import collector_paused
 from ..pt2e.record import BorderQParams, Decision, GroupRecord, Record, record_of
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
@@ -20,7 +20,7 @@ from .text import as_table, as_text
 from .why import why
 
 if TYPE_CHECKING:
-    from ..lowering.program import ExecutorchProgram
+    from ..lowering.executorch.program import ExecutorchProgram
 
 __all__ = ["Report", "explain"]
 

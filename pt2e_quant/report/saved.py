@@ -74,7 +74,7 @@ def _plausible_border(qparams: BorderQParams) -> bool:
 
 def _is_scale(scale: Any) -> bool:
     """True for positive numbers of float32."""
-    return 2.0**-149 <= scale < 2.0**128
+    return bool(2.0**-149 <= scale < 2.0**128)
 
 
 def _ordered(low: float, high: float) -> bool:
