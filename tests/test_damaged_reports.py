@@ -16,7 +16,6 @@ from pt2e_quant import QuantizedIO, Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CaptureError, FileError
 from tests.nets import ConvNet, Residual, export
 from tests.pt2e.kit import STATIC, Toy
-from tests.test_files import small_disk  # noqa: F401  # a fixture
 
 JUNK = [None, True, -1, 0, 3, 10**400, 1e999, -1e-300, float("nan"), "", "x", "float32", [], [None], {}, {"x": 1}, [[]]]
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import resource
-import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +14,6 @@ from pt2e_quant.errors import FileError, QuantizationError
 from pt2e_quant.files import open_file, write_file, write_files
 
 NEW = b"new " * 5000
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow beyond 6000 bytes."""
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, ignored)
 
 
 def held(folder: Path) -> dict[str, bytes]:
