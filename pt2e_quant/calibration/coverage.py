@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ..graph.module import clone, finish
+from ..graph.run import batches_of, run_batch
 from ..pt2e.observers import has_data
 from ..pt2e.qdq import read_qparams
 from .watched import watched
@@ -106,19 +107,15 @@ def calibration_report(prepared: GraphModule, data: Iterable[Any]) -> Calibratio
         data: batches: a tensor, a tuple of positional arguments or a dict of keyword arguments each.
 
     Raises:
-        CalibrationError: `prepared` is not what `prepare_pt2e` returned.
+        CalibrationError: `prepared` is not what `prepare_pt2e` returned, or there is no batch in `data`.
     """
     counters = [(site, _Counter(site.observer)) for site in watched(prepared)]
     gm = clone(prepared)
     for site, counter in counters:
         gm.set_submodule(site.name, counter)
     gm = finish(gm)
-    with torch.no_grad():
-        for batch in data:
-            if isinstance(batch, Mapping):
-                gm(**batch)
-            else:
-                gm(*(batch if isinstance(batch, (tuple, list)) else (batch,)))
+    for batch in batches_of(data, "calibration_report(prepared, data)"):
+        run_batch(gm, batch)
     sites = [
         SiteCoverage(
             site.name,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CaptureError, FileError
 from ..files import open_file, write_files
 from ..graph.module import collector_paused
-from ..pt2e.record import BorderQParams, Decision, GroupRecord, Record, record_of
+from ..grid import Grid
+from ..pt2e.record import Decision, GroupRecord, Record, record_of
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
 from .saved import record_from_json, record_to_plain
@@ -79,17 +80,17 @@ class Report:
         return self.record.groups
 
     @property
-    def inputs(self) -> dict[int, BorderQParams]:
+    def inputs(self) -> dict[int, Grid]:
         """Scale and zero point of each integer input (convert_pt2e(..., quantized_io=...)), by position."""
         return self.record.inputs
 
     @property
-    def outputs(self) -> dict[int, BorderQParams]:
+    def outputs(self) -> dict[int, Grid]:
         """The same for integer outputs."""
         return self.record.outputs
 
     @property
-    def buffers(self) -> dict[str, BorderQParams]:
+    def buffers(self) -> dict[str, Grid]:
         """The same for integer buffers (convert_pt2e(..., integer_buffers=...)), by name."""
         return self.record.buffers
 

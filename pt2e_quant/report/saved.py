@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import CaptureError
+from ..grid import Grid
 from ..plain import PlainError, from_plain, parse_json, to_plain
-from ..pt2e.record import BorderQParams, GroupRecord, Record
+from ..pt2e.record import GroupRecord, Record
 
 __all__ = ["record_from_json", "record_to_plain"]
 
@@ -67,7 +68,7 @@ def _plausible_group(group: GroupRecord) -> bool:
     return bool(scales) and all(map(_is_scale, scales)) and (group.range is None or _ordered(*group.range))
 
 
-def _plausible_border(qparams: BorderQParams) -> bool:
+def _plausible_border(qparams: Grid) -> bool:
     whole = not qparams.dtype.is_floating_point and not qparams.dtype.is_complex
     return whole and _is_scale(qparams.scale) and qparams.quant_min <= qparams.zero_point <= qparams.quant_max
 

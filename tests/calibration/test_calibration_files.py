@@ -24,7 +24,7 @@ from pt2e_quant.observer import (
 from pt2e_quant.quantizer import QuantizationSpec, SharedQuantizationSpec
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.calibration.kit import EXPORTED, batches, calibrated, prepared
-from tests.pt2e.kit import ByHand, annotate
+from tests.pt2e.kit import STATIC, ByHand, Toy, annotate
 
 SPEC = QuantizationSpec(torch.int8, MinMaxObserver.with_args(eps=2**-13), -110, 99, torch.per_tensor_affine)
 
@@ -206,6 +206,30 @@ def test_sites_without_calibration_data_or_held_back_data_are_named():
     assert len(report.never_calibrated) == len(report.sites) == 5
     assert all(site.saturated is None and site.calls >= 1 for site in report.sites)
     assert "5 without calibration data" in report.text()
-    unreached = calibration_report(calibrated(batches(1)), [])
-    assert len(unreached.never_reached) == 5
-    assert "5 not reached by held-back data" in unreached.text()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch, while it captures cond
+def test_a_branch_that_held_back_data_never_takes_is_named():
+    class Sign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: self.left(x).relu(), lambda x: self.right(x), (x,))
+
+    x = torch.rand(2, 4)
+    model = prepare_pt2e(torch.export.export(Sign().eval(), (x,)), Toy(STATIC))
+    for batch in (x, -x):
+        model(batch)
+    report = calibration_report(model, [x])
+    names = {site.observer.partition(".")[0] for site in report.never_reached}
+    assert names == {"false_graph_0"}
+    assert f"{len(report.never_reached)} not reached by held-back data" in report.text()
+    assert report.never_calibrated == ()
+
+
+@pytest.mark.parametrize("data", [[], 3, torch.ones(2)], ids=["none", "number", "tensor"])
+def test_held_back_data_that_is_none_is_typed(data):
+    with pytest.raises(CalibrationError, match=r"calibration_report\(prepared, data\)"):
+        calibration_report(calibrated(batches(1)), data)
