@@ -31,8 +31,7 @@ from .graph.module import clone, finish
 from .observer import ObserverBase
 from .observer.derived import DerivedObserver
 from .observer.fixed import FixedQParamsObserver
-from .pt2e.observers import has_data
-from .pt2e.qdq import read_qparams
+from .pt2e.observed import has_data, read_observer, read_qparams
 from .pt2e.record import PointRecord, Record, record_of
 
 __all__ = ["CalibrationReport", "SiteCoverage", "calibration_report", "load_calibration", "save_calibration"]
@@ -158,7 +157,7 @@ class _Counter(nn.Module):
         self.calibrated = has_data(observer)
         self.axis: int | None = None
         if self.calibrated:
-            qparams = read_qparams(observer)
+            qparams = read_qparams(read_observer(observer))
             scale, zero_point = torch.as_tensor(qparams.scale), torch.as_tensor(qparams.zero_point)
             self.axis = qparams.axis
             # Half a step beyond the last value still rounds to it.
