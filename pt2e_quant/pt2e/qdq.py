@@ -19,8 +19,7 @@ from ..errors import ConversionError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.module import is_guard
 from ..graph.values import copy_value, fake_like, set_value, with_value
-from ..graph.write import copy_origin
-from ..where import locate
+from ..where import copy_origin, locate
 from .observed import QParams
 
 __all__ = ["PairWriter"]

@@ -4,8 +4,8 @@ A *site* is the output of a node or one use of it (an edge). Two things join sit
 1. a SharedQuantizationSpec joins a site with the one that it names;
 2. uses of one tensor are joined with each other and with its output when their specs ask for the same integers
    (`SpecReading.key`) and the consumer's annotation allows implicit sharing. The observer is that of the output,
-   without one that of the first use in the graph. A use whose spec differs is requantized instead. A value that a loop carries is
-   one tensor as the result of its body and as the input of the next run.
+   without one that of the first use in the graph. A use whose spec differs is requantized instead. A value that a
+   loop carries is one tensor as the result of its body and as the input of the next run.
 Joining is symmetric and transitive, so neither the order of annotations nor the choice of anchor matters.
 """
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError
 from ..graph.attributes import attribute
+from ..graph.run import batches_of
 from ..pt2e.observed import QParams, read_observer, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
 from ..qparams import affine_qparams, min_max
@@ -48,32 +48,20 @@ def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -
 
     Args:
         prepared: a calibrated model; its state stays as it is.
-        data: batches: a tensor, a tuple of positional arguments, or a dictionary of keyword arguments each.
+        data: batches, as `graph.run.batches_of` takes them.
 
     Raises:
-        CalibrationError: there is no batch in `data`.
+        CalibrationError: `data` is no collection of batches, or there is none in it.
     """
     twin = copy.deepcopy(prepared, {id(parameter): parameter for parameter in prepared.parameters()})
     watchers = _watch(twin, {group.observer for group in record.groups})
-    batches = 0
     with torch.no_grad():
-        for batches, batch in enumerate(data, 1):  # noqa: B007  # counted
-            _call(twin, batch)
-    if not batches:
-        raise CalibrationError("explain(prepared, data): there is no batch in data")
+        for args, kwargs in batches_of(data, "explain(prepared, data)"):
+            twin(*args, **kwargs)
     readings = {group.observer: read_observer(attribute(prepared, group.observer)) for group in record.groups}
     ranged = {name: read_qparams(reading) for name, reading in readings.items() if reading.has_range}
     groups = [_with_ranges(group, ranged.get(group.observer), watchers) for group in record.groups]
     return replace(record, groups=groups)
-
-
-def _call(model: GraphModule, batch: Any) -> None:
-    if isinstance(batch, dict):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)
 
 
 def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:
