@@ -13,6 +13,7 @@ from ..errors import AnnotationError, QuantizationError, SpecError
 from ..observer.derived import DerivedObserver
 from ..observer.fixed import FixedQParamsObserver
 from ..quantizer.reading import Constructor, SpecReading, read_constructor
+from ..specs import DerivedQuantizationSpec
 from ..where import describe_site
 from .plan import Group, Plan
 
@@ -82,5 +83,5 @@ def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -
                 "derived. Annotate that tensor with a spec of its own."
             )
         sources.append(source)
-    low, high = spec.bounds or (None, None)
-    return DerivedObserver(sources, spec.derive, spec.dtype, low, high, spec.qscheme, spec.axis)  # type: ignore[arg-type]
+    ours = DerivedQuantizationSpec(list(spec.derived_from), spec.derive, **spec.given)  # type: ignore[arg-type]
+    return DerivedObserver(sources, ours)

@@ -21,7 +21,7 @@ from ..schemes import Scheme
 from ..specs import integer_range, is_per_channel, is_symmetric, range_of
 from .record import GroupRecord
 
-__all__ = ["ObserverReading", "QParams", "has_data", "read_observer", "read_qparams", "with_qparams"]
+__all__ = ["ObserverReading", "QParams", "read_observer", "read_qparams", "with_qparams"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def read_observer(observer: Any) -> ObserverReading:
         rank=None if block is None else len(block),
         eps=_eps(observer, inner) if is_dynamic else FLOAT32_EPS,
         is_dynamic=is_dynamic,
-        has_data=has_data(observer),
+        has_data=_has_data(observer),
         writes_pairs=hasattr(observer, "convert"),
     )
 
@@ -102,7 +102,7 @@ def _eps(observer: Any, inner: Any) -> float:
     return FLOAT32_EPS if found is None else float(found)
 
 
-def has_data(observer: Any) -> bool:
+def _has_data(observer: Any) -> bool:
     """False for a calibrated observer that has not seen a value yet, of this package or of another."""
     if getattr(observer, "block_size", ()) is None and hasattr(observer, "convert"):
         return False  # those that write their own q/dq need the shape of a block, dynamic ones too
@@ -110,7 +110,7 @@ def has_data(observer: Any) -> bool:
     if getattr(observer, "is_dynamic", False) or not isinstance(dtype, torch.dtype) or dtype.is_floating_point:
         return True
     if isinstance(observer, DerivedObserver):
-        return all(map(has_data, observer.sources))
+        return all(map(_has_data, observer.sources))
     known = getattr(observer, "has_data", None)
     if isinstance(known, bool):
         return known
