@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from pt2e_quant import ops
 from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.executorch.xnnpack import limits
 from pt2e_quant.lowering.executorch.xnnpack.limits import Case, Kernel, Limit
@@ -27,6 +27,7 @@ from pt2e_quant.observer import (
     PerTokenPlaceholderObserver,
     PlaceholderObserver,
 )
+from pt2e_quant.ops import COPY, DROPOUT
 from pt2e_quant.quantizer import (
     INHERIT,
     INPUT,
@@ -129,7 +130,7 @@ plus, minus, times = op(*limits.ADD.ops), op(*limits.SUB.ops), op(*limits.MUL.op
 concatenate, mean_of, average = op(*limits.CAT.ops), op(*limits.MEAN.ops), op(*limits.AVERAGE.ops)
 maximum_of, clamping, reshaping = op(*limits.MAX_POOL.ops), op(*limits.CLAMP.ops), op(*limits.RESHAPE.ops)
 slicing, squeezing = op(*limits.SLICE.ops), op(*limits.SQUEEZE.ops)
-copying = op(*ops.DROPOUT, *ops.COPY)
+copying = op(*DROPOUT, *COPY)
 
 Unless = Callable[[Match], "str | None"]
 
@@ -150,7 +151,7 @@ def asked(limit: Limit, declared: Op) -> Unless:
 def _case(match: Match, declared: Op) -> Case:
     """The operator, quantized as the user's configuration asks for it."""
     config = match.config or QuantizationConfig(None, None, None)
-    static = None if config.input_activation is None else "static"
+    static: Literal["static"] | None = None if config.input_activation is None else "static"
     per_channel = is_per_channel(getattr(config.weight, "qscheme", None))
     return Case(
         next(node for known, node in match.calls if known is declared),

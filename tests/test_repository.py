@@ -165,3 +165,21 @@ def test_the_library_has_no_bare_assert(path):
     """Users' item 39: no `assert` can be reached from user input: there is none."""
     asserts = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
     assert asserts == []
+
+
+# Passes and the integer reference emit operators, the writer spells them; the last two files keep lists still.
+MAY_NAME_OPERATORS = ("ops.py", "limits.py", "write.py", "smooth_folds.py", "masks.py")
+ROOMS_THAT_EMIT = {"passes", "representation", "quantizers"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_lists_of_operators_stand_where_they_belong(path):
+    """A fact about operators stands once: elsewhere a family of ops.py or a limit of a backend is asked."""
+    if path.name in MAY_NAME_OPERATORS or path.parent.name in ROOMS_THAT_EMIT:
+        return
+    operators = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] == "aten"
+    }
+    assert len(operators) <= 3, operators

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import SpecError
 from ..observer import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+from ..observer.batch import remember
 from ..specs import is_symmetric
 from .affine import FakeQuantize, channel_axis
 
@@ -38,6 +40,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         SpecError: another observer, bounds that its dtype does not hold, or float qparams.
     """
 
+    @checked(SpecError, but=("observer",))
     def __init__(
         self,
         observer: Any = MovingAverageMinMaxObserver,
@@ -93,6 +96,8 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         Raises:
             CalibrationError: x holds NaN; the state is as it was.
         """
+        remember(self, "scale", "zero_point")
+        remember(self.activation_post_process, "min_val", "max_val")
         state = self._state()
         before = [tensor.clone() for tensor in state]
         try:

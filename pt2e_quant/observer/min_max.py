@@ -10,13 +10,13 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS, min_max
+from ..specs import PER_CHANNEL, PER_TENSOR
 from .base import (
-    PER_CHANNEL,
-    PER_TENSOR,
     UniformQuantizationObserverBase,
     checked_constant,
     is_unset,
@@ -24,6 +24,7 @@ from .base import (
     revive_scalar,
     widen,
 )
+from .batch import remember
 
 __all__ = [
     "MinMaxObserver",
@@ -42,6 +43,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     min_val: Tensor
     max_val: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         dtype: torch.dtype = torch.quint8,
@@ -54,9 +56,9 @@ class MinMaxObserver(UniformQuantizationObserverBase):
         is_dynamic: bool = False,
     ) -> None:
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        factory_kwargs = nn.factory_kwargs(factory_kwargs)
-        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
-        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+        buffers = self._factory(factory_kwargs)
+        self.register_buffer("min_val", torch.tensor(math.inf, **buffers))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **buffers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range to hold x."""
@@ -65,8 +67,10 @@ class MinMaxObserver(UniformQuantizationObserverBase):
             buffers: dict[str, Any] = self._buffers  # nn.Module.__getattr__ takes as long as a small aminmax
             _, low, high = seen
             if low < buffers["min_val"].item():
+                remember(self, "min_val")
                 self.min_val.fill_(low)
             if high > buffers["max_val"].item():
+                remember(self, "max_val")
                 self.max_val.fill_(high)
         return x
 
@@ -107,6 +111,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     facts = ()  # an average depends on its constant
 
+    @checked(SpecError)
     def __init__(
         self,
         averaging_constant: float = 0.01,
@@ -130,6 +135,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
     def forward(self, x: Tensor) -> Tensor:
         """Move the range towards that of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
+            remember(self, "min_val", "max_val")
             low, high = (torch.tensor(end, dtype=torch.float32) for end in seen[1:])
             if self.min_val.item() > self.max_val.item():
                 self.min_val.copy_(low)
@@ -154,6 +160,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     min_val: Tensor
     max_val: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         ch_axis: int | None = 0,
@@ -172,15 +179,16 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
                 "use PlaceholderObserver with is_dynamic=True"
             )
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        buffers = self._factory(factory_kwargs)
         self.ch_axis = 0 if ch_axis is None else ch_axis
-        self.register_buffer("min_val", torch.tensor([], **factory_kwargs))
-        self.register_buffer("max_val", torch.tensor([], **factory_kwargs))
+        self.register_buffer("min_val", torch.tensor([], **buffers))
+        self.register_buffer("max_val", torch.tensor([], **buffers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range of each channel to hold x."""
         if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
+            remember(self, "min_val", "max_val")
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:
@@ -264,6 +272,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
     Merging is that of MovingAverageMinMaxObserver.
     """
 
+    @checked(SpecError)
     def __init__(
         self,
         averaging_constant: float = 0.01,
@@ -284,6 +293,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
         """Move the range of each channel towards that of x."""
         if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
+            remember(self, "min_val", "max_val")
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:

@@ -7,8 +7,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..errors import CalibrationError
+from ..checks import checked
+from ..errors import CalibrationError, SpecError
 from .base import ObserverBase
+from .batch import take_back
 
 __all__ = ["RecordingObserver"]
 
@@ -20,12 +22,14 @@ class RecordingObserver(ObserverBase):
         dtype: kept for code that reads it; means nothing here.
     """
 
+    @checked(SpecError)
     def __init__(self, dtype: torch.dtype = torch.quint8) -> None:
         super().__init__(dtype=dtype, is_dynamic=False)
         self.tensor_val: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.tensor_val.append(x.detach().clone())
+        take_back(self.tensor_val.pop)
         return x
 
     def get_tensor_value(self) -> list[Tensor]:

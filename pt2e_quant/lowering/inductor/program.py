@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
+from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.remarks import Remark, section
-from ..executorch.program import write_file
 from .profile import Profile, take_profile
 
 __all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
@@ -38,7 +38,7 @@ class InductorKernel:
         op: its operator, such as 'aten.conv2d.default'.
         kernel: what runs: an operator of oneDNN or ATen, or 'generated', a loop that Inductor wrote.
         precision: 'int8': integers in; 'dynamic': the input becomes integers while running; 'weight only': integer
-            weights, float input; 'float16': half-precision weights, float input.
+            weights, float input; 'float16': half-precision weights, float input; 'float': too small for any kernel.
         fused: what the kernel does besides: 'sum' or 'add', 'relu', 'hardtanh', ..., 'quantize'.
     """
 
@@ -141,6 +141,12 @@ class InductorProgram:
 
     run = __call__
 
+    def fate(self, node: str) -> str:
+        """What a node of the converted graph became; `Report.lowered` asks."""
+        left = next((f"in float: {one.reason}" for one in self.fallbacks if one.node == node), None)
+        taken = (f"{kernel.precision}, {kernel.kernel}" for kernel in self.kernels if kernel.node == node)
+        return next(taken, left or "part of generated code, or removed while lowering")
+
     def reset(self) -> None:
         """Give the buffers that the model writes to what they started with."""
         for buffer, first in self.state:
@@ -152,10 +158,11 @@ class InductorProgram:
 
         Raises:
             LoweringError: the mode is 'compile', whose result cannot leave the process.
+            FileError: the file cannot be written; what was there before is still there.
         """
         if self.mode != "aoti":
             raise LoweringError("mode='compile' makes code for this process only; lower with mode='aoti' to save it")
-        return write_file(Path(path), self.package)
+        return write_file(path, self.package)
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
         """Run it so many times on these arguments and tell where the time goes. For programs lowered with profile=True.
@@ -167,9 +174,8 @@ class InductorProgram:
 
     def count(self, precision: Precision) -> int:
         """How many quantized operators run in this precision."""
-        if precision == "float":
-            return len(self.fallbacks)
-        return sum(kernel.precision == precision for kernel in self.kernels)
+        fallbacks = len(self.fallbacks) if precision == "float" else 0
+        return sum(kernel.precision == precision for kernel in self.kernels) + fallbacks
 
     def text(self) -> str:
         """All there is to tell, for people: the summary, kernels, fallbacks and remarks."""
