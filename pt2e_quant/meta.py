@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ANNOTATION_KEY",
+    "AROUND_KEY",
     "DROPPED_KEY",
     "FOLDED_KEY",
     "MERGED_KEY",
@@ -14,6 +15,9 @@ __all__ = [
     "REFUSALS_KEY",
     "UNUSED_RULES_KEY",
 ]
+
+AROUND_KEY = "pt2e_quant_around"
+"""GraphModule.meta key: a function that takes the module and returns what each of its runs happens inside."""
 
 NESTED_KEY = "pt2e_quant_nested_in"
 """GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""

@@ -17,7 +17,7 @@ from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy
 from ..graph.nested import graphs
 from ..graph.values import copy_value
-from ..meta import ANNOTATION_KEY, RECORD_KEY, REFUSALS_KEY
+from ..meta import ANNOTATION_KEY, AROUND_KEY, RECORD_KEY, REFUSALS_KEY
 from ..observer.derived import DerivedObserver
 from ..passes.fold_weights import fold_weights
 from ..passes.nested_constants import move_constants_out
@@ -72,6 +72,7 @@ def convert_pt2e(
     """
     record = _checked(model)
     gm = run_pass(to_operators, clone(model))
+    gm.meta.pop(AROUND_KEY, None)
     own_written(gm, record.state)
     qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))

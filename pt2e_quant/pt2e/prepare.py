@@ -17,7 +17,8 @@ from ..graph.devices import device_of
 from ..graph.module import ExportedModule, collector_paused, finish, is_guard
 from ..graph.nested import graphs, mark
 from ..graph.values import copy_value
-from ..meta import FOLDED_KEY, RECORD_KEY
+from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY
+from ..observer.batch import whole_batch
 from ..observer.derived import DerivedObserver
 from ..passes.decompose import decompositions
 from ..passes.plain_control_flow import to_plain_functions
@@ -84,6 +85,7 @@ def prepare_pt2e(
         points += _insert(part, plan, made, names)
         groups += _group_records(part, plan, made, names)
         observers += made
+    gm.meta[AROUND_KEY] = whole_batch
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,

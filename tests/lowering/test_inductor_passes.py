@@ -10,15 +10,16 @@ from torch.fx import GraphModule
 from pt2e_quant.errors import LoweringError
 from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.lowering.inductor.contract import check_inductor_contract
-from pt2e_quant.lowering.inductor.passes import (
-    contiguous_rows,
-    conv1d_as_conv2d,
-    drop_unread_rounding,
-    move_integers,
-    own_dequantizes,
-    second_channel,
-)
-from pt2e_quant.lowering.inductor.speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from pt2e_quant.lowering.inductor.passes.absorb_clamps import absorb_clamps
+from pt2e_quant.lowering.inductor.passes.contiguous_rows import contiguous_rows
+from pt2e_quant.lowering.inductor.passes.conv1d_as_conv2d import conv1d_as_conv2d
+from pt2e_quant.lowering.inductor.passes.drop_unread_rounding import drop_unread_rounding
+from pt2e_quant.lowering.inductor.passes.merge_linears import merge_linears
+from pt2e_quant.lowering.inductor.passes.move_integers import move_integers
+from pt2e_quant.lowering.inductor.passes.own_dequantizes import own_dequantizes
+from pt2e_quant.lowering.inductor.passes.pointwise_as_linear import pointwise_as_linear
+from pt2e_quant.lowering.inductor.passes.run_time_qparams import run_time_qparams
+from pt2e_quant.lowering.inductor.passes.second_channel import second_channel
 from pt2e_quant.meta import MERGED_KEY
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
@@ -133,14 +134,18 @@ def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
     assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
 
 
-def test_qparams_of_a_tensor_are_stored_before_it_is_quantized_with_them():
-    x = torch.randn(3, 6)
+RANGES = {"around zero": (-3.0, 4.0), "positive": (2.0, 3.0), "negative": (-3.0, -2.0), "zeros": (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_qparams_of_run_time_are_those_of_the_graph_and_stored_before_a_loop_reads_them(name):
+    low, high = RANGES[name]
+    x = torch.rand(3, 7) * (high - low) + low
     before = graph(lambda n, x: dynamic(x), x)
-    after = clone(before)
-    store_qparams(after.graph)
-    (quantize,) = calls(finish(after), Q.quantize_per_tensor.tensor)
-    assert [node.target for node in quantize.args[1:3]] == [aten.as_strided.default] * 2
+    after = finish(run_time_qparams(clone(before)))
     assert torch.equal(after(x), before(x))
+    assert calls(after, Q.choose_qparams.tensor) == calls(after, Q.quantize_per_tensor.tensor) == []
+    assert len(calls(after, aten.as_strided.default)) == 2
 
 
 SATURATED = Grid(6 / 255, 0, 0, 255, torch.uint8)
@@ -280,7 +285,7 @@ def test_linears_stay_apart_for(name):
 BREACHES = {
     "transposed": (
         lambda n, x: nn.functional.conv_transpose2d(GRID(x), n.w()), (2, 4, 5, 5), lambda: Weight((4, 3, 2, 2), 1),
-        "computes this transposed convolution as an ordinary one",
+        "for that of an ordinary convolution",
     ),
     "zero point": (
         lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), zero_point=3),
@@ -291,11 +296,11 @@ BREACHES = {
     ),
     "float64": (
         lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), scale_dtype=torch.float64),
-        "torch.float64",
+        "float64",
     ),
     "signed": (
         lambda n, x: nn.functional.conv2d(Grid(0.02, 3)(x), n.w()), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
-        "input is signed",
+        "int8 activations",
     ),
     "pool": (
         lambda n, x: OTHER(nn.functional.max_pool2d(GRID(x), 2)), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
