@@ -349,7 +349,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "dequantized bias of linear": (
         "linear",
-        "its bias dequantize_per_tensor_2 is computed at run time",
+        "its bias dequantize_per_tensor_1 is computed at run time",
         lambda: (
             Body(lambda m, x: OUT(F.linear(IN(x), m.w(), float_bias(m))), w=Weight((6, 24)), codes=CODES),
             ROWS,
@@ -357,7 +357,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
     ),
     "dequantized bias of conv": (
         "conv2d",
-        "its bias dequantize_per_tensor_2 is computed at run time",
+        "its bias dequantize_per_tensor_1 is computed at run time",
         lambda: (
             Body(lambda m, x: OUT(F.conv2d(IN(x), m.w(), float_bias(m))), w=Weight((6, 6, 3, 3)), codes=CODES),
             IMAGE,
