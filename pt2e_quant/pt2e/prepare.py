@@ -85,7 +85,6 @@ def prepare_pt2e(
         points += _insert(part, plan, made, names)
         groups += _group_records(part, plan, made, names)
         observers += made
-    gm.meta[AROUND_KEY] = whole_batch
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -98,7 +97,13 @@ def prepare_pt2e(
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
-    return finish(run_pass(to_plain_functions, gm))
+    return _as_whole_batches(finish(run_pass(to_plain_functions, gm)))
+
+
+def _as_whole_batches(gm: ExportedModule) -> ExportedModule:
+    """The same module, each of whose runs counts for its observers as a whole or not at all."""
+    gm.meta[AROUND_KEY] = whole_batch
+    return gm
 
 
 def _checked_name(quantizer: object) -> str:
