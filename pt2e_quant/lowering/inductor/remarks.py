@@ -23,8 +23,10 @@ def remarks_on(gm: GraphModule) -> list[Remark]:
 
 
 def _overflows(gm: GraphModule) -> Iterator[tuple[Node, str]]:
-    """This processor lacks VNNI, and an activation uses all 8 bits."""
-    text = "this processor has no VNNI: sums of two products overflow 16 bits. Quantize with reduce_range=True"
+    """This processor lacks VNNI, and an activation uses all 8 bits: see `exact_without_vnni`."""
+    text = (
+        "this processor has no VNNI: its weight is multiplied in two halves. reduce_range=True saves the time for that"
+    )
     for node in gm.graph.nodes if not torch.cpu._is_vnni_supported() else ():
         gemm = as_gemm(node)
         if gemm is not None and is_dequantize(gemm.activation) and bind(gemm.activation)["quant_max"] > WITHOUT_VNNI:
