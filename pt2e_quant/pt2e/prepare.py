@@ -17,7 +17,7 @@ from ..graph.devices import device_of
 from ..graph.module import ExportedModule, collector_paused, finish, is_guard
 from ..graph.nested import graphs, mark
 from ..graph.values import copy_value
-from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY
+from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY, WEIGHT_OBSERVERS_KEY
 from ..observer.batch import whole_batch
 from ..observer.derived import DerivedObserver
 from ..passes.decompose import decompositions
@@ -97,12 +97,15 @@ def prepare_pt2e(
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
-    return _as_whole_batches(finish(run_pass(to_plain_functions, gm)))
+    return finish(run_pass(to_plain_functions, _guarded(gm, points)))
 
 
-def _as_whole_batches(gm: ExportedModule) -> ExportedModule:
-    """The same module, each of whose runs counts for its observers as a whole or not at all."""
+def _guarded(gm: ExportedModule, points: list[PointRecord]) -> ExportedModule:
+    """Runs count for observers as a whole or not at all; observers of weights outlive dead-code elimination."""
     gm.meta[AROUND_KEY] = whole_batch
+    gm.meta[WEIGHT_OBSERVERS_KEY] = {
+        point.observer: attribute(gm, point.observer) for point in points if point.constant
+    }
     return gm
 
 
@@ -120,7 +123,7 @@ def _annotate(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
     """What the quantizer does to the graph and all that are nested in it: rewrites, annotations, its own checks."""
     gm = run_everywhere(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
     mark(gm)
-    gm = run_everywhere(quantizer.annotate, gm)
+    gm = run_everywhere(lambda graph: quantizer.annotate(graph) or graph, gm, name="annotate")
     for _, part in graphs(gm, opaque=False):
         quantizer.validate(part)
     return gm
