@@ -12,8 +12,9 @@ from .conformance import RULES, assert_conforms, check_quantizer
 from .converted import CONVERTED_RULES, check_converted
 from .finding import Finding
 from .models import default_models
-from .sketch import STARTS, Sketch, Step
-from .steps import OPS
+from .draft import Step
+from .kinds import OPS
+from .sketch import STARTS, Sketch
 from .strategy import MissingDependencyError, aten_graphs
 
 __all__ = [

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import QuantizationError
-from .sketch import STARTS, Sketch, Step
-from .steps import OPS
+from .draft import Step
+from .kinds import OPS
+from .sketch import STARTS, Sketch
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
