@@ -319,10 +319,12 @@ def test_what_would_run_wrongly_is_an_error_that_names_the_node(name):
     assert "node " in str(caught.value)
 
 
-def test_a_sound_graph_has_no_breach():
-    check_inductor_contract(
-        graph(
-            lambda n, x: GRID(nn.functional.max_pool2d(GRID(nn.functional.conv2d(GRID(x), n.w())), 2)),
-            torch.randn(2, 4, 7, 7), w=Weight((3, 4, 2, 2)),
-        )
-    )  # fmt: skip
+def test_what_is_sound_has_no_breach():
+    """Two pools: one keeps the grid of its input, the other does not and is the one finding."""
+    gm = graph(
+        lambda n, x: OTHER(nn.functional.max_pool2d(GRID(nn.functional.max_pool2d(GRID(x), 2)), 2)),
+        torch.randn(2, 4, 9, 9),
+    )
+    with pytest.raises(LoweringError, match=r"(?s)^1 finding against.*node max_pool2d_1 ") as caught:
+        check_inductor_contract(gm)
+    assert "node max_pool2d " not in str(caught.value)

@@ -352,9 +352,21 @@ def test_a_selector_that_matches_nothing_in_any_graph_is_an_error(quantizer):
         prepare("cond", quantizer)
 
 
-@pytest.mark.parametrize("require", ["linear", "conv", "true_graph_0.linear", "left", "right", "false_graph_0.*"])
-def test_coverage_that_is_demanded_of_bodies_is_found_there(require):
-    prepare("cond", require=require)
+@pytest.mark.parametrize(
+    ("require", "node"),
+    [
+        ("linear", "true_graph_0.linear"),
+        ("conv", "false_graph_0.conv1d"),
+        ("true_graph_0.linear", "true_graph_0.linear"),
+        ("left", "true_graph_0.linear"),
+        ("right", "false_graph_0.conv1d"),
+        ("false_graph_0.*", "false_graph_0.conv1d"),
+    ],
+)
+def test_coverage_that_is_demanded_of_bodies_is_found_there(require, node):
+    assert node in {decision.node for decision in explain(prepare("cond", require=require)).quantized}
+    with pytest.raises(CoverageError, match=node):
+        prepare("cond", Toy(STATIC).set_node_name(node, None), require=require)
 
 
 def test_a_miss_in_a_body_is_named():
