@@ -42,4 +42,4 @@ COMMON = (
     "relu", "linear", "conv", "add", "scalar", "move", "cat", "pool", "mean", "conv_norm", "constant", "product", "matmul",
     "sigmoid", "softmax", "gelu", "silu", "hardswish", "residual", "split", "pad", "slice", "layer_norm", "in_place",
 )  # fmt: skip
-"""The kinds that backends have integer kernels for, and what stands beside them; half of all steps are such."""
+"""The kinds that backends have integer kernels for, and what stands beside them."""

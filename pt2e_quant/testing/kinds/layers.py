@@ -420,7 +420,12 @@ class _Branch(nn.Module):
             # torch.cond of torch 2.13 cannot compare the strides of a bfloat16 linear on more than two dimensions
             return self.linear(x) if x.dim() == 2 else x * self.linear.bias
 
-        return torch.cond(x.sum() > 0, layer, lambda x: torch.relu(x) * 2, (x,))
+        def other(x: Tensor) -> Tensor:
+            return torch.relu(x) * 2
+
+        if not torch.compiler.is_exporting():  # torch.cond compiles both branches before it runs one
+            return layer(x) if x.sum() > 0 else other(x)
+        return torch.cond(x.sum() > 0, layer, other, (x,))
 
 
 STATE: dict[str, Kind] = {

@@ -253,8 +253,8 @@ INDEXED: dict[str, Kind] = {
     "scatter": ids(
         lambda x, ids: x.scatter(1, (ids % x.shape[1]).view(-1, *[1] * (x.dim() - 1)), 0.5),
         lambda x, ids: x.scatter_add(1, (ids % x.shape[1]).view(-1, *[1] * (x.dim() - 1)), x[:, :1]),
-        lambda x, ids: torch.zeros_like(x).scatter(
-            1, (ids % x.shape[1]).view(-1, *[1] * (x.dim() - 1)), x, reduce="add"
+        lambda x, ids: torch.zeros_like(x).scatter_reduce(
+            1, (ids % x.shape[1]).view(-1, *[1] * (x.dim() - 1)), x, reduce="amax"
         ),
         takes=at_least(2),
     ),

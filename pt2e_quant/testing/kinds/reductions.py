@@ -143,7 +143,7 @@ POOLS: dict[str, Kind] = {
     ),
     "pool_deep": op(
         lambda x: F.max_pool3d(x, 2),
-        lambda x: F.avg_pool3d(x, 2),
+        lambda x: F.avg_pool3d(x.float(), 2).to(x.dtype),  # there is none for bfloat16
         lambda x: F.adaptive_avg_pool3d(x, 1),
         takes=sized(5, least=2),
     ),
