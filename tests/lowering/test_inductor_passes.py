@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant.errors import LoweringError
-from pt2e_quant.graph import clone, finish
-from pt2e_quant.lowering.inductor_contract import check_inductor_contract
-from pt2e_quant.lowering.inductor_passes import (
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.lowering.inductor.contract import check_inductor_contract
+from pt2e_quant.lowering.inductor.passes import (
     contiguous_rows,
     conv1d_as_conv2d,
     drop_unread_rounding,
@@ -18,13 +18,8 @@ from pt2e_quant.lowering.inductor_passes import (
     own_dequantizes,
     second_channel,
 )
-from pt2e_quant.lowering.inductor_speed import (
-    MERGED_KEY,
-    absorb_clamps,
-    merge_linears,
-    pointwise_as_linear,
-    store_qparams,
-)
+from pt2e_quant.lowering.inductor.speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from pt2e_quant.meta import MERGED_KEY
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
 

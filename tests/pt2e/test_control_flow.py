@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CalibrationError, CoverageError, QuantizationError, TargetingError
-from pt2e_quant.nested import graphs
+from pt2e_quant.graph.nested import graphs
 from pt2e_quant.ops import CONV, EMBEDDING, LINEAR, MATMUL
 from tests.pt2e.kit import DYNAMIC, STATIC, WEIGHT_ONLY, ByHand, Toy
 
