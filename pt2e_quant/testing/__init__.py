@@ -10,10 +10,10 @@
 
 from .conformance import RULES, assert_conforms, check_quantizer
 from .converted import CONVERTED_RULES, check_converted
-from .finding import Finding
-from .models import default_models
 from .draft import Step
+from .finding import Finding
 from .kinds import OPS
+from .models import default_models
 from .sketch import STARTS, Sketch
 from .strategy import MissingDependencyError, aten_graphs
 

@@ -1,8 +1,7 @@
-"""A sketch under construction: the values so far, on which each step chooses its operands, and the calls that made them.
+"""A sketch under construction: the values so far, from which steps choose their operands, and the calls that made them.
 
-Before it: `sketch`, which plays its steps on a draft; behind it `kinds`, which says what a step does. A draft computes
-as it grows, so that a step sees shapes, and so that what no model should do (values without end, writes to overlapping
-memory) is seen before it is part of one.
+It knows neither the kinds of steps (`kinds`) nor who plays them (`sketch`). A draft computes as it grows, so that
+steps see shapes, and what no model should do (values without end, writes to overlapping memory) becomes part of none.
 """
 
 from __future__ import annotations
@@ -163,14 +162,14 @@ class Draft:
         become values of their own. A function must compute the same whenever it is called: tensors of its own belong
         into a submodule.
         """
-        name = function
         if isinstance(function, nn.Module):
             name = f"{type(function).__name__.lower()}{len(self._parts)}"
-            function.eval()
-            self._parts[name] = function
-        number = self._record(name, operands)
-        if number is None and isinstance(name, str):
-            del self._parts[name]
+            self._parts[name] = function.eval()
+            number = self._record(name, operands)
+            if number is None:
+                del self._parts[name]
+        else:
+            number = self._record(function, operands)
         if number is not None and isinstance(self._values[number], (tuple, list)):
             for item in range(min(3, len(self._values[number]))):
                 self._record(lambda several, item=item: several[item], (number,))

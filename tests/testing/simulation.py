@@ -61,7 +61,7 @@ class Simulation:
         ranges = _Ranges(gm, self._group_of, groups)
         for batch in batches:
             with state_kept(gm):
-                ranges.run(*(value.clone() for value in batch))
+                ranges.run(*(value.clone() for value in tree_leaves(batch)), enable_io_processing=False)
         self.rms = ranges.rms
         self.qparams = [_by_hand(group.spec, *ranges.ends[number]) for number, group in enumerate(groups)]
 
@@ -69,7 +69,9 @@ class Simulation:
         """All outputs; `only` rounds one group and leaves the others in float."""
         rounding = _Rounding(self._gm, self._group_of, self.qparams, only)
         with state_kept(self._gm):
-            return tree_leaves(rounding.run(*(value.clone() for value in inputs)))
+            return tree_leaves(
+                rounding.run(*(value.clone() for value in tree_leaves(inputs)), enable_io_processing=False)
+            )
 
 
 def _by_hand(spec: Any, low: Tensor, high: Tensor) -> QParams:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from pt2e_quant import QuantizationError
 from pt2e_quant.testing import OPS, STARTS, MissingDependencyError, Sketch, Step, aten_graphs
 from pt2e_quant.testing.draft import Draft
 from pt2e_quant.testing.kinds import COMMON, OpKind
-from pt2e_quant.testing.kinds.layers import LOOKUPS
+from pt2e_quant.testing.kinds.state import LOOKUPS
 
+DTYPES = (torch.bfloat16, torch.float16)
 LEADS = {"image": Step("conv", variant=1), "volume": Step("relu"), "sequence": Step("linear", variant=2)}
 
 
@@ -40,6 +42,8 @@ def test_every_form_of_every_kind_makes_a_model_that_computes_the_same_each_time
         first, second = (tree_leaves(sketch.module()(*sketch.inputs)) for _ in range(2))
         assert [value.shape for value in first] == [value.shape for value in second]
         assert all(map(torch.equal, first, second))
+        half = replace(sketch, dtype=DTYPES[variant % 2])
+        assert [value.shape for value in tree_leaves(half.module()(*half.inputs))] == [value.shape for value in first]
 
 
 @pytest.mark.slow
@@ -73,6 +77,7 @@ def test_an_empty_sketch_is_a_relu():
     assert torch.equal(sketch.module()(*sketch.inputs), torch.relu(sketch.inputs[0]))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute")  # torch says so of the weights of a GRU on each export
 @settings(max_examples=10, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(aten_graphs())
 def test_export_computes_what_the_module_computes(sketch):
@@ -167,12 +172,12 @@ def test_a_write_never_meets_memory_that_overlaps():
 # The strategy ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm1d, nn.Embedding])
+@pytest.mark.parametrize("kind", [nn.Conv2d, pytest.param(nn.Embedding, marks=pytest.mark.slow)])
 def test_a_failing_model_shrinks_to_one_step(kind):
     smallest = find(
-        aten_graphs(ops=[*COMMON, "batch_norm", "embedding"]),
+        aten_graphs(max_steps=4, ops=["relu", "linear", "conv", "cat", "mean", "embedding"]),
         lambda sketch: any(isinstance(module, kind) for module in sketch.module().modules()),
-        settings=settings(max_examples=1000, database=None, deadline=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(max_examples=300, database=None, deadline=None, suppress_health_check=list(HealthCheck)),
     )
     (step,) = smallest.steps
     assert (step.at, step.other, smallest.seed) == (0, 0, 0)

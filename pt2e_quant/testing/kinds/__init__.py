@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from . import layers, places, pointwise, reductions
+from . import layers, places, pointwise, reductions, state
 from .row import Kind, OpKind
 
 __all__ = ["COMMON", "OPS", "Kind", "OpKind"]
 
 OPS: dict[str, Kind] = {
-    **{name: pointwise.CLAMPS[name] for name in ("relu",)},
-    **{name: layers.LINEARS[name] for name in ("linear",)},
-    **{name: layers.CONVOLUTIONS[name] for name in ("conv",)},
-    **{name: pointwise.PAIRS[name] for name in ("add",)},
+    "relu": pointwise.CLAMPS["relu"],
+    "linear": layers.LINEARS["linear"],
+    "conv": layers.CONVOLUTIONS["conv"],
+    "add": pointwise.PAIRS["add"],
     **pointwise.SCALARS,
     **pointwise.CLAMPS,
     **pointwise.ACTIVATIONS,
@@ -25,21 +25,22 @@ OPS: dict[str, Kind] = {
     **pointwise.PAIRS,
     **pointwise.CURVES,
     **reductions.PRODUCTS,
-    **layers.SHARED,
+    **state.SHARED,
     **places.PARTS,
     **places.PADS,
     **places.RESIZES,
-    **layers.LOOKUPS,
+    **state.LOOKUPS,
     **places.INDEXED,
     **pointwise.MIXED,
     **pointwise.IN_PLACE,
-    **layers.STATE,
-    **layers.RECURRENT,
+    **state.STATE,
+    **state.RECURRENT,
 }
 """Each kind by name, simplest first: hypothesis shrinks towards the front."""
 
 COMMON = (
-    "relu", "linear", "conv", "add", "scalar", "move", "cat", "pool", "mean", "conv_norm", "constant", "product", "matmul",
-    "sigmoid", "softmax", "gelu", "silu", "hardswish", "residual", "split", "pad", "slice", "layer_norm", "in_place",
+    "relu", "linear", "conv", "add", "scalar", "move", "cat", "pool", "mean", "conv_norm", "constant", "product",
+    "matmul", "sigmoid", "softmax", "gelu", "silu", "hardswish", "residual", "split", "pad", "slice", "layer_norm",
+    "in_place",
 )  # fmt: skip
 """The kinds that backends have integer kernels for, and what stands beside them."""

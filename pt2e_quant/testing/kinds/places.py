@@ -1,4 +1,4 @@
-"""Kinds that move values: views, slices, joins, pads, shuffles, gathers and scatters, interpolation, reductions of shape."""
+"""Kinds that move values: views, slices, joins, pads, shuffles, gathers and scatters, interpolation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..draft import Draft, Step
-from .row import Kind, alike, at_least, ids, op, pair, rank, sized
+from .row import Kind, at_least, ids, op, pair, rank, sized
 
 __all__ = ["INDEXED", "JOINS", "MOVES", "PADS", "PARTS", "RESIZES"]
 
@@ -178,7 +178,7 @@ PARTS: dict[str, Kind] = {
     ),
     "halves": op(
         lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
-        lambda x: (lambda a, b: a * torch.sigmoid(b))(*x.chunk(2, 1)),
+        lambda x: x.chunk(2, 1)[0] * torch.sigmoid(x.chunk(2, 1)[1]),
         takes=lambda value: value.dim() >= 2 and value.shape[1] % 2 == 0,
     ),
 }
@@ -274,7 +274,9 @@ INDEXED: dict[str, Kind] = {
     ),
     "one_hot": ids(lambda x, ids: x[:, :1].flatten(1)[:, :1] * F.one_hot(ids, 4), takes=at_least(2)),
     "counted": ids(
-        lambda x, ids: (x, ids + 1), lambda x, ids: (x, ids.cumsum(0)), lambda x, ids: (x, ids.float().mean().to(x.dtype))
+        lambda x, ids: (x, ids + 1),
+        lambda x, ids: (x, ids.cumsum(0)),
+        lambda x, ids: (x, ids.float().mean().to(x.dtype)),
     ),
     "bucketize": op(
         lambda x: torch.bucketize(x, torch.tensor([-0.5, 0.0, 0.5], dtype=x.dtype)).to(x.dtype),

@@ -1,4 +1,4 @@
-"""Kinds that compute each element from one element: activations, curves, numbers as operands, casts, writes in place."""
+"""Kinds that compute element by element: activations, curves, numbers as operands, casts, writes in place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .row import Kind, alike, at_least, layer, op, pair
+from .row import Kind, at_least, layer, op, pair
 
 __all__ = ["ACTIVATIONS", "CLAMPS", "CURVES", "IN_PLACE", "MIXED", "PAIRS", "SCALARS"]
 
@@ -48,9 +48,7 @@ ACTIVATIONS: dict[str, Kind] = {
         lambda x: nn.PReLU(init=0.1), lambda x: nn.PReLU(x.shape[1] if x.dim() > 1 else 1, init=0.3), takes=at_least(1)
     ),
     "dropout": layer(lambda x: nn.Dropout(0.3), lambda x: nn.AlphaDropout(0.2), lambda x: nn.FeatureAlphaDropout(0.2)),
-    "dropout_of_channels": layer(
-        lambda x: nn.Dropout2d(0.2), takes=lambda value: value.dim() == 4
-    ),
+    "dropout_of_channels": layer(lambda x: nn.Dropout2d(0.2), takes=lambda value: value.dim() == 4),
 }
 
 CURVES: dict[str, Kind] = {
@@ -186,5 +184,7 @@ MIXED: dict[str, Kind] = {
         lambda x: (x.abs() * 10).to(torch.uint8).to(x.dtype),
     ),
     "ends_in_integers": op(lambda x: x.long(), lambda x: x > 0.5, lambda x: (x * 3).to(torch.int8)),
-    "bool_times": op(lambda x: x * (x > -0.5), lambda x: x * (x.abs() < 2).to(x.dtype), lambda x: (x > 0) * 1.0 + x),
+    "bool_times": op(
+        lambda x: x * (x > -0.5), lambda x: x * (x.abs() < 2).to(x.dtype), lambda x: (x > 0).to(x.dtype) * 2.0 + x
+    ),
 }

@@ -1,4 +1,4 @@
-"""Kinds that bring elements together: sums, extremes, running sums, norms without parameters, products of values, pools."""
+"""Kinds that bring elements together: sums, extremes, running sums, products of values, pools."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ PRODUCTS: dict[str, Kind] = {
         lambda a, b: F.scaled_dot_product_attention(a, b, b, attn_mask=a.new_zeros(a.shape[-2], b.shape[-2])),
         takes=rank(3, 4),
     ),
-    "distances": pair(lambda a, b: torch.cdist(a, b), takes=rank(2, 3)),
+    "distances": pair(lambda a, b: torch.cdist(a.float(), b.float()).to(a.dtype), takes=rank(2, 3)),
 }  # fmt: skip
 
 POOLS: dict[str, Kind] = {
@@ -143,11 +143,10 @@ POOLS: dict[str, Kind] = {
     ),
     "pool_deep": op(
         lambda x: F.max_pool3d(x, 2),
-        lambda x: F.avg_pool3d(x.float(), 2).to(x.dtype),  # there is none for bfloat16
+        lambda x: F.avg_pool3d(x.float(), 2).to(x.dtype),  # there is none for half precision
         lambda x: F.adaptive_avg_pool3d(x, 1),
         takes=sized(5, least=2),
     ),
     "pool_power": op(lambda x: F.lp_pool2d(x.abs() + 0.1, 2.0, 2), takes=sized(4, least=2)),
     "pool_global": op(lambda x: x.mean((-2, -1)), lambda x: x.amax((-2, -1), keepdim=True), takes=rank(4, 5)),
 }
-
