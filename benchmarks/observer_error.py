@@ -86,6 +86,9 @@ print(calibration_report(prepared, held_back).text())  # sites never reached, va
 Counts serve every configuration: calibrate once with MSEObserver, then load into models prepared with other bounds,
 schemes or observers of this page that need no more than counts and a range (MinMaxObserver included).
 
+A file is written as a whole or not at all, has a version and a checksum, and is not believed without looking: what no
+data can have led to (negative counts, a range that the counts do not have, NaN) is a CalibrationError, like any damage.
+
 """
 
 

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from .checks import check_fields
 from .errors import SpecError
 
 __all__ = [
     "DYNAMIC_PER_CHANNEL",
+    "PER_CHANNEL",
+    "PER_TENSOR",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
     "FixedQParamsQuantizationSpec",
@@ -31,6 +34,7 @@ __all__ = [
     "integer_range",
     "is_per_channel",
     "is_symmetric",
+    "range_of",
 ]
 
 EdgeOrNode = tuple[Node, Node] | Node
@@ -40,16 +44,9 @@ EdgeOrNode = tuple[Node, Node] | Node
 DYNAMIC_PER_CHANNEL = "a dynamic spec cannot be per channel: run-time qparams exist per tensor or per token"
 """Why a dynamic spec with one scale per index of an axis is refused."""
 
-
+PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
-
-
-_PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
-
-
-_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-
-
 _QUANTIZED_STORAGE = {
     torch.qint8: torch.int8,
     torch.quint8: torch.uint8,
@@ -71,6 +68,12 @@ def integer_range(dtype: torch.dtype) -> tuple[int, int] | None:
     return int(limits.min), int(limits.max)
 
 
+def range_of(dtype: torch.dtype, quant_min: int | None = None, quant_max: int | None = None) -> tuple[int, int]:
+    """(smallest, largest) q: the bounds that were given, those of dtype where none was; (0, 0) for a float dtype."""
+    low, high = integer_range(dtype) or (0, 0)
+    return low if quant_min is None else quant_min, high if quant_max is None else quant_max
+
+
 def _sub_byte_range(dtype: torch.dtype) -> tuple[int, int]:
     name = str(dtype).removeprefix("torch.")
     signed, bits = not name.startswith("u"), int("".join(filter(str.isdigit, name)))
@@ -84,7 +87,7 @@ def is_symmetric(qscheme: torch.qscheme | None) -> bool:
 
 def is_per_channel(qscheme: torch.qscheme | None) -> bool:
     """True for the schemes with one scale per index of an axis."""
-    return qscheme in _PER_CHANNEL
+    return qscheme in PER_CHANNEL
 
 
 class QuantizationSpecBase:
@@ -119,6 +122,7 @@ class QuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not callable(self.observer_or_fake_quant_ctr):
             raise SpecError(
@@ -153,15 +157,13 @@ class FixedQParamsQuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not 0.0 < self.scale < float("inf"):
             raise SpecError(f"scale must be finite and greater than 0, got {self.scale}")
-        whole = integer_range(self.dtype)
-        if whole is not None:
-            low = whole[0] if self.quant_min is None else self.quant_min
-            high = whole[1] if self.quant_max is None else self.quant_max
-            if not low <= self.zero_point <= high:
-                raise SpecError(f"zero_point {self.zero_point} lies outside [{low}, {high}], the range of q")
+        low, high = range_of(self.dtype, self.quant_min, self.quant_max)
+        if integer_range(self.dtype) is not None and not low <= self.zero_point <= high:
+            raise SpecError(f"zero_point {self.zero_point} lies outside [{low}, {high}], the range of q")
 
 
 @dataclass(eq=True, frozen=True)
@@ -169,6 +171,9 @@ class SharedQuantizationSpec(QuantizationSpecBase):
     """A tensor that has the qparams of another one: `edge_or_node` names that other tensor."""
 
     edge_or_node: EdgeOrNode
+
+    def __post_init__(self) -> None:
+        check_fields(self, SpecError)
 
 
 @dataclass(eq=True, frozen=True)
@@ -195,6 +200,7 @@ class DerivedQuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not self.derived_from:
             raise SpecError("derived_from is empty: a derived spec must name the tensors that its qparams follow from")
@@ -222,8 +228,6 @@ class QuantizationAnnotation:
 
 
 def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | None) -> None:
-    if not isinstance(dtype, torch.dtype):
-        raise SpecError(f"dtype must be a torch.dtype, got {dtype!r}")
     whole = integer_range(dtype)
     if whole is None:
         if quant_min is not None or quant_max is not None:
@@ -231,8 +235,7 @@ def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | Non
                 f"{dtype} is not an integer type, quant_min and quant_max have no meaning for it; leave them out"
             )
         return
-    low = whole[0] if quant_min is None else quant_min
-    high = whole[1] if quant_max is None else quant_max
+    low, high = range_of(dtype, quant_min, quant_max)
     if not low < high:
         raise SpecError(f"quant_min={low} must be smaller than quant_max={high}")
     if low < whole[0] or high > whole[1]:

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable
 
 from torch.fx import GraphModule, Node
+from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .meta import NESTED_KEY
 
 __all__ = [
+    "copy_origin",
+    "describe_site",
     "exported_name",
     "in_graph",
     "locate",
@@ -30,6 +33,13 @@ __all__ = [
 def node_id(node: Node) -> str:
     """The name of a node, behind the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
     return in_graph(node.graph.owning_module, node.name)
+
+
+def describe_site(site: object) -> str:
+    """'conv2d' for a node's output, 'x -> conv2d' for one use of x."""
+    if isinstance(site, tuple):
+        return " -> ".join(node_id(node) if place == 0 else node.name for place, node in enumerate(site))
+    return node_id(site) if isinstance(site, Node) else repr(site)
 
 
 def in_graph(gm: GraphModule | None, name: str) -> str:
@@ -130,6 +140,19 @@ def _target_name(node: Node) -> str:
 def _short(argument: object) -> str:
     text = str(argument)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def copy_origin(node: Node, source: Node, by: str) -> Node:
+    """Give a new node the stack trace and module of the node it stems from, and say which pass made it."""
+    for key in ("stack_trace", "nn_module_stack", "custom"):
+        if key in source.meta:
+            node.meta.setdefault(key, source.meta[key])
+    origin = NodeSource(None, by, NodeSourceAction.CREATE)
+    # NodeSource(source) would deep-copy the whole provenance of `source`; nobody writes to it, so it can be shared.
+    origin.node_info = NodeSource.NodeInfo(source.name, str(source.target), id(source.graph))
+    origin.from_node = source.meta.get("from_node", [])
+    node.meta["from_node"] = [origin]
+    return node
 
 
 def exported_name(node: Node) -> str:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError
 from ..graph.attributes import attribute
-from ..pt2e.observers import has_data
-from ..pt2e.qdq import QParams, read_qparams, with_qparams
+from ..graph.run import batches_of
+from ..pt2e.observed import QParams, read_observer, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
 from ..qparams import affine_qparams, min_max
 from ..where import in_graph
@@ -44,38 +43,25 @@ class _Watcher(nn.Module):
         return x
 
 
-def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> None:
-    """Write range, qparams and the tensors' own ranges into the groups of `record` that have one static scale.
+def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> Record:
+    """The record with range, qparams and the tensors' own ranges in the groups that have one static scale.
 
     Args:
         prepared: a calibrated model; its state stays as it is.
-        data: batches: a tensor, a tuple of positional arguments, or a dictionary of keyword arguments each.
+        data: batches, as `graph.run.batches_of` takes them.
 
     Raises:
-        CalibrationError: there is no batch in `data`.
+        CalibrationError: `data` is no collection of batches, or there is none in it.
     """
     twin = copy.deepcopy(prepared, {id(parameter): parameter for parameter in prepared.parameters()})
     watchers = _watch(twin, {group.observer for group in record.groups})
-    batches = 0
     with torch.no_grad():
-        for batches, batch in enumerate(data, 1):  # noqa: B007  # counted
-            _call(twin, batch)
-    if not batches:
-        raise CalibrationError("explain(prepared, data): there is no batch in data")
-    for number, group in enumerate(record.groups):
-        observer = attribute(prepared, group.observer)
-        writes_its_own = hasattr(observer, "convert")  # q/dq of another package, whose qparams only it knows
-        if not writes_its_own and has_data(observer) and hasattr(observer, "calculate_qparams"):
-            record.groups[number] = _with_ranges(group, read_qparams(observer), watchers)
-
-
-def _call(model: GraphModule, batch: Any) -> None:
-    if isinstance(batch, dict):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)
+        for args, kwargs in batches_of(data, "explain(prepared, data)"):
+            twin(*args, **kwargs)
+    readings = {group.observer: read_observer(attribute(prepared, group.observer)) for group in record.groups}
+    ranged = {name: read_qparams(reading) for name, reading in readings.items() if reading.has_range}
+    groups = [_with_ranges(group, ranged.get(group.observer), watchers) for group in record.groups]
+    return replace(record, groups=groups)
 
 
 def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:
@@ -101,9 +87,9 @@ def _watched(call: Node) -> str:
     return in_graph(call.graph.owning_module, value.name)
 
 
-def _with_ranges(group: GroupRecord, qparams: QParams, watchers: dict[Key, _Watcher]) -> GroupRecord:
+def _with_ranges(group: GroupRecord, qparams: QParams | None, watchers: dict[Key, _Watcher]) -> GroupRecord:
     group = with_qparams(group, qparams)
-    if group.range is None:
+    if group.range is None or qparams is None:
         return group
     return replace(group, own=tuple(_own_ranges(group.observer, qparams, watchers)))
 
