@@ -121,7 +121,7 @@ RESIZES: dict[str, Kind] = {
     "interpolate_bilinear": op(
         lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
         lambda x: F.interpolate(x, size=(5, 3), mode="bilinear", align_corners=True),
-        lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True),
+        lambda x: F.interpolate(x.float(), size=(3, 3), mode="bilinear", antialias=True).to(x.dtype),
         lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
         takes=rank(4),
     ),
