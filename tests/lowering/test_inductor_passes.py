@@ -8,18 +8,21 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant.errors import LoweringError
+from pt2e_quant.graph.attributes import attribute
 from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.lowering.inductor.contract import check_inductor_contract
 from pt2e_quant.lowering.inductor.passes.absorb_clamps import absorb_clamps
 from pt2e_quant.lowering.inductor.passes.contiguous_rows import contiguous_rows
 from pt2e_quant.lowering.inductor.passes.conv1d_as_conv2d import conv1d_as_conv2d
 from pt2e_quant.lowering.inductor.passes.drop_unread_rounding import drop_unread_rounding
+from pt2e_quant.lowering.inductor.passes.exact_without_vnni import exact_without_vnni
 from pt2e_quant.lowering.inductor.passes.merge_linears import merge_linears
 from pt2e_quant.lowering.inductor.passes.move_integers import move_integers
 from pt2e_quant.lowering.inductor.passes.own_dequantizes import own_dequantizes
 from pt2e_quant.lowering.inductor.passes.pointwise_as_linear import pointwise_as_linear
 from pt2e_quant.lowering.inductor.passes.run_time_qparams import run_time_qparams
 from pt2e_quant.lowering.inductor.passes.second_channel import second_channel
+from pt2e_quant.lowering.inductor.passes.whole_codes import whole_codes
 from pt2e_quant.meta import MERGED_KEY
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
@@ -242,6 +245,40 @@ def test_rows_out_of_order_are_copied_as_integers():
     gm = passed(contiguous_rows, function, torch.randn(2, 6, 4), w=Weight((12, 6)))
     (copied,) = calls(gm, aten.clone.default)
     assert copied.args[0].target is Q.quantize_per_tensor.default
+
+
+HALVED = {
+    "linear": (lambda n, x: nn.functional.linear(GRID(x), n.w()), (3, 6), (4, 6)),
+    "convolution": (lambda n, x: nn.functional.conv2d(GRID(x), n.w(), padding=1), (2, 4, 5, 5), (6, 4, 3, 3)),
+    "in groups": (lambda n, x: nn.functional.conv2d(GRID(x), n.w(), groups=2), (2, 6, 5, 5), (4, 3, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_without_vnni_a_weight_is_two_halves_that_fit_sixteen_bits(name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    function, shape, kernel = HALVED[name]
+    gm = passed(exact_without_vnni, function, torch.randn(shape), w=Weight(kernel))
+    (weight,) = calls(gm, Q.dequantize_per_channel.default)
+    assert int(weight.args[0].meta["val"].shape[1]) == 2 * kernel[1]
+    assert int(attribute(gm, weight.args[0].target).short().abs().max()) * 2 * 255 < 2**15
+
+
+NARROW = Grid(0.02, 60, 10, 127, torch.uint8)
+
+
+def test_codes_end_at_the_bounds_of_their_grid_where_a_kernel_would_not_look_at_these():
+    def function(n: Body, x: Tensor) -> Tensor:
+        return (
+            NARROW(nn.functional.linear(GRID(x), n.w()))
+            + NARROW(nn.functional.conv1d(GRID(x[..., None]), n.c()))[..., 0]
+        )
+
+    parts = {"w": Weight((4, 6)), "c": Weight((4, 6, 1))}
+    gm = passed(whole_codes, function, 9 * torch.randn(8, 6), **parts)
+    bounds = [node.args[3:5] for node in calls(gm, Q.quantize_per_tensor.default)]
+    assert bounds == [(0, 255)] * 4
+    assert len(calls(gm, aten.hardtanh.default)) == len(calls(gm, aten.clamp_max.default)) == 1
 
 
 def projections(n: Body, x: Tensor, quantize=GRID, bias: bool = True) -> list[Tensor]:
