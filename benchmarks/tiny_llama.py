@@ -23,8 +23,8 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.executorch.program import ExecutorchMethods
 from pt2e_quant.lowering.inductor import lower_to_inductor
-from pt2e_quant.lowering.program import ExecutorchMethods
 from pt2e_quant.quantizer import ComposableQuantizer, Quantizer
 from quantizers.decoder import get_decoder_quantizer
 from quantizers.embedding import EmbeddingQuantizer

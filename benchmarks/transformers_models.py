@@ -32,8 +32,8 @@ from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.algorithms import smooth_quant, worst_linears
 from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
-from pt2e_quant.lowering.program import ExecutorchProgram
 from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer

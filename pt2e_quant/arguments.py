@@ -12,7 +12,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.immutable_collections import immutable_list
 
-from .errors import CaptureError, locate
+from .errors import CaptureError
+from .where import locate
 
 __all__ = [
     "argument_index",

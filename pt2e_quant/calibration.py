@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .errors import CalibrationError
-from .graph import attribute, clone, finish
+from .graph.attributes import attribute
+from .graph.module import clone, finish
 from .observer import ObserverBase
 from .observer.derived import DerivedObserver
 from .observer.fixed import FixedQParamsObserver

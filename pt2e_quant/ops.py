@@ -61,13 +61,17 @@ __all__ = [
     "fills_zeros",
     "functional",
     "has_hidden_alias",
+    "is_call",
     "is_clamp",
     "is_commutative",
     "is_conv",
     "is_conv_transpose",
+    "is_dequantize",
+    "is_quantize",
     "is_value_preserving",
     "known",
     "memory_of",
+    "op_name",
     "register_quantized_decomposed",
     "resolve",
     "twins",
@@ -473,3 +477,29 @@ def resolve(op: OpOverload | OpOverloadPacket) -> frozenset[OpOverload]:
         f"{op!r} is no operator: pass an overload such as torch.ops.aten.add.Tensor, "
         "or a packet such as torch.ops.aten.add, which means all of its overloads"
     )
+
+
+_QUANTIZE = frozenset(QUANTIZE)
+
+
+_DEQUANTIZE = frozenset(DEQUANTIZE)
+
+
+def is_call(node: object) -> bool:
+    return isinstance(node, Node) and node.op == "call_function"
+
+
+def is_quantize(node: object) -> bool:
+    return isinstance(node, Node) and node.target in _QUANTIZE
+
+
+def is_dequantize(node: object) -> bool:
+    return isinstance(node, Node) and node.target in _DEQUANTIZE
+
+
+def op_name(node: Node) -> str:
+    """'conv2d' of aten.conv2d.default; in-place and _copy twins have the name of their functional form."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return str(getattr(target, "__name__", target))
+    return functional(target)._schema.name.partition("::")[2]

@@ -20,7 +20,6 @@ from torch.fx import Node
 from .errors import SpecError
 
 __all__ = [
-    "ANNOTATION_KEY",
     "DYNAMIC_PER_CHANNEL",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
@@ -34,18 +33,23 @@ __all__ = [
     "is_symmetric",
 ]
 
-ANNOTATION_KEY = "quantization_annotation"
-"""The node.meta key under which a Quantizer leaves its QuantizationAnnotation."""
-
 EdgeOrNode = tuple[Node, Node] | Node
 """Where a tensor is quantized: `node` is the output of a node, `(producer, consumer)` one use of it."""
+
 
 DYNAMIC_PER_CHANNEL = "a dynamic spec cannot be per channel: run-time qparams exist per tensor or per token"
 """Why a dynamic spec with one scale per index of an axis is refused."""
 
+
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+
+
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
+
+
 _PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+
+
 _QUANTIZED_STORAGE = {
     torch.qint8: torch.int8,
     torch.quint8: torch.uint8,

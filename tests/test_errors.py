@@ -10,16 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from pt2e_quant import errors
-from pt2e_quant.errors import (
-    QuantizationError,
-    locate,
-    locate_all,
-    module_path,
-    module_stack,
-    module_type,
-    source_line,
-    type_name,
-)
+from pt2e_quant.errors import QuantizationError
+from pt2e_quant.where import locate, locate_all, module_path, module_stack, module_type, source_line, type_name
 from tests.nets import export
 from tests.pt2e.kit import the_call
 

@@ -11,24 +11,11 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
 from pt2e_quant.errors import CaptureError
-from pt2e_quant.graph import (
-    Constants,
-    ExportedModule,
-    attribute,
-    clone,
-    copy_origin,
-    fake_like,
-    finish,
-    free_name,
-    insert_attribute,
-    is_float_tensor,
-    is_guard,
-    set_attribute,
-    set_training,
-    set_value,
-    state_bytes,
-    tidy,
-)
+from pt2e_quant.graph.attributes import attribute, free_name, insert_attribute, set_attribute, state_bytes
+from pt2e_quant.graph.constants import Constants
+from pt2e_quant.graph.module import ExportedModule, clone, finish, is_guard, set_training, tidy
+from pt2e_quant.graph.values import fake_like, is_float_tensor, set_value
+from pt2e_quant.graph.write import copy_origin
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import calls, the_call
 

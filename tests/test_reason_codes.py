@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from pt2e_quant import Report, explain, prepare_pt2e
 from pt2e_quant.quantizer import ComposableQuantizer, Quantizer, refuse
-from pt2e_quant.quantizer.base import WAYS_OUT
+from pt2e_quant.reasons import WAYS_OUT
 from tests.nets import export
 from tests.pt2e.kit import STATIC, ByHand, Toy, annotate, the_call
 

@@ -15,7 +15,7 @@ from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CalibrationError, CaptureError, TargetingError
 from pt2e_quant.observer import HistogramObserver, MinMaxObserver
 from pt2e_quant.quantizer import QuantizationConfig
-from pt2e_quant.quantizer.base import WAYS_OUT
+from pt2e_quant.reasons import WAYS_OUT
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import ACT, PER_CHANNEL, STATIC, ByHand, Toy, annotate, the_call

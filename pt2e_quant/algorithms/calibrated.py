@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import bind, mutated_arguments
 from ..errors import CalibrationError
-from ..graph import Constants, ExportedModule, clone, tidy
+from ..graph.constants import Constants
+from ..graph.module import ExportedModule, clone, tidy
 from ..ops import LINEAR
-from ..pt2e.passes.follow_in_place import follow_in_place
+from ..passes.follow_in_place import follow_in_place
 
 __all__ = [
     "NO_BATCH",

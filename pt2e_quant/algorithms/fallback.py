@@ -17,9 +17,11 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
-from ..errors import CalibrationError, module_path
-from ..graph import Constants, finish
+from ..errors import CalibrationError
+from ..graph.constants import Constants
+from ..graph.module import finish
 from ..qparams import affine_qparams, fake_quantize
+from ..where import module_path
 from .calibrated import NO_BATCH, Batches, constant_linears, private_copy, rounded_weight, run_again, run_all
 
 __all__ = ["Sensitivity", "worst_linears"]

@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
-from ..graph import is_guard
+from ..graph.module import is_guard
 from ..ops import ADD, LINEAR, MATMUL, MUL, RELU, is_value_preserving
 
 __all__ = ["Fold", "Place", "find_fold"]

@@ -19,7 +19,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind, set_argument
-from ..graph import Constants, ExportedModule, attribute, clone, emit, finish, free_name, insert_attribute, tidy
+from ..graph.attributes import attribute, free_name, insert_attribute
+from ..graph.constants import Constants
+from ..graph.module import ExportedModule, clone, finish, tidy
+from ..graph.write import emit
 from ..qparams import affine_qparams, fake_quantize
 from .calibrated import Batches, constant_linears, inputs_of, private_copy, rounded_weight
 from .smooth_folds import Fold, Place, find_fold

@@ -18,10 +18,11 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
-from ..errors import CaptureError, QuantizationError, locate
+from ..errors import CaptureError, QuantizationError
 from ..ops import is_value_preserving
 from ..pt2e.record import BorderQParams, record_of
 from ..pt2e.representation import reference_representation_rewrite
+from ..where import locate
 
 __all__ = ["Differences", "LsbComparison", "OutputComparison", "TensorComparison", "compare_lsb"]
 

@@ -25,10 +25,7 @@ from .affine import (
     MappingType,
     ZeroPointDomain,
 )
-from .base import (
-    ObserverBase,
-    UniformQuantizationObserverBase,
-)
+from .base import ObserverBase, UniformQuantizationObserverBase
 from .defaults import (
     default_affine_fixed_qparams_observer,
     default_debug_observer,
@@ -47,32 +44,11 @@ from .defaults import (
     per_channel_weight_observer_range_neg_127_to_127,
     weight_observer_range_neg_127_to_127,
 )
-from .distribution import (
-    DistributionObserver,
-    EntropyObserver,
-    LpNormObserver,
-    MSEObserver,
-    PercentileObserver,
-)
-from .factory import (
-    PartialWrapper,
-)
-from .fixed import (
-    FixedQParamsObserver,
-)
-from .granularity import (
-    Granularity,
-    PerAxis,
-    PerBlock,
-    PerGroup,
-    PerRow,
-    PerTensor,
-    PerToken,
-    get_block_size,
-)
-from .histogram import (
-    HistogramObserver,
-)
+from .distribution import DistributionObserver, EntropyObserver, LpNormObserver, MSEObserver, PercentileObserver
+from .factory import PartialWrapper
+from .fixed import FixedQParamsObserver
+from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerRow, PerTensor, PerToken, get_block_size
+from .histogram import HistogramObserver
 from .min_max import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -80,19 +56,9 @@ from .min_max import (
     PerChannelMinMaxObserver,
 )
 from .per_group import PerGroupMinMaxObserver, PerGroupMSEObserver
-from .placeholder import (
-    NoopObserver,
-    PerTokenPlaceholderObserver,
-    PlaceholderObserver,
-    ReuseInputObserver,
-)
-from .recording import (
-    RecordingObserver,
-)
-from .state import (
-    get_observer_state_dict,
-    load_observer_state_dict,
-)
+from .placeholder import NoopObserver, PerTokenPlaceholderObserver, PlaceholderObserver, ReuseInputObserver
+from .recording import RecordingObserver
+from .state import get_observer_state_dict, load_observer_state_dict
 
 __all__ = [
     "AffineQuantizedMinMaxObserver",

@@ -14,19 +14,22 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from ..errors import NESTED_KEY, CaptureError, QuantizationError
-from ..graph import ExportedModule, clone, drop_dead, is_guard, own_written, set_attribute, state_bytes
-from ..nested import bodies, is_quantized_inside, mark
-from .passes.fold_batch_norm import fold_batch_norm
-from .passes.follow_in_place import follow_in_place
-from .passes.inline_regions import inline_regions
-from .passes.nested_constants import move_constants_in
-from .passes.nested_modules import locate_nested_modules
+from ..errors import CaptureError
+from ..graph.attributes import own_written, state_bytes
+from ..graph.module import ExportedModule, clone, drop_dead, is_guard
+from ..graph.nested import mark
+from ..passes.fold_batch_norm import fold_batch_norm
+from ..passes.follow_in_place import follow_in_place
+from ..passes.inline_regions import inline_regions
+from ..passes.nested_constants import move_constants_in
+from ..passes.nested_modules import locate_nested_modules
+from ..passes.runner import run_everywhere, run_pass
 from .record import record_of
 
-__all__ = ["Captured", "capture", "run_everywhere", "run_pass"]
+__all__ = ["Captured", "capture"]
 
 _HOW_TO_EXPORT = "Export it first: exported = torch.export.export(model.eval(), example_inputs)"
+
 
 ExampleInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -64,40 +67,6 @@ def capture(model: object, steps: Iterable[Callable[[GraphModule], GraphModule]]
     for step in steps:
         gm = run_everywhere(step, gm)
     return Captured(gm, example_inputs, before)
-
-
-def run_everywhere(
-    step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
-) -> ExportedModule:
-    """Run one pass on the graph, then on each graph nested in the result that is to be quantized like it.
-
-    Raises:
-        QuantizationError: the pass failed.
-    """
-    result = run_pass(step, gm, name)
-    for target, body in bodies(result):
-        if is_quantized_inside(result, target):
-            set_attribute(result, target, run_everywhere(step, body, name))
-    return result
-
-
-def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:
-    """Run one pass; an unexpected failure inside it is reported with the name of the pass.
-
-    Raises:
-        QuantizationError: the pass failed.
-    """
-    name = name or getattr(step, "__name__", type(step).__name__)
-    try:
-        result = step(gm)
-    except QuantizationError:
-        raise
-    except Exception as error:
-        where = gm.meta.get(NESTED_KEY, "this graph")
-        raise QuantizationError(f"pass {name!r} failed on {where}: {type(error).__name__}: {error}") from error
-    if not isinstance(result, GraphModule):
-        raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
-    return result if isinstance(result, ExportedModule) else clone(result)
 
 
 def _checked(model: object) -> GraphModule:

@@ -11,33 +11,25 @@ from typing import Any
 from torch._ops import OpOverloadPacket
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError, ConversionError, in_graph
-from ..graph import (
-    Constants,
-    ExportedModule,
-    attribute,
-    clone,
-    collector_paused,
-    copy_origin,
-    copy_value,
-    finish,
-    own_written,
-    state_bytes,
-    tidy,
-)
-from ..nested import graphs
+from ..errors import CalibrationError, ConversionError
+from ..graph.attributes import attribute, own_written, state_bytes
+from ..graph.constants import Constants
+from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy
+from ..graph.nested import graphs
+from ..graph.values import copy_value
+from ..graph.write import copy_origin
+from ..meta import ANNOTATION_KEY, RECORD_KEY, REFUSALS_KEY
 from ..observer.derived import DerivedObserver
-from ..quantizer.base import REFUSALS_KEY
-from ..specs import ANNOTATION_KEY
-from .capture import run_everywhere, run_pass
+from ..passes.fold_weights import fold_weights
+from ..passes.nested_constants import move_constants_out
+from ..passes.plain_control_flow import to_operators
+from ..passes.runner import run_everywhere, run_pass
+from ..where import in_graph
 from .integer_buffers import make_buffers_integer
 from .observers import has_data
-from .passes.fold_weights import fold_weights
-from .passes.nested_constants import move_constants_out
-from .passes.plain_control_flow import to_operators
 from .qdq import Emitter, QParams, read_qparams, with_qparams
 from .quantized_io import QuantizedIO, quantize_io
-from .record import RECORD_KEY, PointRecord, Record, record_of
+from .record import PointRecord, Record, record_of
 from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]

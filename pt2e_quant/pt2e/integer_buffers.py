@@ -20,9 +20,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind, mutates
-from ..errors import ConversionError, locate
-from ..graph import attribute, copy_origin, is_float_tensor, is_guard, set_value, tidy, with_value, written_attributes
+from ..errors import ConversionError
+from ..graph.attributes import attribute, written_attributes
+from ..graph.module import is_guard, tidy
+from ..graph.values import is_float_tensor, set_value, with_value
+from ..graph.write import copy_origin
 from ..ops import is_value_preserving, memory_of
+from ..where import locate
 from .record import BorderQParams, Record
 
 __all__ = ["make_buffers_integer"]

@@ -14,13 +14,18 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, SharingError, locate, locate_all, module_path, node_id, source_line
-from ..graph import Constants, attribute, exported_name, is_float_tensor, is_guard, is_quantizable
-from ..nested import carried, graphs
+from ..errors import AnnotationError, SharingError
+from ..graph.attributes import attribute
+from ..graph.constants import Constants
+from ..graph.module import is_guard
+from ..graph.nested import carried, graphs
+from ..graph.values import is_float_tensor, is_quantizable
+from ..meta import ANNOTATION_KEY, UNUSED_RULES_KEY
 from ..ops import EMBEDDING, RNN
-from ..quantizer.base import UNUSED_RULES_KEY, refusals, refuse
 from ..quantizer.overwritten import overwritten, overwritten_reason
-from ..specs import ANNOTATION_KEY, EdgeOrNode
+from ..reasons import refusals, refuse
+from ..specs import EdgeOrNode
+from ..where import exported_name, locate, locate_all, module_path, node_id, source_line
 from .record import Decision
 from .sharing import share
 from .spec_fields import describe_spec, same_observer, spec_kind

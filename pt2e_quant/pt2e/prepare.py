@@ -10,32 +10,28 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..devices import device_of
-from ..errors import AnnotationError, CaptureError, CoverageError, in_graph, locate, node_id
+from ..errors import AnnotationError, CaptureError, CoverageError
 from ..fake_quantize import is_fake_quantizer
-from ..graph import (
-    ExportedModule,
-    attribute,
-    collector_paused,
-    copy_origin,
-    copy_value,
-    finish,
-    free_name,
-    is_guard,
-    written_attributes,
-)
-from ..nested import graphs, mark
+from ..graph.attributes import attribute, free_name, written_attributes
+from ..graph.devices import device_of
+from ..graph.module import ExportedModule, collector_paused, finish, is_guard
+from ..graph.nested import graphs, mark
+from ..graph.values import copy_value
+from ..graph.write import copy_origin
+from ..meta import FOLDED_KEY, RECORD_KEY
 from ..observer.derived import DerivedObserver
-from ..quantizer.base import FOLDED_KEY, Quantizer
+from ..passes.decompose import decompositions
+from ..passes.plain_control_flow import to_plain_functions
+from ..passes.runner import run_everywhere, run_pass
+from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
-from .capture import capture, run_everywhere, run_pass
+from ..where import in_graph, locate, node_id
+from .capture import capture
 from .coverage import check_required
 from .observers import make_observers
-from .passes.decompose import decompositions
-from .passes.plain_control_flow import to_plain_functions
 from .plan import Plan, Point, make_plan, nothing_quantized, opaque_decisions
-from .record import RECORD_KEY, GroupRecord, PointRecord, Record
+from .record import GroupRecord, PointRecord, Record
 from .spec_fields import describe_site, describe_spec, spec_kind
 
 __all__ = ["prepare_pt2e"]

@@ -16,8 +16,10 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
-from ..errors import ConversionError, locate
-from ..graph import is_guard, tidy, with_value
+from ..errors import ConversionError
+from ..graph.module import is_guard, tidy
+from ..graph.values import with_value
+from ..where import locate
 from .record import BorderQParams, Record
 
 __all__ = ["QuantizedIO", "quantize_io"]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ..quantizer.base import Folded
+from ..meta import RECORD_KEY
+from ..reasons import Folded
 
 __all__ = [
-    "RECORD_KEY",
     "BorderQParams",
     "Decision",
     "GroupRecord",
@@ -27,8 +27,6 @@ __all__ = [
     "SiteRange",
     "record_of",
 ]
-
-RECORD_KEY = "pt2e_quant"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 
 from torch.fx import Node
 
-from ..errors import SharingError, locate
+from ..errors import SharingError
 from ..specs import EdgeOrNode
+from ..where import locate
 from .spec_fields import describe_site, describe_spec, spec_key, spec_kind
 
 __all__ = ["DisjointSets", "share"]

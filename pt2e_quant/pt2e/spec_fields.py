@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch.fx import Node
 
-from ..errors import AnnotationError, node_id
+from ..errors import AnnotationError
 from ..specs import EdgeOrNode, integer_range, is_per_channel, is_symmetric
+from ..where import node_id
 
 __all__ = ["SpecKind", "constructor_name", "describe_site", "describe_spec", "same_observer", "spec_key", "spec_kind"]
 

@@ -3,7 +3,16 @@
 The names of the reference API (torch.ao.quantization.quantizer) are all here, under the same spelling.
 """
 
-from ..graph import Constants
+from ..graph.constants import Constants
+from ..passes.transforms import (
+    clamp_to_hardtanh,
+    fold_zero_padding,
+    lift_scalars,
+    matmul_to_linear,
+    mean_keeps_dims,
+    split_to_slices,
+)
+from ..reasons import Refusal, refusals, refuse
 from ..specs import (
     DerivedQuantizationSpec,
     EdgeOrNode,
@@ -13,21 +22,13 @@ from ..specs import (
     QuantizationSpecBase,
     SharedQuantizationSpec,
 )
-from .base import Quantizer, Refusal, refusals, refuse
+from .base import Quantizer
 from .compose import ComposableQuantizer
 from .config import QuantizationConfig
 from .pattern import Match, Op, Pattern, op, trace
 from .registry import find_quantizers, load_quantizer
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
-from .transforms import (
-    clamp_to_hardtanh,
-    fold_zero_padding,
-    lift_scalars,
-    matmul_to_linear,
-    mean_keeps_dims,
-    split_to_slices,
-)
 
 __all__ = [
     "BIAS",

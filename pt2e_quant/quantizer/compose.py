@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError, locate
-from ..specs import ANNOTATION_KEY, EdgeOrNode
+from ..errors import AnnotationError
+from ..meta import ANNOTATION_KEY
+from ..specs import EdgeOrNode
+from ..where import locate
 from .base import Quantizer
 
 __all__ = ["ComposableQuantizer"]

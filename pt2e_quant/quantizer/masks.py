@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..arguments import bind
-from ..graph import is_float_tensor
+from ..graph.values import is_float_tensor
 from ..ops import ADD, CLAMP, HARDTANH, RELU6
 
 __all__ = ["HUGE", "MASK_REASON", "masked"]

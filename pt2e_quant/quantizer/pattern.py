@@ -23,7 +23,7 @@ from torch.fx import Node
 
 from ..arguments import bind
 from ..errors import AnnotationError
-from ..graph import Constants
+from ..graph.constants import Constants
 from ..ops import is_commutative, memory_of, twins
 from .config import QuantizationConfig
 

@@ -18,9 +18,10 @@ from typing import Any
 from torch.fx import Node
 
 from ..errors import AnnotationError
-from ..graph import is_float_tensor, is_quantizable
-from ..specs import ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
-from .base import Refusal
+from ..graph.values import is_float_tensor, is_quantizable
+from ..meta import ANNOTATION_KEY
+from ..reasons import Refusal
+from ..specs import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
 

@@ -19,10 +19,12 @@ from typing import Any, ClassVar, TypeVar
 from torch.fx import GraphModule, Node
 
 from ..errors import TargetingError
-from ..graph import Constants, is_float_tensor
+from ..graph.constants import Constants
+from ..graph.values import is_float_tensor
+from ..meta import ANNOTATION_KEY, FOLDED_KEY, UNUSED_RULES_KEY
 from ..ops import EMBEDDING
-from ..specs import ANNOTATION_KEY
-from .base import FOLDED_KEY, UNUSED_RULES_KEY, Quantizer, Refusal, refusals, refuse
+from ..reasons import Refusal, refusals, refuse
+from .base import Quantizer
 from .config import QuantizationConfig
 from .masks import MASK_REASON, masked
 from .overwritten import overwritten, overwritten_reason

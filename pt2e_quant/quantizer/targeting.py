@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import NESTED_KEY, TargetingError, module_stack, node_id, type_name
-from ..nested import graphs
+from ..errors import TargetingError
+from ..graph.nested import graphs
+from ..meta import NESTED_KEY
 from ..ops import resolve
-from .base import Folded
+from ..reasons import Folded
+from ..where import module_stack, node_id, type_name
 from .config import QuantizationConfig
 
 __all__ = ["Choice", "Targets"]

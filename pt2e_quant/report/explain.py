@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CaptureError
-from ..graph import collector_paused
+from ..graph.module import collector_paused
 from ..pt2e.record import (
     BorderQParams,
     Decision,
@@ -24,14 +24,14 @@ from ..pt2e.record import (
     SiteRange,
     record_of,
 )
-from ..quantizer.base import Folded
+from ..reasons import Folded
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
 from .text import as_table, as_text
 from .why import why
 
 if TYPE_CHECKING:
-    from ..lowering.program import ExecutorchProgram
+    from ..lowering.executorch.program import ExecutorchProgram
 
 __all__ = ["Report", "explain"]
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError, in_graph
-from ..graph import attribute
+from ..errors import CalibrationError
+from ..graph.attributes import attribute
 from ..pt2e.observers import has_data
 from ..pt2e.qdq import QParams, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
 from ..qparams import affine_qparams, min_max
+from ..where import in_graph
 
 __all__ = ["measure_ranges"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..errors import TargetingError
 from ..pt2e.record import Decision, GroupRecord, Record
-from ..quantizer.base import WAYS_OUT, Folded
+from ..reasons import WAYS_OUT, Folded
 from .text import ends_text, qparams_text, sharing_cost
 
 __all__ = ["why"]

@@ -12,13 +12,15 @@ from torch.fx import GraphModule, Node
 
 from ..arguments import bind
 from ..errors import AnnotationError, QuantizationError, SharingError
-from ..graph import Constants, is_float_tensor
+from ..graph.constants import Constants
+from ..graph.values import is_float_tensor
+from ..meta import ANNOTATION_KEY
 from ..ops import BATCH_NORM, CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR
 from ..pt2e.observers import make_observers
 from ..pt2e.plan import make_plan
 from ..pt2e.spec_fields import spec_kind
-from ..quantizer.base import refusals
-from ..specs import ANNOTATION_KEY, integer_range, is_per_channel
+from ..reasons import refusals
+from ..specs import integer_range, is_per_channel
 from .claims import Claim, claims, is_quantizable
 
 __all__ = ["Found", "annotation_findings", "first_line"]

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..errors import QuantizationError
-from ..graph import is_float_tensor
+from ..graph.values import is_float_tensor
+from ..meta import ANNOTATION_KEY
 from ..pt2e.sharing import share
 from ..pt2e.spec_fields import constructor_name, describe_site, spec_kind
-from ..specs import ANNOTATION_KEY, EdgeOrNode
+from ..specs import EdgeOrNode
 
 __all__ = ["Claim", "Said", "claims", "fingerprint", "is_quantizable", "spec_text", "what_was_said"]
 

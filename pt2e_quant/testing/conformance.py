@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import QuantizationError
-from ..graph import clone, is_guard
+from ..graph.module import clone, is_guard
 from ..pt2e.capture import capture
 from ..quantizer.compose import quantizer_name
 from .annotation_checks import Found, annotation_findings, first_line

@@ -10,7 +10,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..errors import LoweringError
-from ..graph import attribute, is_guard
+from ..graph.attributes import attribute
+from ..graph.module import is_guard
 from ..ops import CHOOSE_QPARAMS, QUANTIZE
 from ..pt2e.convert import convert_pt2e
 from ..pt2e.prepare import prepare_pt2e

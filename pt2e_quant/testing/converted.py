@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree
 
-from ..graph import Constants, is_guard
+from ..graph.constants import Constants
+from ..graph.module import is_guard
+from ..meta import ANNOTATION_KEY
 from ..ops import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
-from ..specs import ANNOTATION_KEY
 from .finding import Finding
 from .running import state_kept
 

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import mutates
-from ..graph import ExportedModule, clone
+from ..graph.module import ExportedModule, clone
 
 __all__ = ["backwards", "reordered", "shuffled", "without_metadata"]
 

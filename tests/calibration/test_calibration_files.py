@@ -22,7 +22,11 @@ from pt2e_quant.observer import (
     MSEObserver,
     PercentileObserver,
 )
+from pt2e_quant.quantizer import QuantizationSpec, SharedQuantizationSpec
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from tests.pt2e.kit import ByHand, annotate
+
+SPEC = QuantizationSpec(torch.int8, MinMaxObserver.with_args(eps=2**-13), -110, 99, torch.per_tensor_affine)
 
 
 class Net(nn.Module):
@@ -153,6 +157,32 @@ def test_facts_that_the_file_does_not_have_are_refused_and_nothing_changes(kind,
         load_calibration(model, tmp_path / "ranges")
     assert "MinMaxObserver on x" in str(e.value)
     assert qparams(model) == before
+
+
+def test_a_range_of_more_tensors_than_wanted_is_refused(tmp_path: Path):
+    """The two inputs of a cat share one observer on XNNPACK; by hand, each has its own."""
+
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.cat([x, y * 2.0], 1)
+
+    def apart(gm):
+        (cat,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+        annotate(cat, dict.fromkeys(cat.all_input_nodes, SPEC))
+
+    def together(gm):
+        (cat,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+        first, second = cat.all_input_nodes
+        annotate(cat, {first: SPEC, second: SharedQuantizationSpec((first, cat))})
+
+    x = torch.rand(1, 2), torch.rand(1, 2)
+    both = torch.export.export(Both().eval(), x)
+    shared, separate = prepare_pt2e(both, ByHand(together)), prepare_pt2e(both, ByHand(apart))
+    shared(*x)
+    save_calibration(shared, tmp_path / "shared")
+    with pytest.raises(CalibrationError, match=r"(?s)has nothing for MinMaxObserver on x:.*It has MinMaxObserver on"):
+        load_calibration(separate, tmp_path / "shared")
+    load_calibration(shared, tmp_path / "shared")
 
 
 def test_a_calibration_of_another_model_names_the_tensor_that_is_missing(tmp_path: Path):

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from benchmarks.tiny_llama import Config, TinyLlama, export, greedy, int8_quantizers, lower, quantize, sqnr
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import SharingError, SpecError
-from pt2e_quant.lowering.program import ExecutorchMethods
+from pt2e_quant.lowering.executorch.program import ExecutorchMethods
 from pt2e_quant.ops import LINEAR
 from quantizers.cache import CacheQuantizer, get_cache_config
 from quantizers.decoder import get_decoder_quantizer

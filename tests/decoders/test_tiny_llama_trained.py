@@ -23,8 +23,8 @@ from benchmarks.tiny_llama import (
     sqnr,
     train,
 )
+from pt2e_quant.lowering.executorch.program import ExecutorchMethods
 from pt2e_quant.lowering.inductor import lower_to_inductor
-from pt2e_quant.lowering.program import ExecutorchMethods
 from quantizers.decoder import get_decoder_quantizer
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.errors import LoweringError
-from pt2e_quant.lowering.calling import CallingConvention
+from pt2e_quant.lowering.common.calling import CallingConvention
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config

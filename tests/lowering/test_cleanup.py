@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.export import Dim
 from torch.fx import GraphModule
 
-from pt2e_quant.graph import clone, finish
-from pt2e_quant.lowering.cleanup import (
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.lowering.executorch.cleanup import (
     cancel_requantize,
     own_storage,
     remove_identities,
     spell_out_shapes,
     split_into_slices,
 )
-from pt2e_quant.lowering.xnnpack_patterns import op_name
+from pt2e_quant.ops import op_name
 from tests.lowering.handmade import Body, Grid, Q
 
 A, B, NARROW = Grid(0.03, -5), Grid(0.04, 3), Grid(0.03, -5, -100, 100)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pt2e_quant.graph import clone, finish
-from pt2e_quant.lowering.cleanup import matmul_to_bmm, own_biases, quantize_padding
-from pt2e_quant.lowering.xnnpack_patterns import op_name
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.lowering.executorch.cleanup import matmul_to_bmm, own_biases, quantize_padding
+from pt2e_quant.ops import op_name
 from tests.lowering.handmade import Body, Grid, Weight, bias
 
 A, B, C = Grid(0.03, -5), Grid(0.04, 3), Grid(0.2, 7)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pt2e_quant.graph import clone, finish
-from pt2e_quant.lowering.inductor_halves import cast_float16, float32_between_integers, remarks_on_rounding
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.lowering.inductor.halves import cast_float16, float32_between_integers, remarks_on_rounding
 from tests.lowering.handmade import Body, Weight
 from tests.pt2e.kit import calls
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant.errors import LoweringError
-from pt2e_quant.graph import clone, finish
-from pt2e_quant.lowering.inductor_contract import check_inductor_contract
-from pt2e_quant.lowering.inductor_passes import (
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.lowering.inductor.contract import check_inductor_contract
+from pt2e_quant.lowering.inductor.passes import (
     contiguous_rows,
     conv1d_as_conv2d,
     drop_unread_rounding,
@@ -18,13 +18,8 @@ from pt2e_quant.lowering.inductor_passes import (
     own_dequantizes,
     second_channel,
 )
-from pt2e_quant.lowering.inductor_speed import (
-    MERGED_KEY,
-    absorb_clamps,
-    merge_linears,
-    pointwise_as_linear,
-    store_qparams,
-)
+from pt2e_quant.lowering.inductor.speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from pt2e_quant.meta import MERGED_KEY
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
 
@@ -319,10 +314,12 @@ def test_what_would_run_wrongly_is_an_error_that_names_the_node(name):
     assert "node " in str(caught.value)
 
 
-def test_a_sound_graph_has_no_breach():
-    check_inductor_contract(
-        graph(
-            lambda n, x: GRID(nn.functional.max_pool2d(GRID(nn.functional.conv2d(GRID(x), n.w())), 2)),
-            torch.randn(2, 4, 7, 7), w=Weight((3, 4, 2, 2)),
-        )
-    )  # fmt: skip
+def test_what_is_sound_has_no_breach():
+    """Two pools: one keeps the grid of its input, the other does not and is the one finding."""
+    gm = graph(
+        lambda n, x: OTHER(nn.functional.max_pool2d(GRID(nn.functional.max_pool2d(GRID(x), 2)), 2)),
+        torch.randn(2, 4, 9, 9),
+    )
+    with pytest.raises(LoweringError, match=r"(?s)^1 finding against.*node max_pool2d_1 ") as caught:
+        check_inductor_contract(gm)
+    assert "node max_pool2d " not in str(caught.value)

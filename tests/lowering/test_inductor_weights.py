@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pt2e_quant.graph import clone, finish, state_bytes
-from pt2e_quant.lowering.inductor_weights import integer_weights
+from pt2e_quant.graph.attributes import state_bytes
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.lowering.inductor.weights import integer_weights
 from tests.lowering.handmade import Body, Groups, Weight
 from tests.pt2e.kit import calls
 

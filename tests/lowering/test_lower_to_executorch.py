@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from pt2e_quant.errors import CaptureError, LoweringError
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from tests.lowering.handmade import Body, Grid, Weight, bias, per_token
 
 pytest.importorskip("executorch")

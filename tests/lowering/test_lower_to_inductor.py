@@ -17,7 +17,7 @@ from torch.export import Dim
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.errors import CaptureError, LoweringError
 from pt2e_quant.lowering.inductor import lower_to_inductor
-from pt2e_quant.lowering.inductor_contract import remarks_on_this_machine
+from pt2e_quant.lowering.inductor.contract import remarks_on_this_machine
 from quantizers.x86_inductor import X86InductorQuantizer
 from tests.nets import MLP, export
 from tests.x86.x86_rows import RECIPES, Net, converted

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.errors import LoweringError
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchMethods
+from pt2e_quant.lowering.executorch.program import ExecutorchMethods
 from quantizers.cache import CacheQuantizer
 
 pytest.importorskip("executorch")

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pt2e_quant.errors import LoweringError
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchProgram
-from pt2e_quant.lowering.xnnpack_contract import check_xnnpack_contract
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
+from pt2e_quant.lowering.executorch.xnnpack.contract import check_xnnpack_contract
 from tests.lowering.handmade import Body, Grid, Groups, Q, Weight, bias, dynamic, per_token
 
 pytest.importorskip("executorch")

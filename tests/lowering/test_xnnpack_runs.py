@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from tests.lowering.handmade import Body, Branches, Grid, Groups, Weight, bias, dynamic, per_token
 
 pytest.importorskip("executorch")

@@ -20,7 +20,7 @@ from benchmarks.memory import measure
 from benchmarks.models import MODELS, BenchmarkModel
 from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.ops import CONV, LINEAR
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.models.architectures import SMALL

@@ -125,9 +125,15 @@ def test_a_recording_is_continued_by_what_it_is_merged_with():
 
 
 def test_derived_observers_leave_merging_to_their_sources():
-    DerivedObserver([], lambda sources: (torch.ones(1), torch.zeros(1)), torch.int32).merge(
-        DerivedObserver([], lambda sources: (torch.ones(1), torch.zeros(1)), torch.int32)
+    sources = [ours.MinMaxObserver(dtype=torch.int8), ours.MinMaxObserver(dtype=torch.int8)]
+    for source, end in zip(sources, (2.0, 5.0), strict=True):
+        source(torch.tensor([-1.0, end]))
+    one, other = (
+        DerivedObserver([source], lambda inner: inner[0].calculate_qparams(), torch.int32) for source in sources
     )
+    one.merge(other)
+    assert one.calculate_qparams() == sources[0].calculate_qparams()
+    assert (sources[0].max_val.item(), one.sources) == (2.0, [sources[0]])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import QuantizationError
-from pt2e_quant.pt2e.capture import run_pass
+from pt2e_quant.passes.runner import run_pass
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import STATIC, ByHand, Nothing, Toy, calls, quantizes
 

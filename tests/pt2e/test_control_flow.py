@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CalibrationError, CoverageError, QuantizationError, TargetingError
-from pt2e_quant.nested import graphs
+from pt2e_quant.graph.nested import graphs
 from pt2e_quant.ops import CONV, EMBEDDING, LINEAR, MATMUL
 from tests.pt2e.kit import DYNAMIC, STATIC, WEIGHT_ONLY, ByHand, Toy
 
@@ -352,9 +352,21 @@ def test_a_selector_that_matches_nothing_in_any_graph_is_an_error(quantizer):
         prepare("cond", quantizer)
 
 
-@pytest.mark.parametrize("require", ["linear", "conv", "true_graph_0.linear", "left", "right", "false_graph_0.*"])
-def test_coverage_that_is_demanded_of_bodies_is_found_there(require):
-    prepare("cond", require=require)
+@pytest.mark.parametrize(
+    ("require", "node"),
+    [
+        ("linear", "true_graph_0.linear"),
+        ("conv", "false_graph_0.conv1d"),
+        ("true_graph_0.linear", "true_graph_0.linear"),
+        ("left", "true_graph_0.linear"),
+        ("right", "false_graph_0.conv1d"),
+        ("false_graph_0.*", "false_graph_0.conv1d"),
+    ],
+)
+def test_coverage_that_is_demanded_of_bodies_is_found_there(require, node):
+    assert node in {decision.node for decision in explain(prepare("cond", require=require)).quantized}
+    with pytest.raises(CoverageError, match=node):
+        prepare("cond", Toy(STATIC).set_node_name(node, None), require=require)
 
 
 def test_a_miss_in_a_body_is_named():

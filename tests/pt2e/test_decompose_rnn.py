@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
+from pt2e_quant.passes.decompose_rnn import decompose_rnn
 from pt2e_quant.pt2e.capture import capture
-from pt2e_quant.pt2e.passes.decompose_rnn import decompose_rnn
-from pt2e_quant.quantizer.base import refusals
+from pt2e_quant.reasons import refusals
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.pt2e.kit import DYNAMIC as TOY

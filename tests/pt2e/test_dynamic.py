@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.errors import ConversionError
 from pt2e_quant.observer import PerTokenPlaceholderObserver, PlaceholderObserver
 from pt2e_quant.quantizer import QuantizationConfig, QuantizationSpec
 from tests.nets import MLP, export
@@ -100,6 +101,15 @@ def test_a_symmetric_dynamic_spec_chooses_symmetrically():
     spec = QuantizationSpec(torch.int8, PlaceholderObserver, -127, 127, torch.per_tensor_symmetric, is_dynamic=True)
     gm = converted(nn.Linear(10, 6), QuantizationConfig(spec, None, PER_CHANNEL), torch.randn(5, 10))
     assert len(calls(gm, decomposed.choose_qparams_symmetric.tensor)) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme"), [(torch.int8, torch.per_tensor_symmetric), (torch.uint8, torch.per_tensor_affine)]
+)
+def test_per_token_qparams_that_no_op_chooses_are_refused(dtype, scheme):
+    spec = QuantizationSpec(dtype, PerTokenPlaceholderObserver, qscheme=scheme, is_dynamic=True)
+    with pytest.raises(ConversionError, match=r"(?s)asymmetric schemes over all of torch\.int8 only"):
+        converted(nn.Linear(10, 6), QuantizationConfig(spec, None, PER_CHANNEL), torch.randn(5, 10))
 
 
 def test_weight_only_rounds_the_weights_and_nothing_else():

@@ -293,6 +293,23 @@ def test_observers_of_blocks_convert_where_there_is_an_op(granularity, op, shape
         assert tuple(getattr(gm, node.args[1].target).shape) == shape
 
 
+def test_channels_of_another_dimension_have_their_own_scales_along_it():
+    recipe = AffineQuantizedMinMaxObserver.with_args(
+        mapping_type=MappingType.SYMMETRIC, target_dtype=torch.int8, granularity=PerAxis(1), quant_min=-100
+    )
+
+    def by_hand(gm: GraphModule) -> None:
+        node = next(node for node in gm.graph.nodes if node.target is aten.linear.default)
+        annotate(node, {node.args[1]: QuantizationSpec(torch.int8, recipe)})
+
+    model = Matrices()
+    gm = convert_pt2e(prepare_pt2e(export(model, torch.randn(7, 48)), ByHand(by_hand)), fold_quantize=False)
+    node = the_call(gm, decomposed.quantize_per_channel.default)
+    assert node.args[3] == 1
+    largest = model.hidden.weight.detach().abs().amax(0)  # 227 steps over [-b, b]
+    torch.testing.assert_close(getattr(gm, node.args[1].target), largest * 2 / 227, rtol=1e-6, atol=0)
+
+
 def test_two_sizes_of_groups_on_one_weight_are_not_taken_for_one():
     """int8 both, but not the same integers."""
 

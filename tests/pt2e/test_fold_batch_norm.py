@@ -177,6 +177,21 @@ def test_a_module_called_twice_folds_apart_where_more_stands_behind_one_call():
     assert first.args[1] is not second.args[1]
 
 
+class TwiceWithAnotherEps(Twice):
+    """The same, with another eps in one of the calls and nothing else that differs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        return torch.cat([norm(self.conv(x)), F.batch_norm(self.conv(x * 2), *statistics, eps=0.5)], 1)
+
+
+def test_a_module_called_twice_folds_apart_where_eps_differs():
+    gm = folds(TwiceWithAnotherEps(), torch.randn(2, 3, 8))
+    first, second = calls(gm, aten.conv1d.default)
+    assert first.args[1] is not second.args[1]
+
+
 class Functional(nn.Module):
     """A batch norm whose result two others read."""
 

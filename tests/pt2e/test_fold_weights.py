@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from pt2e_quant.pt2e.passes.fold_weights import fold_weights
+from pt2e_quant.passes.fold_weights import fold_weights
 
 quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
 

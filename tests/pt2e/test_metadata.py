@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.errors import module_path, source_line
+from pt2e_quant.where import module_path, source_line
 from tests.nets import MLP, ConvNet, Residual, export
 from tests.pt2e.kit import DYNAMIC, STATIC, WEIGHT_ONLY, Toy, calls, dequantizes, quantizes
 

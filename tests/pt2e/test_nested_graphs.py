@@ -18,8 +18,8 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CalibrationError, CoverageError, LoweringError
+from pt2e_quant.graph.nested import graphs
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.nested import graphs
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import export, sqnr
 from tests.pt2e.kit import DYNAMIC, STATIC, WEIGHT_ONLY, Nothing, Toy, calls, dequantizes

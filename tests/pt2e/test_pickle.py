@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CaptureError
-from pt2e_quant.graph_pickle import _restore_guards
+from pt2e_quant.graph.pickle import _restore_guards
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import MLP, ConvNet, export
 

@@ -14,12 +14,14 @@ from torch.fx import GraphModule, Node
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import AnnotationError, CalibrationError
+from pt2e_quant.fake_quantize import FakeQuantize
 from pt2e_quant.observer import MinMaxObserver, PerChannelMinMaxObserver
 from pt2e_quant.quantizer import DerivedQuantizationSpec, QuantizationSpec
 from tests.nets import MLP, export
 from tests.pt2e.kit import ACT, DYNAMIC, PER_CHANNEL, STATIC, ByHand, Nothing, Toy, annotate, calls, quantizes, the_call
 
 aten = torch.ops.aten
+SYMMETRIC = torch.per_tensor_symmetric
 
 
 def prepared_mlp(x: Tensor) -> torch.fx.GraphModule:
@@ -87,6 +89,42 @@ def test_the_observer_of_a_weight_runs_once_and_only_at_convert(x):
     assert Counting.seen == []
     convert_pt2e(gm)
     assert len(Counting.seen) == len({site for site, _ in Counting.seen}) == 2  # the two linears
+
+
+def test_the_guard_of_the_input_shapes_reads_the_input_itself(x):
+    def by_hand(gm: GraphModule) -> None:
+        annotate(gm.graph.find_nodes(op="placeholder")[0], {}, ACT)
+
+    gm = prepare_pt2e(export(MLP(), x), ByHand(by_hand))
+    (guard,) = [node for node in gm.graph.nodes if "guards" in node.name]
+    assert [node.op for node in guard.all_input_nodes] == ["placeholder"]
+    assert [point.consumers for point in explain(gm).record.points] == [("linear",)]
+
+
+class Computed(nn.Module):
+    """A linear whose weight is computed from a parameter in two steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.37, -1.0], [0.61, 0.2]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, (self.weight * 3.0 + 0.25).abs())
+
+
+def test_what_is_computed_from_a_fake_quantized_weight_is_observed_while_it_trains():
+    """In [-1, 1] on a grid of 1: 0.37 becomes 0 and 0.61 becomes 1, so abs(3 w + 0.25) lies in [0.25, 3.25]."""
+    coarse = QuantizationSpec(torch.int8, FakeQuantize.with_args(observer=MinMaxObserver), -1, 1, SYMMETRIC)
+
+    def by_hand(gm: GraphModule) -> None:
+        scaled, computed = the_call(gm, aten.mul.Tensor), the_call(gm, aten.abs.default)
+        annotate(scaled, {scaled.args[0]: coarse})
+        annotate(computed, {}, ACT)
+
+    gm = prepare_pt2e(export(Computed(), torch.ones(1, 2)), ByHand(by_hand))
+    gm(torch.ones(1, 2))
+    computed = gm.get_submodule(explain(gm).record.points[-1].observer)
+    assert (computed.min_val.item(), computed.max_val.item()) == (0.25, 3.25)
 
 
 def test_preparing_is_deterministic(x):

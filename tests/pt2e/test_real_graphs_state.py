@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 
@@ -268,6 +269,17 @@ def test_initial_values_beyond_the_calibrated_range_are_an_error():
     model = make(IndexPut)
     model.cache[0, 0, 0] = 1000.0
     with pytest.raises(ConversionError, match="starts with values from 0 to 1000, outside the range"):
+        convert_pt2e(prepared(model), integer_buffers=["cache"])
+
+
+@pytest.mark.parametrize(("steps_beyond", "refused"), [(0.25, False), (2.0, True)])
+def test_an_initial_value_may_lie_half_a_step_beyond_the_range(steps_beyond, refused):
+    model = make(IndexPut)
+    grid = convert_pt2e(prepared(model), integer_buffers=["cache"])
+    qparams = explain(grid).buffers["cache"]
+    top = (qparams.quant_max - qparams.zero_point) * qparams.scale
+    model.cache[0, 0, 0] = top + steps_beyond * qparams.scale
+    with pytest.raises(ConversionError, match="outside the range") if refused else contextlib.nullcontext():
         convert_pt2e(prepared(model), integer_buffers=["cache"])
 
 

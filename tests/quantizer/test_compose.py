@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import AnnotationError
+from pt2e_quant.meta import ANNOTATION_KEY
 from pt2e_quant.quantizer import ComposableQuantizer, QuantizationConfig
-from pt2e_quant.specs import ANNOTATION_KEY
 from tests.nets import MLP, export
 from tests.pt2e.kit import ACT, DYNAMIC, PER_CHANNEL, STATIC, ByHand, Toy, annotate, calls, quantizes, the_call
 

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import AnnotationError
+from pt2e_quant.meta import ANNOTATION_KEY
 from pt2e_quant.quantizer import (
     BIAS,
     INHERIT,
@@ -31,7 +32,6 @@ from pt2e_quant.quantizer import (
     rule,
     same_as,
 )
-from pt2e_quant.specs import ANNOTATION_KEY
 from tests.nets import export
 from tests.pt2e.kit import ACT, PER_CHANNEL, STATIC, quantizes, the_call
 

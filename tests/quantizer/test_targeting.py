@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import TargetingError
+from pt2e_quant.meta import ANNOTATION_KEY
 from pt2e_quant.quantizer import QuantizationConfig
-from pt2e_quant.specs import ANNOTATION_KEY
 from tests.nets import ConvNet, export
 from tests.pt2e.kit import ACT, PER_CHANNEL, STATIC, Toy, calls, dequantizes, quantizes
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pt2e_quant.errors import source_line
-from pt2e_quant.graph import clone, finish
+from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.quantizer import clamp_to_hardtanh, lift_scalars, matmul_to_linear, mean_keeps_dims
+from pt2e_quant.where import source_line
 from tests.nets import export
 from tests.pt2e.kit import calls, the_call
 

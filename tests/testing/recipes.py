@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch.fx import GraphModule, Node
 
-from pt2e_quant.graph import is_float_tensor
+from pt2e_quant.graph.values import is_float_tensor
 from pt2e_quant.observer import (
     HistogramObserver,
     MinMaxObserver,

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from pt2e_quant.graph import is_guard
-from pt2e_quant.nested import graphs
-from pt2e_quant.pt2e.capture import capture, run_everywhere
+from pt2e_quant.graph.module import is_guard
+from pt2e_quant.graph.nested import graphs
+from pt2e_quant.passes.runner import run_everywhere
+from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.pt2e.plan import make_plan
 from pt2e_quant.specs import integer_range, is_per_channel, is_symmetric
 from pt2e_quant.testing import Sketch

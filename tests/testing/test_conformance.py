@@ -14,8 +14,9 @@ from torch.fx.graph import CodeGen
 
 from pt2e_quant import QuantizationError
 from pt2e_quant.errors import LoweringError
-from pt2e_quant.graph import copy_origin, is_float_tensor
-from pt2e_quant.lowering.xnnpack_contract import check_xnnpack_contract
+from pt2e_quant.graph.values import is_float_tensor
+from pt2e_quant.graph.write import copy_origin
+from pt2e_quant.lowering.executorch.xnnpack.contract import check_xnnpack_contract
 from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import (
     ComposableQuantizer,

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from pt2e_quant import QuantizationError, Report, convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.nested import bodies
+from pt2e_quant.graph.nested import bodies
 from pt2e_quant.testing import Sketch, aten_graphs, check_converted
 from pt2e_quant.testing.running import state_kept
 from tests.testing.recipes import STATIC_INT8, Recipe, recipes

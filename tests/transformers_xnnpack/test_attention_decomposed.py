@@ -12,8 +12,8 @@ from torch.export import Dim
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.errors import CaptureError
-from pt2e_quant.graph import clone, finish
-from pt2e_quant.pt2e.passes.decompose_attention import decompose_attention
+from pt2e_quant.graph.module import clone, finish
+from pt2e_quant.passes.decompose_attention import decompose_attention
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.graph import clone, finish, tidy
-from pt2e_quant.lowering.delegable import (
+from pt2e_quant.graph.module import clone, finish, tidy
+from pt2e_quant.lowering.executorch.delegable import (
     copies_to_concatenate,
     expands_to_products,
     fold_factors_into_linears,
@@ -19,8 +19,8 @@ from pt2e_quant.lowering.delegable import (
     slices_to_linears,
     weighted_sums_to_products,
 )
-from pt2e_quant.lowering.delegable_attention import attention_on_merged_heads
-from pt2e_quant.lowering.fold_constants import fold_constants
+from pt2e_quant.lowering.executorch.delegable_attention import attention_on_merged_heads
+from pt2e_quant.passes.fold_constants import fold_constants
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.transformers_xnnpack.small_transformers import calls
 

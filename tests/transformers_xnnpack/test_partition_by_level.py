@@ -6,7 +6,7 @@ import operator
 
 from torch.fx import Graph, Node
 
-from pt2e_quant.lowering.partition import by_level
+from pt2e_quant.lowering.executorch.partition import by_level
 
 
 def graph_of(**inputs: list[str]) -> dict[str, Node]:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.quantizer import ComposableQuantizer, Quantizer
 from quantizers.embedding import EmbeddingQuantizer, get_embedding_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config, get_symmetric_quantization_config

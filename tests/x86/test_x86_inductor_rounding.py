@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pt2e_quant.lowering import inductor
-from pt2e_quant.lowering.inductor_passes import drop_unread_rounding
+from pt2e_quant.lowering.inductor import lower as inductor
+from pt2e_quant.lowering.inductor.passes import drop_unread_rounding
 from tests.lowering.handmade import Body, Branches, Grid, Weight
 
 NEAR = 1e-4

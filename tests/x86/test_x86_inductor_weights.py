@@ -17,8 +17,7 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.lowering.inductor import lower_to_inductor
-from pt2e_quant.lowering.inductor_program import InductorProgram
+from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
 from pt2e_quant.quantizer import ComposableQuantizer
 from quantizers.embedding import EmbeddingQuantizer, get_embedding_config
 from quantizers.x86_inductor import X86InductorQuantizer

@@ -12,7 +12,7 @@ from torch import nn
 from pt2e_quant import explain, prepare_pt2e
 from pt2e_quant.errors import LoweringError
 from pt2e_quant.lowering.executorch import lower_to_executorch
-from pt2e_quant.lowering.program import ExecutorchProgram
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from quantizers.xnnpack import IN_FLOAT, OUTSIDE, REASONS, XNNPACKQuantizer
 from tests.xnnpack.rows import RECIPES, Net
 

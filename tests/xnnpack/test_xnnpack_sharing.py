@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.graph import is_float_tensor
+from pt2e_quant.graph.values import is_float_tensor
 from pt2e_quant.ops import is_value_preserving
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import export

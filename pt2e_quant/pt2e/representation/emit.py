@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from ...graph import copy_origin, free_name, insert_attribute, with_value
+from ...graph.attributes import free_name, insert_attribute
+from ...graph.values import with_value
+from ...graph.write import copy_origin
 
 __all__ = ["Emitter", "Symbol", "call"]
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from ... import ops
 from ...arguments import argument_index, bind
-from ...graph import Constants
+from ...graph.constants import Constants
 from .emit import Emitter, Symbol
 from .rounding import NoIntegerForm
 from .values import Integers, Lookup, Sum, Value

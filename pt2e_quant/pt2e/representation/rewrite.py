@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
-from ...errors import CaptureError, node_id
-from ...graph import Constants, ExportedModule, clone, collector_paused, finish, tidy
-from ...nested import graphs, mark
+from ...errors import CaptureError
+from ...graph.constants import Constants
+from ...graph.module import ExportedModule, clone, collector_paused, finish, tidy
+from ...graph.nested import graphs, mark
+from ...meta import RECORD_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
-from ..record import RECORD_KEY, BorderQParams, Record, Representation, record_of
+from ...where import node_id
+from ..record import BorderQParams, Record, Representation, record_of
 from .emit import Emitter, Symbol
 from .forms import integer_form
 from .operands import Call

@@ -1,0 +1,192 @@
+"""Exported graphs as modules: copy, tidy up, train and eval.
+
+The engine starts with `clone`, a private copy that shares the parameters; passes edit that copy, each ending with
+`tidy`; `finish` drops what is no longer used and generates the code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from ..arguments import bind, set_argument, training_argument
+from .attributes import set_attribute
+from .devices import device_of, move_graph, recorded_device
+from .nested import bodies, graphs
+from .pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
+
+__all__ = ["ExportedModule", "clone", "collector_paused", "drop_dead", "finish", "is_guard", "set_training", "tidy"]
+
+
+class ExportedModule(GraphModule):
+    """A GraphModule that came from torch.export, on which train() and eval() work.
+
+    Export captures one mode of dropout and batch norm as a literal in the graph. Here train(mode) rewrites exactly that
+    literal: p, eps and momentum keep their values, and nothing is recompiled when the mode is already the wanted one.
+    Python branches on self.training were decided at capture and stay as they are.
+
+    A *draft* is one that passes are at work on: no code is generated before `finish`, or before somebody runs it.
+    """
+
+    _draft = False
+
+    def __init__(self, root: nn.Module, graph: Graph, class_name: str = "GraphModule", *, draft: bool = False) -> None:
+        object.__setattr__(self, "_draft", draft)  # GraphModule.__init__ compiles, so this comes first
+        super().__init__(root, graph, class_name)
+
+    def train(self, mode: bool = True) -> ExportedModule:
+        super().train(mode)
+        if set_training(self.graph, mode):
+            self.recompile()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedModule:
+        """What to(), cuda() and the like call; the devices that the graph names move along."""
+        before = recorded_device(self.graph) or device_of(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = device_of(self)
+        if after is not None and after != before:
+            move_graph(self, after)
+        return self
+
+    def recompile(self) -> Any:
+        return None if self._draft else super().recompile()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaced by generated code once the graph is finished."""
+        return finish(self)(*args, **kwargs)
+
+    @property
+    def code(self) -> str:
+        return self.graph.python_code("self").src if self._draft else super().code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As nodes, with what is known of each; code would lose that. See `graph.pickle`."""
+        return _restore, (dump_graph(self.graph), skeleton(self), dict(self.meta), self._draft)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModule:
+        with quiet_copies():
+            return super().__deepcopy__(memo)  # type: ignore[return-value]
+
+    def __str__(self) -> str:
+        return f"{nn.Module.__str__(self)}\n\n{self.code}"
+
+
+def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) -> ExportedModule:
+    module = ExportedModule(root, load_graph(data), draft=draft)
+    restore_attributes(module, root)
+    module.meta.update(meta)
+    return module
+
+
+def set_training(graph: Graph, mode: bool) -> int:
+    """Set the train/eval literal of every mode-dependent op to `mode`; the number of nodes that changed."""
+    changed = 0
+    for node in graph.nodes:
+        name = training_argument(node.target) if node.op == "call_function" else None
+        if name is not None:
+            changed += set_argument(node, name, mode)
+    return changed
+
+
+def clone(gm: GraphModule) -> ExportedModule:
+    """A draft with graphs and a module tree of its own that shares parameters, buffers and observers with `gm`."""
+    with quiet_copies():
+        # deepcopy keeps the calling convention of exported modules (pytree in and out), Graph.graph_copy loses it.
+        graph = copy.deepcopy(gm.graph)
+    module = ExportedModule(gm, graph, draft=True)  # copies only those attributes that the graph names
+    _keep_persistence(gm, module)
+    module.meta.update(gm.meta)
+    for target, body in bodies(gm):
+        set_attribute(module, target, clone(body))
+    return module
+
+
+def tidy(gm: GraphModule) -> GraphModule:
+    """Drop dead nodes and lint. Ends a pass that changed the graph."""
+    drop_dead(gm).graph.lint()
+    return gm
+
+
+def drop_dead(gm: GraphModule) -> GraphModule:
+    """Drop the nodes that nobody reads."""
+    for node in reversed(gm.graph.nodes):
+        # What Graph.eliminate_dead_code does, which asks every node whether it is impure before whether it is used.
+        if not node.users and not node.is_impure():
+            gm.graph.erase_node(node)
+    return gm
+
+
+def finish(gm: ExportedModule) -> ExportedModule:
+    """End of drafting: drop the attributes that the graphs do not name, and generate the code."""
+    for _, part in reversed(list(graphs(gm))):
+        part.graph.lint()
+        _drop_unused(part)
+        object.__setattr__(part, "_draft", False)
+        part.recompile()
+    nn.Module.train(gm, _captured_mode(gm))
+    return gm
+
+
+def _drop_unused(gm: GraphModule) -> None:
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
+    needed = used.union(*map(_prefixes, used))
+    modules = [path for path, _ in gm.named_modules() if path not in needed and used.isdisjoint(_prefixes(path))]
+    for path in filter(None, modules):  # first: they may belong to others as well, so their own attributes must stay
+        gm.delete_submodule(path)
+    for path, module in list(gm.named_modules()):
+        if path in used or not used.isdisjoint(_prefixes(path)):
+            continue  # an observer or a nested graph keeps all that is its own
+        for name in (*module._parameters, *module._buffers):
+            if (f"{path}.{name}" if path else name) not in used:
+                delattr(module, name)
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _captured_mode(gm: GraphModule) -> bool:
+    """The mode that the first mode-dependent op of the graphs was captured in; False when there is none."""
+    for node in (node for _, part in graphs(gm) for node in part.graph.nodes):
+        name = training_argument(node.target) if node.op == "call_function" else None
+        if name is not None:
+            return bool(bind(node)[name])
+    return False
+
+
+def _keep_persistence(root: nn.Module, module: nn.Module) -> None:
+    """GraphModule registers every buffer as persistent; restore what the original says, so state_dict keys agree."""
+    originals = dict(root.named_modules())
+    for path, child in module.named_modules():
+        if path in originals:
+            transient = originals[path]._non_persistent_buffers_set & set(child._buffers)
+            child._non_persistent_buffers_set |= transient
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector while a graph is built; also a decorator.
+
+    Each of its full runs visits every live node, which makes building a graph of n nodes quadratic in n, and finds
+    nothing: the nodes are all in use.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def is_guard(node: Node) -> bool:
+    """True for the call that torch.export adds to check input shapes; it computes nothing that the model uses."""
+    return node.op == "call_module" and str(node.target) == "_guards_fn"

@@ -1,0 +1,104 @@
+"""Keep the dynamic dimensions of a graph when it is exported again; refuse those that ExecuTorch cannot plan for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from ...errors import LoweringError
+from ...where import locate
+
+__all__ = ["check_bounds", "derive_dynamic_shapes"]
+
+_UNBOUNDED = 2**40
+
+
+def derive_dynamic_shapes(
+    gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Any] | None, tuple[Any, ...], dict[str, Any]]:
+    """(dynamic_shapes, args, kwargs) for torch.export, such that each dimension stays dynamic, with its range.
+
+    Where an example has size 0 or 1 in a dynamic dimension it is repeated: torch.export would take it as constant.
+    """
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    symbolic = [_symbolic_sizes(node) for node in placeholders]
+    if len(leaves) != len(placeholders) or not any(symbolic):
+        return None, args, kwargs  # torch.export says what does not fit
+    sizes = _sizes_of_symbols(symbolic, leaves)
+    shapes: list[Any] = [{index: _dim(size) for index, size in dims.items()} if dims else None for dims in symbolic]
+    leaves = [_resized(leaf, dims, sizes) for leaf, dims in zip(leaves, symbolic, strict=True)]
+    shaped_args, shaped_kwargs = pytree.tree_unflatten(shapes, tree)
+    args, kwargs = pytree.tree_unflatten(leaves, tree)
+    return [*shaped_args, *shaped_kwargs.values()], args, kwargs
+
+
+def check_bounds(program: ExportedProgram) -> None:
+    """Refuse inputs of unbounded size: ExecuTorch plans memory for the largest size of each dimension.
+
+    Raises:
+        LoweringError: names every such input and dimension.
+    """
+    unbounded = [
+        f"{locate(node)}, dimension {index}"
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+        for index, size in _symbolic_sizes(node).items()
+        if not bool(_range(size).upper <= _UNBOUNDED)
+    ]
+    if unbounded:
+        listing = "\n  ".join(unbounded)
+        raise LoweringError(
+            "ExecuTorch plans memory ahead and needs an upper bound for every dynamic dimension; there is none for\n"
+            f'  {listing}\n  Export with Dim("name", min=..., max=...), or pass dynamic_shapes to lower_to_executorch.'
+        )
+
+
+def _symbolic_sizes(node: Node) -> dict[int, SymInt]:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return {}
+    sizes: list[Any] = list(value.shape)
+    return {index: size for index, size in enumerate(sizes) if isinstance(size, SymInt)}
+
+
+def _range(size: SymInt) -> Any:
+    return size.node.shape_env.bound_sympy(size.node.expr)
+
+
+def _dim(size: SymInt) -> Any:
+    bounds = _range(size)
+    upper = int(bounds.upper) if bool(bounds.upper <= _UNBOUNDED) else None
+    return Dim.AUTO(min=max(int(bounds.lower), 0), max=upper)
+
+
+def _sizes_of_symbols(symbolic: list[dict[int, SymInt]], leaves: list[Any]) -> dict[Any, int]:
+    """A size for each symbol: that of the example, at least 2 where the symbol's range has it."""
+    sizes: dict[Any, int] = {}
+    for dims, leaf in zip(symbolic, leaves, strict=True):
+        for index, size in dims.items():
+            expression = size.node.expr
+            if expression.is_Symbol and isinstance(leaf, Tensor) and index < leaf.dim():
+                wanted = max(leaf.shape[index], 2, int(_range(size).lower))
+                sizes[expression] = max(sizes.get(expression, 0), wanted)
+    return sizes
+
+
+def _resized(leaf: Any, dims: dict[int, SymInt], sizes: dict[Any, int]) -> Any:
+    for index, size in dims.items():
+        wanted = size.node.expr.subs(sizes)
+        if isinstance(leaf, Tensor) and index < leaf.dim() and wanted.is_Integer and int(wanted) != leaf.shape[index]:
+            leaf = _repeated(leaf, index, int(wanted))
+    return leaf
+
+
+def _repeated(tensor: Tensor, dim: int, size: int) -> Tensor:
+    if tensor.shape[dim] == 0:
+        return tensor.new_zeros([size if index == dim else old for index, old in enumerate(tensor.shape)])
+    times = -(-size // tensor.shape[dim])
+    return torch.cat([tensor] * times, dim).narrow(dim, 0, size)

@@ -1,0 +1,256 @@
+"""Lower a converted graph to an ExecuTorch program (.pte), and say what became of every operator.
+
+Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: clean-up, the check of XNNPACK's
+contract, a new export, partitioning and lowering, and the account of what was delegated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, overload
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ...errors import LoweringError
+from ...graph.module import ExportedModule, finish
+from ...graph.nested import graphs
+from ...ops import DEQUANTIZE, QUANTIZE
+from ...pt2e.record import record_of
+from ...where import locate_all
+from ..common.calling import CallingConvention
+from ..common.dynamic_shapes import check_bounds, derive_dynamic_shapes
+from ..common.entry import Inputs, explaining, take
+from ..common.remarks import Remark
+from . import runtime as _executorch
+from .account import Account, take_account
+from .cleanup import PASSES, XNNPACK_PASSES
+from .control_flow import check_control_flow, copy_results_of_branches
+from .delegable import DELEGABLE_PASSES
+from .embeddings import embeddings_to_kernels, tied_tables
+from .methods import by_method, shared_buffers
+from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
+from .xnnpack.contract import Violation, check_xnnpack_contract, raise_fatal
+
+__all__ = ["lower_to_executorch"]
+
+Model = GraphModule | ExportedProgram
+Backend = Literal["xnnpack"] | None
+
+
+@overload
+def lower_to_executorch(
+    model: Model,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    example_kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    backend: Backend = "xnnpack",
+    preflight: bool = True,
+) -> ExecutorchProgram: ...
+
+
+@overload
+def lower_to_executorch(
+    model: Mapping[str, Model],
+    example_inputs: Mapping[str, tuple[Any, ...]] | None = None,
+    *,
+    example_kwargs: Mapping[str, dict[str, Any]] | None = None,
+    dynamic_shapes: Mapping[str, Any] | None = None,
+    backend: Backend = "xnnpack",
+    preflight: bool = True,
+) -> ExecutorchMethods: ...
+
+
+def lower_to_executorch(
+    model: Model | Mapping[str, Model],
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Any = None,
+    dynamic_shapes: Any = None,
+    backend: Backend = "xnnpack",
+    preflight: bool = True,
+) -> ExecutorchProgram | ExecutorchMethods:
+    """Lower a converted model, or a float one, to an ExecuTorch program.
+
+    Operators that the backend does not take run in ExecuTorch's portable kernels; `undelegated` has them with reasons.
+
+    Several methods, {"prefill": graph, "decode": graph}, become one program; they may be one graph, lowered for several
+    sizes. Equal weights are stored once. Methods that write to a buffer of the same name share it: what prefill writes
+    to a key-value cache, decode reads.
+
+    Args:
+        model: what convert_pt2e returned, an ExportedProgram, or its module; or several of them by method name.
+        example_inputs, example_kwargs: arguments to export with; may be left out when the model came from an
+            ExportedProgram that holds some. Of several methods: by method name.
+        dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has, ({}, {}) fixes
+            those of two inputs. ExecuTorch plans its memory ahead and needs an upper bound for each. Of several
+            methods: by method name.
+        backend: 'xnnpack', or None for portable kernels only.
+        preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
+
+    Raises:
+        CaptureError: the model is no exported graph, or is prepared and not yet converted.
+        LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); it
+            quantizes bfloat16; a dynamic dimension has no upper bound; methods disagree on a buffer that they share; or
+            ExecuTorch cannot lower the graph.
+    """
+    if backend not in ("xnnpack", None):
+        raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
+    if not isinstance(model, Mapping):
+        taken = take(model, example_inputs, example_kwargs, "lower_to_executorch")
+        return _lower({"forward": _ready(taken, dynamic_shapes, backend, preflight)}, (), backend)["forward"]
+    arguments = by_method(
+        model, example_inputs=example_inputs, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes
+    )
+    taken_from = {
+        name: take(model[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, _) in arguments.items()
+    }
+    shared = shared_buffers({name: gm for name, (gm, _) in taken_from.items()})  # before passes fold what is only read
+    ready = {name: _ready(taken_from[name], arguments[name][2], backend, preflight) for name in arguments}
+    return _lower(ready, shared, backend)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A method behind all passes, exported again."""
+
+    exported: ExportedProgram
+    gm: GraphModule
+    findings: tuple[Violation, ...]
+    remarks: tuple[Remark, ...]
+    calling: CallingConvention
+
+
+def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: Backend, preflight: bool) -> _Ready:
+    gm, (args, kwargs) = taken
+    _refuse_bfloat16(gm)
+    _executorch.require()
+    check_control_flow(gm)
+    for step in PASSES:
+        step(gm)
+    remarks = tied_tables(gm) if backend == "xnnpack" else ()
+    embeddings_to_kernels(gm)
+    findings: tuple[Violation, ...] = ()
+    if backend == "xnnpack":
+        findings = check_xnnpack_contract(gm)
+        if preflight:
+            raise_fatal(findings)
+        for step in (*DELEGABLE_PASSES, *XNNPACK_PASSES):
+            step(gm)
+    copy_results_of_branches(gm)
+    finish(gm)
+    if dynamic_shapes is None:
+        dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
+    calling = CallingConvention.of(args, kwargs)
+    exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
+    check_bounds(exported)
+    return _Ready(exported, gm, findings, remarks, calling)
+
+
+def _refuse_bfloat16(gm: GraphModule) -> None:
+    """ExecuTorch's quantize and dequantize end the process when they meet bfloat16, so no such program is made."""
+    nodes = (node for _, part in graphs(gm) for node in part.graph.nodes)
+    found = [node for node in nodes if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
+    if found:
+        raise LoweringError(
+            f"{len(found)} quantize and dequantize ops of this graph compute in bfloat16, for which ExecuTorch has no "
+            f"kernels:\n{locate_all(found, limit=3)}\n"
+            "  Export the model in float32 or float16 (model.to(torch.float16)) and quantize that."
+        )
+
+
+def _is_bfloat16(node: Node) -> bool:
+    """A quantize that reads bfloat16, or a dequantize that returns it."""
+    value = node.all_input_nodes[0].meta.get("val")
+    return getattr(value, "dtype", None) is torch.bfloat16 or torch.bfloat16 in (*node.args, *node.kwargs.values())
+
+
+def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+    # Without no_grad, a buffer that values with gradients are written to would count as one with gradients.
+    with explaining("torch.export cannot export the converted graph again with these example inputs"), torch.no_grad():
+        return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
+
+
+def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend) -> ExecutorchMethods:
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    rejections = _executorch.Rejections()
+    partitioners = {}
+    if backend == "xnnpack":
+        partitioners = {name: [_executorch.xnnpack_partitioner(name, rejections)] for name in ready}
+    with explaining("ExecuTorch cannot lower this graph"), rejections.listen():
+        edge = to_edge_transform_and_lower(
+            {name: method.exported for name, method in ready.items()},
+            partitioner=partitioners or None,
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
+            constant_methods=_border_constants(ready),
+        )
+    accounts = {}
+    for name, method in ready.items():
+        program = edge.exported_program(name)
+        _keep_initial_state(program)
+        known = partitioners[name][0].target_partitioner_configs if partitioners else None
+        said = partial(rejections.of, name)
+        accounts[name] = take_account(program.graph_module, method.gm, method.findings, said, known)
+    with explaining("ExecuTorch cannot turn the lowered graph into a program"):
+        program = edge.to_executorch(_executorch.configuration(bool(shared)))
+    return _programs(ready, accounts, shared, program)
+
+
+def _programs(
+    ready: dict[str, _Ready], accounts: dict[str, Account], shared: tuple[str, ...], program: Any
+) -> ExecutorchMethods:
+    buffer = program.buffer
+    loaded = Loaded(buffer, tuple(ready))
+    constants = {name: _executorch.constants(program.executorch_program, name) for name in ready}
+    methods = {
+        name: ExecutorchProgram(
+            buffer=buffer,
+            delegates=account.delegates,
+            undelegated=account.undelegated,
+            kernels=account.kernels,
+            remarks=account.remarks + ready[name].remarks,
+            sizes=_sizes(buffer, [account], [constants[name]]),
+            calling=ready[name].calling,
+            loaded=loaded,
+            method=name,
+        )
+        for name, account in accounts.items()
+    }
+    return ExecutorchMethods(buffer, methods, shared, _sizes(buffer, [*accounts.values()], [*constants.values()]))
+
+
+def _sizes(buffer: bytes, accounts: list[Account], constants: list[dict[int, int]]) -> Sizes:
+    """What methods share counts once."""
+    stored = {key: size for account in accounts for key, size in account.stored.items()}
+    outside = {key: size for one in constants for key, size in one.items()}
+    delegates = sum(account.delegate_bytes for account in accounts) + sum(stored.values())
+    return Sizes(file=len(buffer), delegates=delegates, constants=sum(outside.values()))
+
+
+def _keep_initial_state(program: ExportedProgram) -> None:
+    """Store what the buffers that the model writes to start with; ExecuTorch leaves them zero unless told otherwise."""
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    for node in program.graph.find_nodes(op="placeholder"):
+        name = signature.inputs_to_buffers.get(node.name)
+        if name in written and {**program.constants, **program.state_dict}[name].any():
+            node.meta["et_init_buffer"] = True  # what ExecuTorch's InitializedMutableBufferPass sets
+
+
+def _border_constants(ready: dict[str, _Ready]) -> dict[str, float | int]:
+    """Scale and zero point of integer inputs and outputs, as methods of the program that return constants."""
+    found: dict[str, float | int] = {}
+    for method, one in ready.items():
+        record = record_of(one.gm)
+        borders = {"input": record.inputs, "output": record.outputs} if record is not None else {}
+        prefix = "" if method == "forward" else f"{method}_"
+        for kind, border in borders.items():
+            for index, qparams in border.items():
+                for name in ("scale", "zero_point"):
+                    found[f"{prefix}{kind}_{index}_{name}"] = getattr(qparams, name)
+    return found

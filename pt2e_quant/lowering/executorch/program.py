@@ -1,0 +1,318 @@
+"""What lowering returns: the program as bytes, with an account of what each operator became.
+
+Made by `executorch.lower_to_executorch`. All of it is plain data, except `run`, which loads the bytes into ExecuTorch's
+runtime for Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import LoweringError
+from ..common.calling import CallingConvention
+from ..common.entry import quietly
+from ..common.remarks import Remark, section
+
+__all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes", "Undelegated", "write_file"]
+
+
+@dataclass(frozen=True)
+class Undelegated:
+    """An operator that runs in ExecuTorch's portable kernels, on the CPU, outside every delegate.
+
+    Args:
+        node: name of the node of the converted graph that it comes from (of the lowered graph where there is none).
+        op: the operator of the lowered graph, such as 'aten.convolution.default'.
+        module: dotted path of the module that it was captured in; '' is the root, None when not recorded.
+        source: line of the user's code, None when not recorded.
+        reason: why no backend took it.
+    """
+
+    node: str
+    op: str
+    module: str | None
+    source: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        place = ", ".join(filter(None, (f"in {self.module!r}" if self.module else None, self.source)))
+        return f"{self.node} ({self.op}){f', {place}' if place else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An operator inside a delegate, and the arithmetic that it runs in.
+
+    Args:
+        node: name of the node of the converted graph that it comes from.
+        op: the operator of the lowered graph.
+        precision: 'int8': integers in and out; 'dynamic': activations become integers while running, the output is
+            floating point; 'float': floating point, between a dequantize and a quantize where its neighbours are int8.
+        delegate: index of the delegate that holds it.
+    """
+
+    node: str
+    op: str
+    precision: Literal["int8", "dynamic", "float"]
+    delegate: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the program. file >= delegates + constants; the rest is the schedule, alignment and the header.
+
+    Args:
+        file: the whole program.
+        delegates: what the delegates hold: their graphs and their weights.
+        constants: parameters and buffers of the operators that run outside every delegate.
+    """
+
+    file: int
+    delegates: int
+    constants: int
+
+
+class Loaded:
+    """A program in ExecuTorch's runtime, loaded when it is first needed; its methods share their state.
+
+    Args:
+        buffer: the program.
+        names: its methods, without those that return constants.
+    """
+
+    def __init__(self, buffer: bytes, names: tuple[str, ...]) -> None:
+        self.buffer = buffer
+        self.names = names
+        self._methods: dict[str, Any] = {}
+
+    def method(self, name: str) -> Any:
+        """A method to execute.
+
+        Raises:
+            LoweringError: the runtime refuses the program.
+        """
+        if not self._methods:
+            self._methods = self._load()
+        return self._methods[name]
+
+    def reset(self) -> None:
+        """Forget the runtime's state: the next call loads the program anew."""
+        self._methods = {}
+
+    def constants(self) -> dict[str, Any]:
+        """The methods that return constants, by name."""
+        from .runtime import runtime
+
+        with quietly():
+            program = runtime().load_program(self.buffer)
+        return {name: program.load_method(name) for name in program.method_names - set(self.names)}
+
+    def _load(self) -> dict[str, Any]:
+        """All methods at once: loading one writes the initial values of its buffers, which others may share."""
+        from .runtime import runtime
+
+        try:
+            with quietly():
+                program = runtime().load_program(self.buffer)
+                return {name: program.load_method(name) for name in self.names}
+        except RuntimeError as error:
+            raise LoweringError(
+                f"ExecuTorch's runtime cannot load this program: {error}\n"
+                "  A backend refused its delegate. Lower with preflight=True, which names the operator that breaks a "
+                "rule of the backend; if that finds nothing, please report it with the model."
+            ) from error
+
+
+@dataclass(frozen=True, repr=False)
+class ExecutorchProgram:
+    """A program for ExecuTorch (.pte), or one method of it, and what every operator of the model became in it.
+
+    Args:
+        buffer: the program, as it stands in a .pte file.
+        delegates: how many parts of the model a backend took; 1 when it took everything.
+        undelegated: operators outside every delegate, each with the reason.
+        kernels: operators inside the delegates, each with its arithmetic.
+        remarks: differences to expect between the program and the converted graph.
+        sizes: where the bytes are.
+        calling: how the arguments of the model become the program's inputs.
+        loaded: the program in the runtime, which all methods of a file share.
+        method: name of the method in the file.
+    """
+
+    buffer: bytes
+    delegates: int
+    undelegated: tuple[Undelegated, ...]
+    kernels: tuple[Kernel, ...]
+    remarks: tuple[Remark, ...]
+    sizes: Sizes
+    calling: CallingConvention = field(compare=False)
+    loaded: Loaded = field(compare=False)
+    method: str = "forward"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
+        return write_file(Path(path), self.buffer)
+
+    def run(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Execute the program in ExecuTorch's runtime, with the arguments that the model takes; its outputs, flat.
+
+        The program is loaded at the first call. Buffers that the model writes to (a key-value cache) keep their state
+        from one call to the next.
+
+        Raises:
+            LoweringError: the arguments do not fit the model, or the runtime refuses the program or the arguments.
+        """
+        inputs = self.calling.flatten(args, kwargs)
+        try:
+            with torch.no_grad():
+                outputs = self.loaded.method(self.method).execute(inputs)
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+            raise LoweringError(
+                f"ExecuTorch's runtime failed on inputs {shapes}: {error}\n"
+                "  Sizes must lie within those that the model was lowered for (dynamic_shapes), and dtypes must agree."
+            ) from error
+        return tuple(outputs)
+
+    def constant(self, name: str) -> Any:
+        """A constant of the program: 'input_0_scale', 'output_1_zero_point', ... of its integer inputs and outputs.
+
+        Raises:
+            LoweringError: the program has no constant of this name.
+        """
+        constants = self.loaded.constants()
+        if name not in constants:
+            known = ", ".join(sorted(constants)) or "none"
+            raise LoweringError(f"the program has no constant {name!r}; there is: {known}")
+        return constants[name].execute([])[0]
+
+    def reset(self) -> None:
+        """Give the buffers that the model writes to what they started with, in all methods of the file."""
+        self.loaded.reset()
+
+    def count(self, precision: str) -> int:
+        """How many operators inside the delegates run in 'int8', 'dynamic' or 'float'."""
+        return sum(kernel.precision == precision for kernel in self.kernels)
+
+    def text(self) -> str:
+        """All there is to tell, for people: the summary, then operators outside, float kernels and remarks."""
+        parts = [str(self)]
+        if self.undelegated:
+            parts.append(section("Outside every delegate, in portable kernels", self.undelegated))
+        floating = [f"{kernel.node} ({kernel.op})" for kernel in self.kernels if kernel.precision == "float"]
+        if floating and len(floating) < len(self.kernels):
+            parts.append(section("In a delegate, in floating point", floating))
+        if self.remarks:
+            parts.append(section("Expect", self.remarks))
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the bytes, as plain data."""
+        return {
+            "delegates": self.delegates,
+            "sizes": asdict(self.sizes),
+            "undelegated": [asdict(left) for left in self.undelegated],
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+            "remarks": [asdict(remark) for remark in self.remarks],
+        }
+
+    def to_json(self) -> str:
+        """Everything but the bytes, as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        sizes = self.sizes
+        kinds = ", ".join(f"{self.count(kind)} {kind}" for kind in ("int8", "dynamic", "float") if self.count(kind))
+        plural = "s" if self.delegates != 1 else ""
+        inside = f"{len(self.kernels)} operators in {self.delegates} delegate{plural}" + (
+            f" ({kinds})" if kinds else ""
+        )
+        return (
+            f"ExecuTorch program, {_size(sizes.file)} (delegates {_size(sizes.delegates)}, constants outside "
+            f"{_size(sizes.constants)}): {inside}, {len(self.undelegated)} outside"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+@dataclass(frozen=True, repr=False)
+class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
+    """A program of several methods: `program["decode"].run(...)`; each has its own account.
+
+    Args:
+        buffer: the program, as it stands in a .pte file.
+        methods: the methods by name.
+        shared: names of the buffers that methods write to and share, such as key-value caches.
+        sizes: where the bytes are; what methods share counts once.
+    """
+
+    buffer: bytes
+    methods: dict[str, ExecutorchProgram]
+    shared: tuple[str, ...]
+    sizes: Sizes
+
+    def __getitem__(self, name: str) -> ExecutorchProgram:
+        return self.methods[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.methods)
+
+    def __len__(self) -> int:
+        return len(self.methods)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
+        return write_file(Path(path), self.buffer)
+
+    def reset(self) -> None:
+        """Give the buffers that the methods write to what they started with."""
+        for method in self.methods.values():
+            method.reset()
+
+    def text(self) -> str:
+        """All there is to tell, for people: the summary, then each method's account."""
+        return "\n".join([str(self), *(f"{name}: {method.text()}" for name, method in self.methods.items())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the bytes, as plain data."""
+        methods = {name: method.to_dict() for name, method in self.methods.items()}
+        return {"sizes": asdict(self.sizes), "shared": list(self.shared), "methods": methods}
+
+    def to_json(self) -> str:
+        """Everything but the bytes, as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        buffers = f", {len(self.shared)} buffers shared" if self.shared else ""
+        return f"ExecuTorch program, {_size(self.sizes.file)}: methods {', '.join(self.methods)}{buffers}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the whole new one, never a part. Returns the path."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,1 @@
+"""ExecuTorch's XNNPACK backend: what it runs in integers, and the contract that a graph must keep."""

@@ -1,0 +1,335 @@
+"""The contract between a converted graph and ExecuTorch's XNNPACK backend, as a list of small checks.
+
+What breaks a rule here would lower without a word and then compute wrong numbers, fail when the program is loaded, or
+end in an assertion of the compiler. `executorch.lower_to_executorch` runs the checks before anything is lowered. Each
+rule was measured with ExecuTorch's runtime; the tests hold the measurements, so that a change in ExecuTorch shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ....arguments import bind
+from ....errors import LoweringError
+from ....graph.attributes import constant
+from ....graph.values import rank
+from ....grid import grid
+from ....ops import LINEAR, is_conv_transpose, is_dequantize, op_name
+from ....where import locate
+from ...common.gemm import Gemm, as_gemm
+from .patterns import IntegerOp, as_integer_op, moves_values, refusals
+
+__all__ = ["Severity", "Violation", "check_xnnpack_contract", "raise_fatal"]
+
+Q = torch.ops.quantized_decomposed
+Severity = Literal["wrong", "init", "error", "inexact", "portable"]
+
+_MEANING: dict[str, str] = {
+    "wrong": "the program would run and give wrong numbers",
+    "init": "the program would lower and then fail when it is loaded",
+    "error": "ExecuTorch would fail while lowering or running",
+    "inexact": "the program's numbers differ from the converted graph's",
+    "portable": "the operator runs in portable kernels on the CPU",
+}
+_FATAL = ("wrong", "init", "error")
+_FULL, _SYMMETRIC = (-128, 127), (-127, 127)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule of the backend that a node breaks.
+
+    Args:
+        rule: name of the check.
+        node: the node of the converted graph.
+        severity: 'wrong' (wrong numbers), 'init' (fails when loaded) and 'error' (fails while lowering or running)
+            stop the lowering; 'inexact' (small differences) and 'portable' (not delegated) do not.
+        why: what is wrong with the node.
+        fix: the way out.
+    """
+
+    rule: str
+    node: Node
+    severity: Severity
+    why: str
+    fix: str
+
+    @property
+    def fatal(self) -> bool:
+        return self.severity in _FATAL
+
+    def __str__(self) -> str:
+        where = locate(self.node).replace("\n", "\n  ")
+        return f"{self.why}: {_MEANING[self.severity]} [{self.rule}]\n  {where}\n  {self.fix}"
+
+
+Finding = tuple[Severity, str, str]
+"""(severity, why, fix) of a Violation."""
+
+T = TypeVar("T")
+Check = Callable[[T], Iterator[Finding]]
+
+
+def check_xnnpack_contract(model: GraphModule) -> tuple[Violation, ...]:
+    """Everything in a converted graph that XNNPACK cannot run as it stands, in graph order; nested graphs included."""
+    graphs = [module.graph for module in model.modules() if isinstance(module, GraphModule)]
+    calls = (node for graph in graphs for node in graph.nodes if node.op == "call_function")
+    return tuple(Violation(rule, node, *finding) for node in calls for rule, finding in _findings(node))
+
+
+def _findings(node: Node) -> Iterator[tuple[str, Finding]]:
+    yield from _run(CHECKS_OF_NODES, node)
+    gemm, op = as_gemm(node), as_integer_op(node)
+    if gemm is not None:
+        refused = list(refusals(gemm))
+        for reason in refused:
+            yield "left_to_portable_kernels", ("portable", reason, "Quantize it as XNNPACK needs it, or not at all.")
+        if not refused:
+            yield from _run(CHECKS_OF_GEMMS, gemm)
+    if op is not None:
+        yield from _run(CHECKS_OF_OTHER_KERNELS, op)
+
+
+def _run(checks: tuple[Check[T], ...], subject: T) -> Iterator[tuple[str, Finding]]:
+    for check in checks:
+        for finding in check(subject):
+            yield check.__name__, finding
+
+
+def raise_fatal(violations: tuple[Violation, ...]) -> None:
+    """Raise one error that names every node that must not be lowered.
+
+    Raises:
+        LoweringError: there is one.
+    """
+    fatal = [violation for violation in violations if violation.fatal]
+    if fatal:
+        listing = "\n".join(f"- {str(violation).replace(chr(10), chr(10) + '  ')}" for violation in fatal)
+        raise LoweringError(
+            f"{len(fatal)} finding{'s' * (len(fatal) > 1)} against the contract of XNNPACK, nothing was lowered "
+            f"(preflight=False lowers nevertheless):\n{listing}"
+        )
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def weight_zero_point_is_zero(gemm: Gemm) -> Iterator[Finding]:
+    fix = "Quantize weights with a symmetric scheme (torch.per_channel_symmetric)."
+    bound = bind(gemm.weight)
+    if gemm.weight.target is Q.dequantize_per_tensor.default:
+        if bound["zero_point"] != 0:
+            yield "init", "the weight has a zero point other than 0", fix
+        return
+    zero_points = constant(bound["zero_points"])
+    if zero_points is not None and bool(zero_points.any()):
+        yield "wrong", "a channel of the weight has a zero point other than 0, which XNNPACK ignores", fix
+
+
+def weight_scale_is_float32(gemm: Gemm) -> Iterator[Finding]:
+    scale = constant(gemm.weight.args[1])
+    if scale is None or scale.dtype == torch.float32:
+        return
+    if gemm.weight.target is Q.dequantize_per_channel_group.default and scale.dtype == torch.bfloat16:
+        return  # what XNNPACK stores for groups
+    yield "init", f"the scale of the weight is {scale.dtype}", "Store it as float32, as convert_pt2e does."
+
+
+def weight_axis_is_the_output_channel(gemm: Gemm) -> Iterator[Finding]:
+    if gemm.weight.target is not Q.dequantize_per_channel.default:
+        return
+    name, axis = op_name(gemm.node), bind(gemm.weight)["axis"]
+    if name in ("mm", "matmul"):
+        fix = "Write it as torch.nn.functional.linear(x, weight.t()), or quantize the weight per tensor."
+        yield "error", "XNNPACK takes a product without bias with per-tensor weights only", fix
+        return
+    wanted = 1 if name == "addmm" or is_conv_transpose(gemm.node) else 0
+    if axis != wanted:
+        severity: Severity = "error" if name == "addmm" else "init"
+        yield severity, f"the scales of the weight lie along axis {axis}", f"XNNPACK needs axis {wanted} for {name}."
+
+
+def weight_is_int8(gemm: Gemm) -> Iterator[Finding]:
+    dtype = bind(gemm.weight)["dtype"]
+    if dtype != torch.int8:
+        yield (
+            "error",
+            f"the weight is quantized to {dtype}",
+            "XNNPACK takes weights of torch.int8 (-127..127, or -8..7).",
+        )
+
+
+def weight_groups_are_of_4_bits_and_multiples_of_32(gemm: Gemm) -> Iterator[Finding]:
+    if gemm.weight.target is not Q.dequantize_per_channel_group.default:
+        return
+    bound = bind(gemm.weight)
+    size, low, high = bound["group_size"], bound["quant_min"], bound["quant_max"]
+    if (low, high) != (-8, 7) and size < gemm.weight.meta["val"].shape[-1]:
+        yield "error", f"groups of weights have the range {low}..{high}", "XNNPACK takes groups of 4 bits only: -8..7."
+    elif size % 32:
+        yield "error", f"weights come in groups of {size}", "XNNPACK needs groups of a multiple of 32."
+
+
+def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
+    if node.target is Q.quantize_per_channel.default:
+        yield (
+            "error",
+            "a tensor is quantized per channel while the program runs; ExecuTorch's kernel for that ends the process",
+            "Fold weights when converting (convert_pt2e does); quantize activations per tensor.",
+        )
+
+
+# --- activations ------------------------------------------------------------------------------------------------------
+
+
+def inputs_and_output_are_int8(kernel: Gemm | IntegerOp) -> Iterator[Finding]:
+    inputs = (kernel.activation,) if isinstance(kernel, Gemm) else kernel.inputs
+    for tensor in (*inputs, kernel.quantize):
+        dtype = bind(tensor)["dtype"] if tensor is not None and _is_per_tensor(tensor) else torch.int8
+        if dtype != torch.int8:
+            severity: Severity = "wrong" if dtype == torch.uint8 else "error"
+            yield severity, f"{tensor} has {dtype}", "XNNPACK computes in torch.int8; use that for activations."
+
+
+def activations_use_the_whole_range(node: Node) -> Iterator[Finding]:
+    if node.target is not Q.quantize_per_tensor.default or constant(node.args[0]) is not None:
+        return
+    *_, low, high, dtype = grid(node)
+    if dtype == torch.int8 and (low, high) != (-128, 127):
+        severity: Severity = "inexact" if (low, high) == (-127, 127) else "wrong"
+        why = f"the quantized range is {low}..{high}, and XNNPACK saturates at -128..127"
+        yield severity, why, "Use quant_min=-128, quant_max=127 for activations."
+
+
+def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Finding]:
+    fix = "XNNPACK needs one scale per operand here."
+    for source in op.inputs:
+        if source.target is Q.dequantize_per_channel.default:
+            yield "error", f"the operand {source.name} is quantized per channel", fix
+
+
+def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
+    tensors = (*op.inputs, op.quantize) if moves_values(op.node) and not _is_free_slice(op.node) else ()
+    grids = {grid(tensor) for tensor in tensors if _is_per_tensor(tensor)}
+    if len(grids) > 1:
+        shown = ", ".join(f"{scale:.6g}/{zero_point}" for scale, zero_point, *_ in sorted(grids, key=str))
+        yield (
+            "init",
+            f"{op_name(op.node)} has different scales or zero points going in and coming out ({shown})",
+            "Give its inputs and output one SharedQuantizationSpec, so that they have the same qparams.",
+        )
+
+
+def _is_free_slice(node: Node) -> bool:
+    """A slice of a tensor with dynamic sizes, which XNNPACK never takes, on whatever grids."""
+    value = node.all_input_nodes[0].meta.get("val")
+    sizes: Any = getattr(value, "shape", ())
+    return op_name(node) in ("slice", "narrow", "select") and not all(isinstance(size, int) for size in sizes)
+
+
+def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
+    if len(node.users) < 2 or not is_dequantize(node) or constant(node.args[0]) is not None:
+        return
+    users = list(node.users)
+    integer = [_runs_in_integers(user) for user in users]
+    if any(integer) and not all(taken and user.target in LINEAR for taken, user in zip(integer, users, strict=True)):
+        names = ", ".join(user.name for user in users)
+        yield "init", f"one dequantize feeds several operators ({names})", "Give each consumer a dequantize of its own."
+
+
+def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
+    if node.target is Q.choose_qparams_symmetric.tensor:
+        yield (
+            "error",
+            "activations are quantized dynamically with a symmetric scheme",
+            "XNNPACK and ExecuTorch's portable kernels choose asymmetric qparams only: use torch.per_tensor_affine.",
+        )
+
+
+def dynamic_qparams_are_per_row(gemm: Gemm) -> Iterator[Finding]:
+    if not gemm.dynamic or gemm.activation.target is not Q.dequantize_per_tensor.tensor:
+        return
+    shape, linear = gemm.activation.meta["val"].shape, gemm.node.target in LINEAR
+    if any(not isinstance(size, int) or size > 1 for size in (shape[:-1] if linear else shape[:1])):
+        unit = "row" if linear else "sample"
+        yield (
+            "inexact",
+            f"XNNPACK chooses dynamic qparams for each {unit}, the converted graph for the whole tensor",
+            "Expect differences below one percent, in favour of XNNPACK; per-token qparams agree exactly.",
+        )
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
+    if op_name(node) in ("conv3d", "conv_transpose3d") or (op_name(node) == "convolution" and rank(node) == 5):
+        yield (
+            "error",
+            "ExecuTorch has no kernel for 3-D convolution, neither in XNNPACK nor portable",
+            "Lower to another backend, or write it with 2-D convolutions.",
+        )
+
+
+def max_pool_has_a_batch(node: Node) -> Iterator[Finding]:
+    if op_name(node) == "max_pool2d" and rank(node) == 3:
+        yield "error", "max_pool2d of a tensor without batch dimension", "Add the batch dimension: x.unsqueeze(0)."
+
+
+def addmm_has_unit_factors(gemm: Gemm) -> Iterator[Finding]:
+    bound = bind(gemm.node) if op_name(gemm.node) == "addmm" else {}
+    if bound and (bound["beta"], bound["alpha"]) != (1, 1):
+        fix = "Multiply the bias and the weight by them before quantizing."
+        yield "wrong", f"XNNPACK ignores beta={bound['beta']}, alpha={bound['alpha']} of addmm", fix
+
+
+def products_with_a_matrix_do_not_fuse(gemm: Gemm) -> Iterator[Finding]:
+    if op_name(gemm.node) in ("mm", "matmul", "addmm") and not gemm.dynamic and gemm.quantize not in gemm.node.users:
+        (activation,) = gemm.node.users
+        fix = f"Write it as torch.nn.functional.linear, or quantize between it and {op_name(activation)}."
+        yield "init", f"XNNPACK cannot fuse {op_name(activation)} into {op_name(gemm.node)}, though it tries", fix
+
+
+def _runs_in_integers(node: Node) -> bool:
+    gemm = as_gemm(node)
+    return as_integer_op(node) is not None or (gemm is not None and next(refusals(gemm), None) is None)
+
+
+def _is_per_tensor(node: Node) -> bool:
+    return node.target in (Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default)
+
+
+CHECKS_OF_NODES: tuple[Check[Node], ...] = (
+    weights_are_stored_as_integers,
+    activations_use_the_whole_range,
+    one_dequantize_per_consumer,
+    dynamic_qparams_are_asymmetric,
+    convolutions_have_one_or_two_dimensions,
+    max_pool_has_a_batch,
+)
+"""Rules for every call in the graph."""
+
+CHECKS_OF_GEMMS: tuple[Check[Gemm], ...] = (
+    weight_zero_point_is_zero,
+    weight_scale_is_float32,
+    weight_axis_is_the_output_channel,
+    weight_is_int8,
+    weight_groups_are_of_4_bits_and_multiples_of_32,
+    inputs_and_output_are_int8,
+    dynamic_qparams_are_per_row,
+    addmm_has_unit_factors,
+    products_with_a_matrix_do_not_fuse,
+)
+"""Rules for the convolutions and matrix products that XNNPACK takes."""
+
+CHECKS_OF_OTHER_KERNELS: tuple[Check[IntegerOp], ...] = (
+    inputs_and_output_are_int8,
+    operands_are_quantized_per_tensor,
+    moved_values_keep_their_grid,
+)
+"""Rules for everything else that XNNPACK runs in integers."""

@@ -1,0 +1,224 @@
+"""What lowering to Inductor returns: something to call, with an account of the kernel that each operator became.
+
+Made by `inductor.lower_to_inductor`. All but the callable is plain data.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ...errors import LoweringError
+from ..common.calling import CallingConvention
+from ..common.entry import quietly
+from ..common.remarks import Remark, section
+from ..executorch.program import write_file
+from .profile import Profile, take_profile
+
+__all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
+
+Precision = Literal["int8", "dynamic", "weight only", "float16", "float"]
+
+
+@dataclass(frozen=True)
+class InductorKernel:
+    """A quantized operator and the kernel that computes it; linears that read one tensor may share theirs.
+
+    Args:
+        node: name of the node of the converted graph.
+        op: its operator, such as 'aten.conv2d.default'.
+        kernel: what runs: an operator of oneDNN or ATen, or 'generated', a loop that Inductor wrote.
+        precision: 'int8': integers in; 'dynamic': the input becomes integers while running; 'weight only': integer
+            weights, float input; 'float16': half-precision weights, float input.
+        fused: what the kernel does besides: 'sum' or 'add', 'relu', 'hardtanh', ..., 'quantize'.
+    """
+
+    node: str
+    op: str
+    kernel: str
+    precision: Precision
+    fused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f" + {' + '.join(self.fused)}" if self.fused else ""
+        return f"{self.node} ({self.op}): {self.kernel}{more}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A quantized operator that runs in floating point.
+
+    Args:
+        node, op: as in InductorKernel.
+        module: dotted path of the module that it was captured in; '' is the root, None when not recorded.
+        source: line of the user's code, None when not recorded.
+        reason: why, and what it became.
+    """
+
+    node: str
+    op: str
+    module: str | None
+    source: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        place = ", ".join(filter(None, (f"in {self.module!r}" if self.module else None, self.source)))
+        return f"{self.node} ({self.op}){f', {place}' if place else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What an input must be: its dtype, and for each dimension the smallest and largest size."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[tuple[int, int], ...]
+
+    def accepts(self, value: object) -> bool:
+        if not isinstance(value, Tensor) or value.dtype is not self.dtype or value.dim() != len(self.sizes):
+            return False
+        return all(low <= size <= high for size, (low, high) in zip(value.shape, self.sizes, strict=True))
+
+    def __str__(self) -> str:
+        spans = (str(low) if low == high else f"{low}..{high if high < 2**40 else ''}" for low, high in self.sizes)
+        return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(spans)}]"
+
+
+@dataclass(frozen=True, repr=False)
+class InductorProgram:
+    """A model compiled by Inductor. Call it like the model.
+
+    Args:
+        mode: 'compile': lives in this process; 'aoti': a package that any process with torch loads.
+        kernels: the quantized operators, each with the kernel that it became.
+        fallbacks: quantized operators that run in floating point.
+        remarks: differences to expect between the program and the converted graph.
+        inputs: what the flat inputs must be.
+        calling: how the arguments of the model become the flat inputs.
+        package: the bytes of the package (.pt2), empty for 'compile'.
+        compiled: what to call with flat inputs, for 'compile'.
+        state: the buffers that it writes to, each with its first values, for 'compile'.
+    """
+
+    mode: Literal["compile", "aoti"]
+    kernels: tuple[InductorKernel, ...]
+    fallbacks: tuple[Fallback, ...]
+    remarks: tuple[Remark, ...]
+    inputs: tuple[InputSpec | None, ...]
+    calling: CallingConvention = field(compare=False)
+    package: bytes = field(compare=False, default=b"")
+    compiled: Callable[[list[Any]], Any] | None = field(compare=False, default=None)
+    state: tuple[tuple[Tensor, Tensor], ...] = field(compare=False, default=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, without gradients, and return what the model returns.
+
+        Buffers that the model writes to (a key-value cache) keep their state from one call to the next.
+
+        Raises:
+            LoweringError: the arguments are not those that the program was compiled for.
+        """
+        flat = self.calling.flatten(args, kwargs)
+        wrong = [
+            (position, spec)
+            for position, spec in enumerate(self.inputs)
+            if spec is not None and not spec.accepts(flat[position])
+        ]
+        if wrong:
+            got = "; ".join(f"{spec}, got {_describe(flat[position])}" for position, spec in wrong)
+            raise LoweringError(f"the program was compiled for {got}. Compile with dynamic_shapes for other sizes.")
+        with torch.no_grad():
+            return self._run(flat)
+
+    run = __call__
+
+    def reset(self) -> None:
+        """Give the buffers that the model writes to what they started with."""
+        for buffer, first in self.state:
+            buffer.copy_(first)
+        self.__dict__.pop("_loaded", None)  # a package is loaded anew
+
+    def save(self, path: str | Path) -> Path:
+        """Write the package of mode 'aoti'. Load it elsewhere with torch alone: torch._inductor.aoti_load_package.
+
+        Raises:
+            LoweringError: the mode is 'compile', whose result cannot leave the process.
+        """
+        if self.mode != "aoti":
+            raise LoweringError("mode='compile' makes code for this process only; lower with mode='aoti' to save it")
+        return write_file(Path(path), self.package)
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """Run it so many times on these arguments and tell where the time goes. For programs lowered with profile=True.
+
+        Raises:
+            LoweringError: the program was lowered without it, or the arguments do not fit.
+        """
+        return take_profile(lambda: self(*args, **kwargs), runs)
+
+    def count(self, precision: Precision) -> int:
+        """How many quantized operators run in this precision."""
+        if precision == "float":
+            return len(self.fallbacks)
+        return sum(kernel.precision == precision for kernel in self.kernels)
+
+    def text(self) -> str:
+        """All there is to tell, for people: the summary, kernels, fallbacks and remarks."""
+        parts = [str(self)]
+        if self.kernels:
+            parts.append(section("Kernels", self.kernels))
+        if self.fallbacks:
+            parts.append(section("Quantized, and yet in floating point", self.fallbacks))
+        if self.remarks:
+            parts.append(section("Expect", self.remarks))
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the code, as plain data."""
+        return {
+            "mode": self.mode,
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+            "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
+            "remarks": [asdict(remark) for remark in self.remarks],
+        }
+
+    def to_json(self) -> str:
+        """Everything but the code, as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        kinds: tuple[Precision, ...] = ("int8", "dynamic", "weight only", "float16")
+        counts = ", ".join(f"{self.count(kind)} {kind}" for kind in kinds if self.count(kind)) or "none"
+        return f"Inductor program ({self.mode}): quantized operators {counts}; {len(self.fallbacks)} fell back to float"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def _run(self, flat: list[Any]) -> Any:
+        return self._loaded(flat) if self.compiled is None else self.compiled(flat)
+
+    @cached_property
+    def _loaded(self) -> Callable[[list[Any]], Any]:
+        folder = tempfile.TemporaryDirectory(prefix="pt2e_quant")
+        path = write_file(Path(folder.name) / "model.pt2", self.package)
+        with quietly():
+            loader = torch._inductor.aoti_load_package(str(path)).loader
+        folder.cleanup()  # the loader has unpacked it into a folder of its own
+        # The loaded package would parse this description, and that of its inputs, in every call.
+        tree = pytree.treespec_loads(loader.get_call_spec()[1])
+        return lambda flat: pytree.tree_unflatten(loader.boxed_run([x for x in flat if isinstance(x, Tensor)]), tree)
+
+
+def _describe(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"

@@ -1,0 +1,42 @@
+"""The key of everything that pt2e_quant keeps in the meta of nodes and graphs."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ANNOTATION_KEY",
+    "DROPPED_KEY",
+    "FOLDED_KEY",
+    "MERGED_KEY",
+    "NESTED_KEY",
+    "PORTABLE",
+    "RECORD_KEY",
+    "REFUSALS_KEY",
+    "UNUSED_RULES_KEY",
+]
+
+NESTED_KEY = "pt2e_quant_nested_in"
+"""GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""
+
+PORTABLE = "pt2e_quant_portable"
+"""Key in node.meta["custom"] of a node that no delegate may take: the reason."""
+
+DROPPED_KEY = "pt2e_quant_dropped"
+"""GraphModule.meta key: names of the quantizes that Inductor's passes dropped, since no integer kernel reads them."""
+
+MERGED_KEY = "pt2e_quant_merged"
+"""node.meta key of a linear made of several that read one tensor: their names."""
+
+RECORD_KEY = "pt2e_quant"
+"""GraphModule.meta key: the Record of what the engine did."""
+
+REFUSALS_KEY = "quantization_refusals"
+"""node.meta key: the list of Refusal values that quantizers left on the node."""
+
+UNUSED_RULES_KEY = "quantization_unused_rules"
+"""GraphModule.meta key: names of the rules that fitted no node."""
+
+FOLDED_KEY = "quantization_folded"
+"""GraphModule.meta key: the list of Folded values of the batch norms that are gone."""
+
+ANNOTATION_KEY = "quantization_annotation"
+"""The node.meta key under which a Quantizer leaves its QuantizationAnnotation."""

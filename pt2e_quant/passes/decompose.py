@@ -1,0 +1,34 @@
+"""Fused operators written as simple ones before annotation, where the user or the backend asks for it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+
+from torch.fx import GraphModule
+
+from ..errors import CaptureError
+from .decompose_attention import decompose_attention
+from .decompose_rnn import decompose_rnn
+
+__all__ = ["DECOMPOSITIONS", "decompositions"]
+
+Step = Callable[[GraphModule], GraphModule]
+
+DECOMPOSITIONS: MappingProxyType[str, Step] = MappingProxyType({"sdpa": decompose_attention, "rnn": decompose_rnn})
+"""What `prepare_pt2e(..., decompose=...)` takes, by name."""
+
+
+def decompositions(asked: Iterable[str] | None, quantizer: object) -> list[Step]:
+    """The passes that were asked for, or with None those that the quantizer's backend needs (`Quantizer.decompose`).
+
+    Raises:
+        CaptureError: a name that is not in DECOMPOSITIONS.
+    """
+    names = getattr(quantizer, "decompose", ()) if asked is None else asked
+    names = {names} if isinstance(names, str) else set(names)
+    for name in sorted(names - set(DECOMPOSITIONS)):
+        close = difflib.get_close_matches(name, DECOMPOSITIONS) or list(DECOMPOSITIONS)
+        raise CaptureError(f"decompose={name!r} is not known; there is: {', '.join(close)}")
+    return [step for name, step in DECOMPOSITIONS.items() if name in names]

@@ -1,0 +1,49 @@
+"""Run passes: on one graph or on all that are nested in it, naming the one that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.fx import GraphModule
+
+from ..errors import QuantizationError
+from ..graph.attributes import set_attribute
+from ..graph.module import ExportedModule, clone
+from ..graph.nested import bodies, is_quantized_inside
+from ..meta import NESTED_KEY
+
+__all__ = ["run_everywhere", "run_pass"]
+
+
+def run_everywhere(
+    step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
+) -> ExportedModule:
+    """Run one pass on the graph, then on each graph nested in the result that is to be quantized like it.
+
+    Raises:
+        QuantizationError: the pass failed.
+    """
+    result = run_pass(step, gm, name)
+    for target, body in bodies(result):
+        if is_quantized_inside(result, target):
+            set_attribute(result, target, run_everywhere(step, body, name))
+    return result
+
+
+def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:
+    """Run one pass; an unexpected failure inside it is reported with the name of the pass.
+
+    Raises:
+        QuantizationError: the pass failed.
+    """
+    name = name or getattr(step, "__name__", type(step).__name__)
+    try:
+        result = step(gm)
+    except QuantizationError:
+        raise
+    except Exception as error:
+        where = gm.meta.get(NESTED_KEY, "this graph")
+        raise QuantizationError(f"pass {name!r} failed on {where}: {type(error).__name__}: {error}") from error
+    if not isinstance(result, GraphModule):
+        raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
+    return result if isinstance(result, ExportedModule) else clone(result)

@@ -1,0 +1,68 @@
+"""Why an operator stays in float: refusals, their codes and the ways out; and batch norms that are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from .meta import REFUSALS_KEY
+
+__all__ = ["WAYS_OUT", "Folded", "Refusal", "refusals", "refuse"]
+
+WAYS_OUT = {
+    "unsupported_op": "write a rule for it, if the backend has a kernel",
+    "arguments": "change these arguments in the model, or write a rule that takes them",
+    "input_not_quantized": "quantize what computes its input; it then passes those integers on",
+    "output_not_read": "quantize what reads its output, or leave it: integers alone between floats cost time",
+    "not_selected": "add a selector that covers it, such as set_global",
+    "config_none": "remove the selector that keeps it in float",
+    "already_annotated": "put this quantizer first in the composition, or narrow the other one",
+    "not_annotated": "ask the quantizer that was used, or compose it with one that has a rule for this op",
+    "dtype": "cast to float32, float16 or bfloat16 in the model",
+    "non_float": "nothing to do: integers and booleans stay what they are",
+    "no_value": "export the model again, so that the graph records dtypes and shapes",
+    "mask": "nothing to do: masks stay in float",
+    "constant": "nothing to do: no input of the model flows through it",
+    "overwritten": "write `x = x + y` instead of the in-place op in the model",
+    "not_folded": "see the reason; batch norm has no integer kernel of its own",
+    "composite_op": "take it apart, as the reason says",
+    "nested_graph": "move the op out of the branch or the loop body",
+}
+"""Codes of the reasons for which an op stays in float, each with what could be done about it."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a rule, or a whole quantizer, left a node in floating point. `code`: a key of WAYS_OUT."""
+
+    by: str
+    reason: str
+    code: str = "arguments"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A batch norm that is part of the layer before it now. `kind`: qualified name of its module's class."""
+
+    node: str
+    into: str
+    module: str | None
+    kind: str
+    into_module: str | None
+    source: str | None
+
+    def __str__(self) -> str:
+        return f"{self.node} into {self.into}"
+
+
+def refuse(node: Node, by: str, reason: str, code: str = "arguments") -> None:
+    """Record a reason on a node; reports print it, with the way out that WAYS_OUT has for its code."""
+    recorded = node.meta.setdefault(REFUSALS_KEY, [])
+    if all((known.by, known.reason) != (by, reason) for known in recorded):
+        recorded.append(Refusal(by, reason, code))
+
+
+def refusals(node: Node) -> list[Refusal]:
+    """The reasons recorded on a node, in the order of recording."""
+    return list(node.meta.get(REFUSALS_KEY, ()))

@@ -1,0 +1,142 @@
+"""Where in a model something is: the node, its module, the line of the user's source.
+
+`locate` writes the "where" part of every message, so that all messages look alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+
+from torch.fx import GraphModule, Node
+
+from .meta import NESTED_KEY
+
+__all__ = [
+    "exported_name",
+    "in_graph",
+    "locate",
+    "locate_all",
+    "module_path",
+    "module_stack",
+    "module_type",
+    "node_id",
+    "source_line",
+    "type_name",
+]
+
+
+def node_id(node: Node) -> str:
+    """The name of a node, behind the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
+    return in_graph(node.graph.owning_module, node.name)
+
+
+def in_graph(gm: GraphModule | None, name: str) -> str:
+    """What a name inside a graph is called seen from the outermost graph."""
+    path = "" if gm is None else gm.meta.get(NESTED_KEY)
+    return f"{path}.{name}" if path else name
+
+
+def locate(node: Node) -> str:
+    """One or two lines that name a node, the module it comes from and the line of the user's source.
+
+    >>> print(locate(node))                                                       # doctest: +SKIP
+    node add_3 = aten.add.Tensor(positions, conv2d_2)
+      in module 'encoder.block.1' (Block), model.py:41: x = positions + x
+    """
+    arguments = ", ".join(_short(argument) for argument in (*node.args, *node.kwargs.values()))
+    first = (
+        f"node {node_id(node)} = {_target_name(node)}({arguments})"
+        if node.op != "placeholder"
+        else f"input {node_id(node)}"
+    )
+    path, kind, line = module_path(node), module_type(node).rpartition(".")[2], source_line(node)
+    places = []
+    if kind == "?":  # of a nested graph, which records no modules, the path may be known from a parameter
+        places += [f"in module {path!r}"] if path else []
+    elif path is not None:
+        places.append(f"in module {path!r} ({kind})" if path else f"in {kind}")
+    if line is not None:
+        places.append(line)
+    return f"{first}\n  {', '.join(places)}" if places else first
+
+
+def locate_all(nodes: Iterable[Node], limit: int = 8) -> str:
+    """`locate` for several nodes, indented, with a count of those left out after `limit`."""
+    found = list(nodes)
+    lines = [locate(node).replace("\n", "\n  ") for node in found[:limit]]
+    if len(found) > limit:
+        lines.append(f"... and {len(found) - limit} more")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def module_stack(node: Node) -> list[tuple[str, object]]:
+    """(dotted path, class or class name) of the nn.Modules that the node was captured in, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(_clean_path(path), kind) for path, kind in stack.values()]
+
+
+def module_path(node: Node) -> str | None:
+    """Dotted path of the innermost nn.Module that the node was captured in ('' is the root); None when not recorded."""
+    stack = node.meta.get("nn_module_stack")
+    return _clean_path(next(reversed(stack.values()))[0]) if stack else None
+
+
+def module_type(node: Node) -> str:
+    """Qualified class name of the innermost nn.Module that the node was captured in; '?' when not recorded."""
+    stack = module_stack(node)
+    return type_name(stack[-1][1]) if stack else "?"
+
+
+def type_name(kind: object) -> str:
+    """'package.module.Class' for a class; export records classes as strings in some modes, which pass through."""
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
+
+
+def source_line(node: Node) -> str | None:
+    """'file.py:12: code' of the user's innermost frame outside torch; None when the graph carries no stack trace."""
+    trace = node.meta.get("stack_trace")
+    return _user_frame(trace) if trace else None
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
+
+
+_TORCH_FILE = re.compile(r"[/\\]torch[/\\](nn|_dynamo|export|fx|_export)[/\\]")
+
+
+@functools.lru_cache(maxsize=4096)
+def _user_frame(trace: str) -> str | None:
+    frames = [frame for frame in _FRAME.findall(trace) if not frame[0].startswith("<")]  # no generated code
+    if not frames:
+        return None
+    file, line, code = next((frame for frame in reversed(frames) if not _TORCH_FILE.search(frame[0])), frames[-1])
+    name = file.replace("\\", "/").rpartition("/")[2]
+    return f"{name}:{line}: {code.strip()}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _clean_path(path: str) -> str:
+    """'conv' from "L['self'].conv" (strict export), '_export_root.conv' (in a nested graph), 'conv' (non-strict)."""
+    path = re.sub(r"^L\['self'\]\.?|^L__self___?|^_export_root\.?", "", path)
+    return re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path).replace("_modules.", "").lstrip(".")
+
+
+def _target_name(node: Node) -> str:
+    return str(node.target) if node.op == "call_function" else f"{node.op}[{node.target}]"
+
+
+def _short(argument: object) -> str:
+    text = str(argument)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def exported_name(node: Node) -> str:
+    """Name of the node of the exported program that this one is, or stems from; its own where that is not recorded."""
+    name, sources = node.name, node.meta.get("from_node")
+    while sources:
+        name, made_by, sources = sources[0].name, sources[0].pass_name, sources[0].from_node
+        if made_by == "ExportedProgram.module()":
+            break
+    return name
