@@ -61,8 +61,10 @@ class Measured:
 PROMISES: dict[str, Callable[[Measured], bool]] = {
     "the accuracy of the int8 .pte is within 0.5 points of fp32": lambda m: m.accuracy_pte >= m.accuracy_fp32 - 0.005,
     "the int8 .pte is at most 0.35 of the fp32 .pte": lambda m: m.size_ratio <= 0.35,
-    "XNNPACK runs everything in one piece (delegate)": lambda m: m.delegates == 1 and m.undelegated == 0,
-    "99.9 % of outputs are within one integer step (LSB) of the quantized graph": lambda m: m.outputs_within_1_lsb >= 0.999,
+    "XNNPACK runs everything, in one delegate": lambda m: m.delegates == 1 and m.undelegated == 0,
+    "99.9 % of outputs are within 1 LSB (one integer step) of the quantized graph": lambda m: (
+        m.outputs_within_1_lsb >= 0.999
+    ),
 }
 
 
@@ -192,7 +194,7 @@ def as_table(measured: Measured) -> Table:
     speed = (f"{m.microseconds_fp32_pte:.1f} us", f"{m.microseconds_int8_pte:.1f} us")
     table.add_row("median latency, one image", *speed, f"{ratio:.3f}")
     table.add_row("outputs within 1 LSB of the graph", "", f"{m.outputs_within_1_lsb:.2%}", "")
-    table.add_row("pieces that XNNPACK runs / operators outside", "", f"{m.delegates} / {m.undelegated}", "")
+    table.add_row("delegates (parts that XNNPACK runs) / operators outside", "", f"{m.delegates} / {m.undelegated}", "")
     return table
 
 

@@ -16,13 +16,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path for room in ("pt2e_quant", "quantizers") for path in (ROOT / room).rglob("*.py"))
+ROOMS = ("pt2e_quant", "quantizers", "demo", "docs", "tutorials", "tests", "benchmarks", "requirements", ".ci")
 OURS = sorted(
-    path
-    for room in (
-        "pt2e_quant", "quantizers", "demo", "docs", "tutorials", "tests", "benchmarks", "requirements", ".ci",
-    )  # fmt: skip
-    for path in (ROOT / room).rglob("*")
-    if path.is_file() and "__pycache__" not in path.parts
+    path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts
 ) + [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml"} or path.name in {"Makefile", "LICENSE"}]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400  # lines; a file's without prose, blank lines and comments
@@ -144,7 +140,7 @@ def test_tutorials_are_numbered_without_gaps():
     tutorials = sorted((ROOT / "tutorials").glob("*.py"))
     assert [path.name[:3] for path in tutorials] == [f"{number:02}_" for number in range(1, len(tutorials) + 1)]
     for number, path in enumerate(tutorials, 1):
-        head = (ast.get_docstring(ast.parse(path.read_text())) or "")
+        head = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert head.startswith(f"Tutorial {number}: ")
         assert f"python tutorials/{path.name}" in head
 
