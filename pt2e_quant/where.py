@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable
 
 from torch.fx import GraphModule, Node
+from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .meta import NESTED_KEY
 
 __all__ = [
+    "copy_origin",
     "exported_name",
     "in_graph",
     "locate",
@@ -130,6 +132,19 @@ def _target_name(node: Node) -> str:
 def _short(argument: object) -> str:
     text = str(argument)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def copy_origin(node: Node, source: Node, by: str) -> Node:
+    """Give a new node the stack trace and module of the node it stems from, and say which pass made it."""
+    for key in ("stack_trace", "nn_module_stack", "custom"):
+        if key in source.meta:
+            node.meta.setdefault(key, source.meta[key])
+    origin = NodeSource(None, by, NodeSourceAction.CREATE)
+    # NodeSource(source) would deep-copy the whole provenance of `source`; nobody writes to it, so it can be shared.
+    origin.node_info = NodeSource.NodeInfo(source.name, str(source.target), id(source.graph))
+    origin.from_node = source.meta.get("from_node", [])
+    node.meta["from_node"] = [origin]
+    return node
 
 
 def exported_name(node: Node) -> str:

@@ -15,7 +15,7 @@ from pt2e_quant.graph.attributes import attribute, free_name, insert_attribute, 
 from pt2e_quant.graph.constants import Constants
 from pt2e_quant.graph.module import ExportedModule, clone, finish, is_guard, set_training, tidy
 from pt2e_quant.graph.values import fake_like, is_float_tensor, set_value
-from pt2e_quant.graph.write import copy_origin
+from pt2e_quant.where import copy_origin
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import calls, the_call
 

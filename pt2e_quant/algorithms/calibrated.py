@@ -8,18 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils import _pytree as pytree
+from torch.fx import GraphModule, Node
 
-from ..arguments import bind, mutated_arguments
-from ..errors import CalibrationError
+from ..arguments import bind
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, tidy
+from ..graph.run import Watcher, batches_of
 from ..ops import LINEAR
 from ..passes.follow_in_place import follow_in_place
 
 __all__ = [
-    "NO_BATCH",
     "Batches",
     "constant_linears",
     "inputs_of",
@@ -29,10 +27,8 @@ __all__ = [
     "run_all",
 ]
 
-Batches = Iterable[tuple[Any, ...]]
-"""Positional arguments of the model, one tuple for each batch."""
-
-NO_BATCH = "there is no calibration batch; pass a list of tuples of the model's arguments"
+Batches = Iterable[Any]
+"""Batches as `graph.run.batches_of` takes them."""
 
 _ROWS = 512
 
@@ -51,12 +47,11 @@ def constant_linears(gm: GraphModule, constants: Constants) -> list[Node]:
     return [node for node in linears if bind(node)["weight"].op == "get_attr" and bind(node)["weight"] in constants]
 
 
-def run_all(gm: GraphModule, batch: tuple[Any, ...]) -> dict[Node, Any]:
-    """The value of every node for one batch, that of the output node included."""
-    interpreter = _Keeping(gm, garbage_collect_values=False)
-    with torch.no_grad():
-        output = interpreter.run(*pytree.tree_leaves(batch), enable_io_processing=False)
-    return {**interpreter.env, gm.graph.output_node(): output}
+def run_all(gm: GraphModule, batch: Any) -> dict[Node, Any]:
+    """The value of every node for one batch; of the output node, the outputs, flat."""
+    values: dict[Node, Any] = {}
+    outputs = Watcher(gm, values.__setitem__, keep_values=True).run_batch(batch)
+    return {**values, gm.graph.output_node(): outputs}
 
 
 def run_again(gm: GraphModule, values: dict[Node, Any], changed: Node, compute: Callable[..., Any]) -> Any:
@@ -69,19 +64,11 @@ def run_again(gm: GraphModule, values: dict[Node, Any], changed: Node, compute: 
     args, kwargs = torch.fx.node.map_arg((changed.args, changed.kwargs), values.__getitem__)
     with torch.no_grad():
         known[changed] = compute(*args, **kwargs)
-        return _Keeping(gm, garbage_collect_values=False).run(initial_env=known, enable_io_processing=False)
+        return Watcher(gm, _unseen, keep_values=True).run(initial_env=known, enable_io_processing=False)
 
 
-class _Keeping(Interpreter):
-    """Lets in-place operators write to copies, so that the values of all nodes stay what they were."""
-
-    def run_node(self, n: Node) -> Any:
-        written = mutated_arguments(n.target)
-        if not written or any(n.args[index].op == "get_attr" for index in written):  # type: ignore[union-attr]
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        copies = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
-        return self.call_function(n.target, tuple(copies), kwargs)
+def _unseen(node: Node, value: Any) -> None:
+    """Nobody looks at the values of a run that is for its outputs."""
 
 
 def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -93,18 +80,14 @@ def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dic
     inputs = dict.fromkeys(bind(node)["input"] for node in gm.graph.nodes if node.target in LINEAR)
     peaks: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {}
-    count = 0
-    for batch in batches:
-        count += 1
-        values = run_all(gm, batch)
+    for arguments in batches_of(batches, "calibration"):
+        values = run_all(gm, arguments)
         for node in inputs:
             name, value = node.name, values[node]
             flat = value.detach().reshape(-1, value.shape[-1])
             peak = flat.abs().amax(0)
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
             rows.setdefault(name, []).append(flat)
-    if not count:
-        raise CalibrationError(NO_BATCH)
     return peaks, {name: _sample(torch.cat(parts)) for name, parts in rows.items()}
 
 

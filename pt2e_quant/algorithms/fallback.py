@@ -17,12 +17,12 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
-from ..errors import CalibrationError
 from ..graph.constants import Constants
 from ..graph.module import finish
+from ..graph.run import Arguments, batches_of
 from ..qparams import affine_qparams, fake_quantize
 from ..where import module_path
-from .calibrated import NO_BATCH, Batches, constant_linears, private_copy, rounded_weight, run_again, run_all
+from .calibrated import Batches, constant_linears, private_copy, rounded_weight, run_again, run_all
 
 __all__ = ["Sensitivity", "worst_linears"]
 
@@ -55,7 +55,7 @@ def worst_linears(
 
     Args:
         model: an exported float model.
-        batches: calibration data, tuples of positional arguments; a few are enough.
+        batches: calibration data, as `graph.run.batches_of` takes it; a few batches are enough.
         target: wanted SQNR of the model's outputs, in dB.
         outputs: round what linears return, as XNNPACK does. False for Inductor, which returns it in float.
 
@@ -68,9 +68,7 @@ def worst_linears(
     """
     gm = finish(private_copy(model))
     linears = constant_linears(gm, Constants(gm))
-    held = list(batches)
-    if not held:
-        raise CalibrationError(NO_BATCH)
+    held = list(batches_of(batches, "worst_linears"))
     instead = _quantized_linears(gm, linears, held, outputs)
     signal, noise = 0.0, dict.fromkeys(linears, 0.0)
     for batch in held:
@@ -92,18 +90,18 @@ def worst_linears(
 
 
 def _quantized_linears(
-    gm: GraphModule, linears: list[Node], batches: list[tuple[object, ...]], outputs: bool
+    gm: GraphModule, linears: list[Node], batches: list[Arguments], outputs: bool
 ) -> dict[Node, _Static]:
-    ranges: dict[Node, _Grid] = {}
+    ranges: dict[Node, _Codes] = {}
     watched = {*linears, *(bind(linear)["input"] for linear in linears)}
     for batch in batches:
         values = run_all(gm, batch)
         for node in watched:
-            ranges.setdefault(node, _Grid()).include(values[node])
+            ranges.setdefault(node, _Codes()).include(values[node])
     return {linear: _Static(ranges[bind(linear)["input"]], ranges[linear] if outputs else None) for linear in linears}
 
 
-class _Grid:
+class _Codes:
     """256 values with equal steps over the range of some tensors."""
 
     def __init__(self) -> None:
@@ -120,7 +118,7 @@ class _Grid:
 class _Static:
     """A linear on int8: input and, where it is rounded, output on one grid each, weights per output channel."""
 
-    def __init__(self, before: _Grid, behind: _Grid | None) -> None:
+    def __init__(self, before: _Codes, behind: _Codes | None) -> None:
         self._before, self._behind = before, behind
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -14,13 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils import _pytree as pytree
+from torch.fx import GraphModule, Node
 
-from ..arguments import bind
 from ..errors import CaptureError, QuantizationError
-from ..ops import is_value_preserving
-from ..pt2e.record import BorderQParams, record_of
+from ..graph.run import values_of
+from ..grid import Grid
+from ..pt2e.record import record_of
 from ..pt2e.representation import reference_representation_rewrite
 from ..where import locate
 
@@ -78,7 +77,7 @@ class OutputComparison:
 
     index: int
     node: str
-    grid: BorderQParams | None
+    grid: Grid | None
     differences: tuple[Differences, ...]
 
 
@@ -178,8 +177,8 @@ def compare_lsb(
     record = record_of(reference)
     inside = record.representation.codes if record is not None and record.representation is not None else {}
     versions = {
-        "converted": _run(converted, batches, set(inside)),
-        "reference": _run(reference, batches, {*inside.values()}),
+        "converted": [values_of(converted, batch, set(inside)) for batch in batches],
+        "reference": [values_of(reference, batch, {*inside.values()}) for batch in batches],
     }
     if runtime is not None:
         versions["runtime"] = [(list(outputs), {}) for outputs in _run_outside(runtime, batches)]
@@ -188,29 +187,6 @@ def compare_lsb(
 
 _Versions = list[tuple[list[Any], dict[str, Tensor]]]
 """For each batch: the outputs, flat, and the tensors asked for by the names of their nodes."""
-
-
-class _Capture(Interpreter):
-    """Runs a graph and keeps what some nodes computed."""
-
-    def __init__(self, gm: GraphModule, names: set[str]) -> None:
-        super().__init__(gm)
-        self.names, self.kept = names, {}  # type: ignore[var-annotated]
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.names:
-            self.kept[n.name] = value
-        return value
-
-
-def _run(gm: GraphModule, batches: Sequence[Sequence[Any]], names: set[str]) -> _Versions:
-    runs = []
-    for batch in batches:
-        capture = _Capture(gm, names)
-        with torch.no_grad():
-            runs.append((pytree.tree_leaves(capture.run(*batch)), capture.kept))
-    return runs
 
 
 def _run_outside(
@@ -236,23 +212,13 @@ def _outputs(converted: GraphModule, versions: dict[str, _Versions]) -> tuple[Ou
     for index, node in enumerate(nodes):  # type: ignore[arg-type]
         if not isinstance(node, Node):
             continue
-        grid = _grid(node) or (record.outputs.get(index) if record is not None else None)
+        grid = Grid.of_value(node) or (record.outputs.get(index) if record is not None else None)
         values = {name: [outputs[index] for outputs, _ in runs] for name, runs in versions.items()}
         found.append(OutputComparison(index, node.name, grid, _pairs(values, grid)))
     return tuple(found)
 
 
-def _grid(node: Node) -> BorderQParams | None:
-    """The grid of an output: of the dequantize that gives it, also through ops that only move values."""
-    while is_value_preserving(node) and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-    if node.target is not _Q.dequantize_per_tensor.default:
-        return None
-    arguments = bind(node)
-    return BorderQParams(*(arguments[n] for n in ("scale", "zero_point", "quant_min", "quant_max", "dtype")))
-
-
-def _pairs(values: dict[str, list[Any]], grid: BorderQParams | None) -> tuple[Differences, ...]:
+def _pairs(values: dict[str, list[Any]], grid: Grid | None) -> tuple[Differences, ...]:
     names = list(values)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     return tuple(_differences((a, b), values[a], values[b], None if grid is None else grid.scale) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Exported graphs: modules, attributes, values, constants, graphs inside graphs, devices, pickling, writing.
+"""Exported graphs: modules, attributes, values, constants, nested graphs, devices, pickling, writing, running.
 
 Nothing here knows of quantization. Each file is a topic of its own; import from the file.
 """

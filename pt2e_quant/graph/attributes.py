@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from ..where import copy_origin
 from .nested import written
 from .values import _first_tensor, fake_like, set_value
-from .write import copy_origin
 
 __all__ = [
     "attribute",

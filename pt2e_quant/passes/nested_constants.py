@@ -20,7 +20,7 @@ from ..graph.attributes import attribute, free_name, set_attribute
 from ..graph.module import tidy
 from ..graph.nested import bodies, nested_calls, operands, placeholders_of_operands, set_operands, written
 from ..graph.values import copy_value
-from ..graph.write import copy_origin
+from ..where import copy_origin
 from .fold_weights import FROZEN
 
 __all__ = ["move_constants_in", "move_constants_out"]

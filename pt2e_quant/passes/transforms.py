@@ -13,8 +13,8 @@ from ..graph.attributes import free_name, insert_attribute
 from ..graph.constants import Constants
 from ..graph.module import tidy
 from ..graph.values import copy_value, is_float_tensor, with_value
-from ..graph.write import copy_origin
 from ..ops import ADD, MUL, PAD, SPLIT, SUB, UNBIND, functional
+from ..where import copy_origin
 
 __all__ = [
     "clamp_to_hardtanh",

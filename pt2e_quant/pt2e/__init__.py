@@ -4,10 +4,9 @@ from .convert import convert_pt2e
 from .plan import Group, Plan, Point, make_plan
 from .prepare import prepare_pt2e
 from .quantized_io import QuantizedIO
-from .record import BorderQParams, Decision, GroupRecord, PointRecord, Record, record_of
+from .record import Decision, GroupRecord, PointRecord, Record, record_of
 
 __all__ = [
-    "BorderQParams",
     "Decision",
     "Group",
     "GroupRecord",

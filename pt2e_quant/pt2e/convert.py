@@ -17,14 +17,13 @@ from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy
 from ..graph.nested import graphs
 from ..graph.values import copy_value
-from ..graph.write import copy_origin
 from ..meta import ANNOTATION_KEY, RECORD_KEY, REFUSALS_KEY
 from ..observer.derived import DerivedObserver
 from ..passes.fold_weights import fold_weights
 from ..passes.nested_constants import move_constants_out
 from ..passes.plain_control_flow import to_operators
 from ..passes.runner import run_everywhere, run_pass
-from ..where import in_graph
+from ..where import copy_origin, in_graph
 from .integer_buffers import make_buffers_integer
 from .observers import has_data
 from .qdq import Emitter, QParams, read_qparams, with_qparams

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..arguments import bind, mutates
+from ..arguments import mutates
 from ..errors import ConversionError
 from ..graph.attributes import attribute, written_attributes
 from ..graph.module import is_guard, tidy
 from ..graph.values import is_float_tensor, set_value, with_value
-from ..graph.write import copy_origin
-from ..ops import is_value_preserving, memory_of
-from ..where import locate
-from .record import BorderQParams, Record
+from ..grid import Grid
+from ..ops import is_dequantize, is_value_preserving, memory_of
+from ..where import copy_origin, locate
+from .record import Record
 
 __all__ = ["make_buffers_integer"]
 
@@ -46,7 +46,7 @@ def make_buffers_integer(gm: GraphModule, wanted: Iterable[str], record: Record)
             with static qparams, or with different ones in several places; or the buffer is computed with in place.
     """
     written = [name for name in written_attributes(gm) if attribute(gm, name).dtype.is_floating_point]
-    chosen: dict[str, BorderQParams] = {}
+    chosen: dict[str, Grid] = {}
     for entry in [wanted] if isinstance(wanted, str) else wanted:
         found = fnmatch.filter(written, entry)
         if not found:
@@ -60,7 +60,7 @@ def make_buffers_integer(gm: GraphModule, wanted: Iterable[str], record: Record)
     return replace(record, buffers=chosen)
 
 
-def _convert(gm: GraphModule, name: str) -> BorderQParams:
+def _convert(gm: GraphModule, name: str) -> Grid:
     aliases = _aliases(gm, name)
     writes = [node for node in aliases if mutates(node.target)]
     for write in writes:
@@ -99,18 +99,19 @@ def _values(write: Node, aliases: dict[Node, None]) -> list[Node]:
     return [source for source in write.all_input_nodes if source not in aliases and is_float_tensor(source)]
 
 
-def _common_grid(name: str, writes: list[Node], aliases: dict[Node, None]) -> BorderQParams:
+def _common_grid(name: str, writes: list[Node], aliases: dict[Node, None]) -> Grid:
     """The one grid on which all that is written lies.
 
     What is moved around between its dequantize and the write (cat, slice_scatter, ...) stays on its grid.
     """
-    grids: dict[BorderQParams, Node] = {}
+    grids: dict[Grid, Node] = {}
     pending = [value for write in writes for value in _values(write, aliases)]
     seen = set(pending)
     while pending:
         value = pending.pop()
-        if value.target is _Q.dequantize_per_tensor.default:
-            grids.setdefault(_grid(value), value)
+        grid = Grid.of(value)
+        if grid is not None and is_dequantize(value):
+            grids.setdefault(grid, value)
         elif value not in aliases and not (value.op == "call_function" and is_value_preserving(value)):
             raise ConversionError(
                 f"buffer {name!r} cannot hold integers: what is written to it is computed in floating point:\n"
@@ -129,12 +130,7 @@ def _common_grid(name: str, writes: list[Node], aliases: dict[Node, None]) -> Bo
     return next(iter(grids))
 
 
-def _grid(node: Node) -> BorderQParams:
-    bound = bind(node)
-    return BorderQParams(bound["scale"], bound["zero_point"], bound["quant_min"], bound["quant_max"], bound["dtype"])
-
-
-def _integers(value: Node, write: Node, qparams: BorderQParams) -> Node:
+def _integers(value: Node, write: Node, qparams: Grid) -> Node:
     """The integers that stand for what is written. Values on the grid are quantized without an error."""
     if value.target is _Q.dequantize_per_tensor.default:
         return value.args[0]  # type: ignore[return-value]
@@ -142,7 +138,7 @@ def _integers(value: Node, write: Node, qparams: BorderQParams) -> Node:
         return _call(_Q.quantize_per_tensor.default, value, write, qparams, {})
 
 
-def _read_dequantized(node: Node, aliases: dict[Node, None], qparams: BorderQParams) -> None:
+def _read_dequantized(node: Node, aliases: dict[Node, None], qparams: Grid) -> None:
     """Give each reader of the buffer, or of a view of it, a dequantize of its own."""
     dtype = node.meta["val"].dtype if is_float_tensor(node) else torch.float32
     kwargs = {} if dtype is torch.float32 else {"out_dtype": dtype}
@@ -154,7 +150,7 @@ def _read_dequantized(node: Node, aliases: dict[Node, None], qparams: BorderQPar
         reader.replace_input_with(node, value)
 
 
-def _call(target: Any, value: Node, like: Node, qparams: BorderQParams, kwargs: dict[str, Any]) -> Node:
+def _call(target: Any, value: Node, like: Node, qparams: Grid, kwargs: dict[str, Any]) -> Node:
     node = value.graph.call_function(target, (value, *qparams.arguments), kwargs)
     copy_origin(node, like if like.op == "call_function" else value, "integer_buffers")
     if "val" in value.meta and target is _Q.quantize_per_tensor.default:
@@ -162,7 +158,7 @@ def _call(target: Any, value: Node, like: Node, qparams: BorderQParams, kwargs: 
     return node
 
 
-def _quantized(name: str, value: Tensor, qparams: BorderQParams) -> Tensor:
+def _quantized(name: str, value: Tensor, qparams: Grid) -> Tensor:
     codes = qparams.quantize(value.detach())
     error = (qparams.dequantize(codes) - value.detach()).abs().max().item() if value.numel() else 0.0
     if not error <= 0.51 * qparams.scale:  # half a step and float32 rounding; written so that NaN fails it

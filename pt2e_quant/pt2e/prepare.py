@@ -17,7 +17,6 @@ from ..graph.devices import device_of
 from ..graph.module import ExportedModule, collector_paused, finish, is_guard
 from ..graph.nested import graphs, mark
 from ..graph.values import copy_value
-from ..graph.write import copy_origin
 from ..meta import FOLDED_KEY, RECORD_KEY
 from ..observer.derived import DerivedObserver
 from ..passes.decompose import decompositions
@@ -26,7 +25,7 @@ from ..passes.runner import run_everywhere, run_pass
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
-from ..where import in_graph, locate, node_id
+from ..where import copy_origin, in_graph, locate, node_id
 from .capture import capture
 from .coverage import check_required
 from .observers import make_observers

@@ -21,12 +21,11 @@ from ..errors import ConversionError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.module import is_guard
 from ..graph.values import copy_value, fake_like, set_value, with_value
-from ..graph.write import copy_origin
 from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
 from ..qparams import storage_dtype
 from ..schemes import Scheme
 from ..specs import integer_range, is_per_channel, is_symmetric
-from ..where import locate
+from ..where import copy_origin, locate
 from .record import GroupRecord
 
 __all__ = ["Emitter", "QParams", "read_qparams", "with_qparams"]

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from ..arguments import bind
 from ..errors import ConversionError
 from ..graph.module import is_guard, tidy
 from ..graph.values import with_value
+from ..grid import Grid
+from ..ops import is_dequantize, is_quantize
 from ..where import locate
-from .record import BorderQParams, Record
+from .record import Record
 
 __all__ = ["QuantizedIO", "quantize_io"]
 
@@ -67,9 +68,9 @@ def _pick(items: list[Any], index: int, what: str) -> Node:
     return items[index]  # type: ignore[no-any-return]
 
 
-def _take_input(node: Node) -> BorderQParams:
+def _take_input(node: Node) -> Grid:
     readers = [user for user in node.users if not is_guard(user)]
-    kinds = {_parameters(user) if user.target is _Q.quantize_per_tensor.default else None for user in readers}
+    kinds = {Grid.of(user) if is_quantize(user) else None for user in readers}
     if len(kinds) != 1 or None in kinds:
         raise ConversionError(
             f"input {node.name} cannot become integers: read by {', '.join(str(user.target) for user in readers)}, "
@@ -87,21 +88,17 @@ def _take_input(node: Node) -> BorderQParams:
     return qparams  # type: ignore[return-value]
 
 
-def _take_output(node: Node) -> tuple[Node, BorderQParams]:
-    if node.target is not _Q.dequantize_per_tensor.default:
+def _take_output(node: Node) -> tuple[Node, Grid]:
+    grid = Grid.of(node)
+    if grid is None or not is_dequantize(node):
         raise ConversionError(
             f"output {node.name} cannot become integers: it is computed in float.\n  {locate(node)}\n"
             "  Quantize the op that computes it with a static per-tensor output spec, or leave this output in float."
         )
-    return node.args[0], _parameters(node)  # type: ignore[return-value]
+    return node.args[0], grid  # type: ignore[return-value]
 
 
-def _parameters(node: Node) -> BorderQParams:
-    bound = bind(node)
-    return BorderQParams(bound["scale"], bound["zero_point"], bound["quant_min"], bound["quant_max"], bound["dtype"])
-
-
-def _integer_examples(examples: Any, inputs: dict[int, BorderQParams]) -> Any:
+def _integer_examples(examples: Any, inputs: dict[int, Grid]) -> Any:
     """The example inputs in the dtypes of the new signature, so that the graph can be exported again."""
     if examples is None:
         return None

@@ -10,15 +10,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ..grid import Grid
 from ..meta import RECORD_KEY
 from ..reasons import Folded
 
 __all__ = [
-    "BorderQParams",
     "Decision",
     "GroupRecord",
     "PointRecord",
@@ -106,30 +105,6 @@ class GroupRecord:
 
 
 @dataclass(frozen=True)
-class BorderQParams:
-    """How an integer input, output or buffer of the model stands for real numbers: x = (q - zero_point) * scale."""
-
-    scale: float
-    zero_point: int
-    quant_min: int
-    quant_max: int
-    dtype: torch.dtype
-
-    def quantize(self, x: Tensor) -> Tensor:
-        """Real numbers -> the integers that the model takes, exactly as its own quantize did it."""
-        return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *self.arguments)  # type: ignore[no-any-return]
-
-    def dequantize(self, q: Tensor) -> Tensor:
-        """The integers that the model returns -> float32, exactly as its own dequantize did it."""
-        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *self.arguments)  # type: ignore[no-any-return]
-
-    @property
-    def arguments(self) -> tuple[float, int, int, int, torch.dtype]:
-        """What the q/dq ops take behind the tensor."""
-        return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype
-
-
-@dataclass(frozen=True)
 class Representation:
     """What became of the ops of a model that was rewritten in integer arithmetic.
 
@@ -164,9 +139,9 @@ class Record:
     bytes_before: int = 0
     bytes_after: int | None = None
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    inputs: dict[int, BorderQParams] = field(default_factory=dict)
-    outputs: dict[int, BorderQParams] = field(default_factory=dict)
-    buffers: dict[str, BorderQParams] = field(default_factory=dict)
+    inputs: dict[int, Grid] = field(default_factory=dict)
+    outputs: dict[int, Grid] = field(default_factory=dict)
+    buffers: dict[str, Grid] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     representation: Representation | None = None
 

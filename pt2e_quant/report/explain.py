@@ -14,8 +14,8 @@ import torch
 
 from ..errors import CaptureError
 from ..graph.module import collector_paused
+from ..grid import Grid
 from ..pt2e.record import (
-    BorderQParams,
     Decision,
     GroupRecord,
     PointRecord,
@@ -92,17 +92,17 @@ class Report:
         return self.record.groups
 
     @property
-    def inputs(self) -> dict[int, BorderQParams]:
+    def inputs(self) -> dict[int, Grid]:
         """Scale and zero point of each integer input (convert_pt2e(..., quantized_io=...)), by position."""
         return self.record.inputs
 
     @property
-    def outputs(self) -> dict[int, BorderQParams]:
+    def outputs(self) -> dict[int, Grid]:
         """The same for integer outputs."""
         return self.record.outputs
 
     @property
-    def buffers(self) -> dict[str, BorderQParams]:
+    def buffers(self) -> dict[str, Grid]:
         """The same for integer buffers (convert_pt2e(..., integer_buffers=...)), by name."""
         return self.record.buffers
 
@@ -234,9 +234,9 @@ def _group(fields: dict[str, Any]) -> GroupRecord:
     return GroupRecord(**{**fields, **tuples, "range": ends, "own": tuple(SiteRange(**own) for own in fields["own"])})
 
 
-def _border(qparams: BorderQParams) -> dict[str, Any]:
+def _border(qparams: Grid) -> dict[str, Any]:
     return dataclasses.asdict(qparams) | {"dtype": str(qparams.dtype).removeprefix("torch.")}
 
 
-def _unborder(fields: dict[str, Any]) -> BorderQParams:
-    return BorderQParams(**(fields | {"dtype": getattr(torch, fields["dtype"])}))
+def _unborder(fields: dict[str, Any]) -> Grid:
+    return Grid(**(fields | {"dtype": getattr(torch, fields["dtype"])}))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..errors import CalibrationError
 from ..graph.attributes import attribute
+from ..graph.run import batches_of
 from ..pt2e.observers import has_data
 from ..pt2e.qdq import QParams, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
@@ -49,33 +49,21 @@ def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -
 
     Args:
         prepared: a calibrated model; its state stays as it is.
-        data: batches: a tensor, a tuple of positional arguments, or a dictionary of keyword arguments each.
+        data: batches, as `graph.run.batches_of` takes them.
 
     Raises:
-        CalibrationError: there is no batch in `data`.
+        CalibrationError: `data` is no collection of batches, or there is none in it.
     """
     twin = copy.deepcopy(prepared, {id(parameter): parameter for parameter in prepared.parameters()})
     watchers = _watch(twin, {group.observer for group in record.groups})
-    batches = 0
     with torch.no_grad():
-        for batches, batch in enumerate(data, 1):  # noqa: B007  # counted
-            _call(twin, batch)
-    if not batches:
-        raise CalibrationError("explain(prepared, data): there is no batch in data")
+        for args, kwargs in batches_of(data, "explain(prepared, data)"):
+            twin(*args, **kwargs)
     for number, group in enumerate(record.groups):
         observer = attribute(prepared, group.observer)
         writes_its_own = hasattr(observer, "convert")  # q/dq of another package, whose qparams only it knows
         if not writes_its_own and has_data(observer) and hasattr(observer, "calculate_qparams"):
             record.groups[number] = _with_ranges(group, read_qparams(observer), watchers)
-
-
-def _call(model: GraphModule, batch: Any) -> None:
-    if isinstance(batch, dict):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)
 
 
 def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:

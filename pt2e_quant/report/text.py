@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ..pt2e.record import BorderQParams, Decision, GroupRecord, Record, Representation, SiteRange
+from ..grid import Grid
+from ..pt2e.record import Decision, GroupRecord, Record, Representation, SiteRange
 
 __all__ = ["as_table", "as_text", "bits_lost", "ends_text", "qparams_text", "sharing_cost", "summary"]
 
@@ -48,7 +49,7 @@ def as_text(record: Record) -> str:
         sections.append(f"Left in float, by reason\n{reasons}")
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
     sections += _observers(record, letters)
-    borders: dict[str, dict[Any, BorderQParams]]
+    borders: dict[str, dict[Any, Grid]]
     borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
     for title, border in borders.items():
         if border:

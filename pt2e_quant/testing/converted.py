@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils import _pytree
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_map_only
 
 from ..graph.constants import Constants
 from ..graph.module import is_guard
+from ..graph.run import Watcher
 from ..meta import ANNOTATION_KEY
 from ..ops import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
 from .finding import Finding
@@ -110,30 +111,27 @@ def _leftovers(gm: GraphModule) -> Found:
 
 
 def _values(gm: GraphModule, inputs: tuple[object, ...]) -> Found:
-    recorder = _Recorder(gm)
-    leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in _pytree.tree_leaves(inputs)]
+    found: list[tuple[str, str, str]] = []
+
+    def see(node: Node, value: object) -> None:
+        difference = _recorded_otherwise(node, value) if node.op == "call_function" else None
+        if difference is not None:
+            found.append(("values-recorded", node.name, difference))
+
     with state_kept(gm):
-        recorder.boxed_run(leaves)
-    yield from recorder.found
+        Watcher(gm, see).run_batch(tree_map_only(Tensor, torch.clone, inputs))
+    yield from found
 
 
-class _Recorder(Interpreter):
-    """Runs a graph and compares each value with meta['val']."""
-
-    def __init__(self, gm: GraphModule) -> None:
-        super().__init__(gm)
-        self.found: list[tuple[str, str, str]] = []
-
-    def run_node(self, n: Node) -> object:
-        value = super().run_node(n)
-        recorded = n.meta.get("val")
-        if n.op == "call_function":
-            if recorded is None and isinstance(value, Tensor):
-                self.found.append(("values-recorded", n.name, "no value is recorded"))
-            elif isinstance(value, Tensor) and isinstance(recorded, Tensor):
-                is_same = value.dtype == recorded.dtype and value.dim() == recorded.dim()
-                fits = all(not isinstance(r, int) or r == v for v, r in zip(value.shape, recorded.shape, strict=False))
-                if not (is_same and fits):
-                    said = f"{recorded.dtype} {list(recorded.shape)}, it computes {value.dtype} {list(value.shape)}"
-                    self.found.append(("values-recorded", n.name, f"recorded as {said}"))
-        return value
+def _recorded_otherwise(node: Node, value: object) -> str | None:
+    """How meta['val'] differs from what the node computes."""
+    recorded = node.meta.get("val")
+    if recorded is None and isinstance(value, Tensor):
+        return "no value is recorded"
+    if not isinstance(value, Tensor) or not isinstance(recorded, Tensor):
+        return None
+    is_same = value.dtype == recorded.dtype and value.dim() == recorded.dim()
+    fits = all(not isinstance(r, int) or r == v for v, r in zip(value.shape, recorded.shape, strict=False))
+    if is_same and fits:
+        return None
+    return f"recorded as {recorded.dtype} {list(recorded.shape)}, it computes {value.dtype} {list(value.shape)}"

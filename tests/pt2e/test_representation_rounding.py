@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pt2e_quant.pt2e.record import BorderQParams
+from pt2e_quant.grid import Grid
 from pt2e_quant.pt2e.representation import NoIntegerForm, Rounding
 from pt2e_quant.pt2e.representation.rounding import Term, requantize, requantize_sum
 
@@ -27,7 +27,7 @@ def run(values: list[int], factor: float, rounding: Rounding, zero_point: int = 
     """Requantize with an output scale of 1, so that the factor is the scale itself."""
     bound = max(1, *map(abs, values))
     term = Term(torch.tensor(values), torch.tensor(factor, dtype=torch.float64), bound)
-    out = BorderQParams(1.0, zero_point, *WIDE)
+    out = Grid(1.0, zero_point, *WIDE)
     return requantize(term, out, rounding, lambda constant: constant, **options).tolist()
 
 
@@ -90,7 +90,7 @@ def test_a_sum_is_within_one_half_and_what_its_multipliers_lose(rounding, a, b, 
     """21-bit multipliers: 255 * 2^-21 for each operand. Fixed point: three roundings, two of them of 2^-20 steps."""
     terms = [Term(torch.tensor([a]), torch.tensor(scale_a, dtype=torch.float64), 255)]
     terms.append(Term(torch.tensor([b]), torch.tensor(scale_b, dtype=torch.float64), 255, sign=-1))
-    out = BorderQParams(1.0, 0, -(2**31), 2**31 - 1, torch.int32)
+    out = Grid(1.0, 0, -(2**31), 2**31 - 1, torch.int32)
     (got,) = requantize_sum(terms, out, rounding, lambda constant: constant).tolist()
     slack = 2 * 255 * 2.0**-20 * max(scale_a, scale_b)
     assert abs(got - (a * scale_a - b * scale_b)) <= 0.5 + slack
@@ -99,7 +99,7 @@ def test_a_sum_is_within_one_half_and_what_its_multipliers_lose(rounding, a, b, 
 @pytest.mark.parametrize("rounding", Rounding, ids=lambda rounding: rounding.name)
 def test_a_factor_for_each_channel_is_the_same_as_channel_by_channel(rounding):
     sums_, factors_ = torch.randint(-90, 90, (50, 4)), torch.tensor([0.9, 0.37, 2.0**-5, 0.011]).double()
-    out = BorderQParams(0.7, 3, -128, 127, torch.int8)
+    out = Grid(0.7, 3, -128, 127, torch.int8)
     together = requantize(Term(sums_, factors_, 2**25), out, rounding, lambda constant: constant)
     for channel in range(4):
         term = Term(sums_[:, channel], factors_[channel], 2**25)
@@ -114,7 +114,7 @@ def test_a_factor_for_each_channel_is_the_same_as_channel_by_channel(rounding):
 def test_what_leaves_64_bits_is_refused(factor, bound, rounding):
     term = Term(torch.tensor([1]), torch.tensor(factor, dtype=torch.float64), bound)
     with pytest.raises(NoIntegerForm, match="do not fit"):
-        requantize(term, BorderQParams(1.0, 0, *WIDE), rounding, lambda constant: constant)
+        requantize(term, Grid(1.0, 0, *WIDE), rounding, lambda constant: constant)
 
 
 def test_a_factor_that_reaches_no_half_gives_the_zero_point():

@@ -15,7 +15,6 @@ from torch.fx.graph import CodeGen
 from pt2e_quant import QuantizationError
 from pt2e_quant.errors import LoweringError
 from pt2e_quant.graph.values import is_float_tensor
-from pt2e_quant.graph.write import copy_origin
 from pt2e_quant.lowering.executorch.xnnpack.contract import check_xnnpack_contract
 from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import (
@@ -28,6 +27,7 @@ from pt2e_quant.quantizer import (
     refuse,
 )
 from pt2e_quant.testing import CONVERTED_RULES, RULES, Finding, assert_conforms, check_quantizer, default_models
+from pt2e_quant.where import copy_origin
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import MLP, export
 from tests.pt2e.kit import (

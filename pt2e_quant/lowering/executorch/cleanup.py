@@ -17,10 +17,11 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind, mutates, set_argument
 from ...graph.attributes import attribute, constant, free_name, insert_attribute, set_attribute
 from ...graph.module import tidy
-from ...graph.write import copy_origin, emit
-from ...grid import grid
+from ...graph.write import emit
+from ...grid import Grid
 from ...ops import DROPOUT, is_call, is_dequantize, is_quantize, is_value_preserving, op_name
 from ...passes.fold_constants import fold_constants
+from ...where import copy_origin
 from ..common.gemm import Q, as_gemm
 from .xnnpack.patterns import refusals
 
@@ -86,13 +87,12 @@ def _passes_an_input_through(node: Node) -> bool:
 def cancel_requantize(gm: GraphModule) -> GraphModule:
     """Replace quantize(dequantize(q, p), p) by q. With equal qparams, float32 returns every code of 8 or 16 bits."""
     for quantize in gm.graph.find_nodes(op="call_function", target=Q.quantize_per_tensor.default):
-        dequantize = quantize.args[0]
-        if dequantize.target is not Q.dequantize_per_tensor.default or grid(dequantize) != grid(quantize):
+        dequantize, grid = quantize.args[0], Grid.of(quantize)
+        if grid is None or not is_dequantize(dequantize) or Grid.of(dequantize) != grid:
             continue
         codes = dequantize.args[0]
-        _, _, low, high, dtype = grid(quantize)
-        whole = torch.iinfo(dtype)
-        inside = (low, high) == (whole.min, whole.max) or (is_quantize(codes) and grid(codes) == grid(quantize))
+        whole = torch.iinfo(grid.dtype)
+        inside = grid.bounds == (whole.min, whole.max) or (is_quantize(codes) and Grid.of(codes) == grid)
         if whole.bits <= 16 and inside and bind(dequantize)["out_dtype"] in (None, torch.float32):
             quantize.replace_all_uses_with(codes)
     return tidy(gm)
@@ -235,10 +235,11 @@ def quantize_padding(gm: GraphModule) -> GraphModule:
         users = list(node.users)
         gemm = as_gemm(users[0]) if len(users) == 1 else None
         taken = gemm is not None and not any(refusals(gemm))
-        if dequantize.target is not Q.dequantize_per_tensor.default or taken:
+        grid = Grid.of(dequantize)
+        if grid is None or taken:
             continue
         with gm.graph.inserting_after(node):
-            codes = _call(node, Q.quantize_per_tensor.default, node, *grid(dequantize))
+            codes = _call(node, Q.quantize_per_tensor.default, node, *grid.arguments)
         for user in users:
             with gm.graph.inserting_before(user):
                 value = _call(node, dequantize.target, codes, *dequantize.args[1:], **dequantize.kwargs)
@@ -327,10 +328,8 @@ def _replace(node: Node, steps: list[Step], source: Node | None = None) -> None:
 
 def _enclosing_quantize(source: Node, node: Node) -> Node | None:
     """The quantize behind the node, when source is a dequantize on the same grid."""
-    users = list(node.users)
-    if source.target is not Q.dequantize_per_tensor.default or len(users) != 1:
-        return None
-    same = users[0].target is Q.quantize_per_tensor.default and grid(users[0]) == grid(source)
+    users, grid = list(node.users), Grid.of(source)
+    same = grid is not None and len(users) == 1 and is_quantize(users[0]) and Grid.of(users[0]) == grid
     return users[0] if same else None
 
 

@@ -12,9 +12,8 @@ from torch.fx import GraphModule, Node
 from ...errors import LoweringError
 from ...graph.module import tidy
 from ...graph.nested import graphs, nested_calls
-from ...graph.write import copy_origin
 from ...meta import PORTABLE
-from ...where import locate_all
+from ...where import copy_origin, locate_all
 
 __all__ = ["check_control_flow", "copy_results_of_branches"]
 

@@ -15,8 +15,8 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind
 from ...graph.attributes import constant, free_name, insert_attribute
 from ...graph.module import tidy
-from ...graph.write import copy_origin
 from ...ops import EMBEDDING, LINEAR, is_dequantize
+from ...where import copy_origin
 from ..common.entry import origin
 from ..common.gemm import Q
 from ..common.remarks import Remark

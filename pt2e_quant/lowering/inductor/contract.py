@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind
 from ...errors import LoweringError
 from ...graph.attributes import constant
-from ...grid import grid
+from ...grid import Grid
 from ...ops import MAX_POOL, is_call, is_conv, is_conv_transpose, is_dequantize, is_quantize
 from ...where import locate
 from ..common.gemm import Gemm, as_gemm
@@ -88,7 +88,6 @@ def _pooling(node: Node) -> Iterator[str]:
     """The pattern of the integer kernel compares no scales."""
     source, users = node.args[0], list(node.users)
     if is_dequantize(source) and len(users) == 1 and is_quantize(users[0]) and isinstance(source, Node):
-        if source.target is not Q.dequantize_per_tensor.default or users[0].target is not Q.quantize_per_tensor.default:
-            return
-        if grid(source) != grid(users[0]):
+        grids = Grid.of(source), Grid.of(users[0])
+        if None not in grids and grids[0] != grids[1]:
             yield "max pooling on integers keeps their scale; input and output have different ones. Let them share one"

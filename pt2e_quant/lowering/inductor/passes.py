@@ -17,8 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from ...arguments import bind, set_argument
 from ...graph.attributes import constant, free_name, insert_attribute
 from ...graph.module import tidy
-from ...graph.write import copy_origin
-from ...grid import grid
+from ...grid import Grid
 from ...meta import DROPPED_KEY
 from ...ops import (
     ADD,
@@ -35,6 +34,7 @@ from ...ops import (
     is_quantize,
     op_name,
 )
+from ...where import copy_origin
 from ..common.entry import origin
 from ..common.gemm import Q, as_gemm
 from .halves import cast_float16, float32_between_integers
@@ -86,13 +86,14 @@ def move_integers(gm: GraphModule) -> GraphModule:
         if not is_call(move) or len(move.users) != 1:
             continue
         sources = [node for node in move.all_input_nodes if _is_tensor(node)] if _moves(move) else []
-        per_tensor = [s for s in sources if s.target is Q.dequantize_per_tensor.default and grid(s) == grid(quantize)]
+        grid = Grid.of(quantize)
+        per_tensor = [s for s in sources if grid and is_dequantize(s) and Grid.of(s) == grid]
         if not sources or len(per_tensor) != len(sources):
             continue
         for source in sources:
             move.replace_input_with(source, source.args[0])
         if move.target in PAD:
-            set_argument(move, "value", grid(quantize)[1])
+            set_argument(move, "value", grid.zero_point)  # type: ignore[union-attr]
         move.meta["val"] = quantize.meta.get("val")
         quantize.replace_all_uses_with(move)
         gm.graph.erase_node(quantize)
@@ -196,14 +197,15 @@ def second_channel(gm: GraphModule) -> GraphModule:
             continue
         weight, codes = gemm.weight.args[0], gemm.activation.args[0]
         values = constant(weight)
-        if values is None or gemm.activation.target is not Q.dequantize_per_tensor.default:
+        grid = Grid.of(gemm.activation)
+        if values is None or grid is None:
             continue
         spatial = [0, 0] * (values.dim() - 2)
         with gm.graph.inserting_before(gemm.weight):
             two = torch.nn.functional.pad(values, (*spatial, 0, 1))
             wide = insert_attribute(gm, next(names), two, like=gemm.weight, by="lowering")
         with gm.graph.inserting_before(gemm.activation):
-            padded = _call(node, aten.constant_pad_nd.default, codes, [*spatial, 0, 1], grid(gemm.activation)[1])
+            padded = _call(node, aten.constant_pad_nd.default, codes, [*spatial, 0, 1], grid.zero_point)
         gemm.weight.replace_input_with(weight, wide)  # type: ignore[arg-type]
         gemm.activation.replace_input_with(codes, padded)  # type: ignore[arg-type]
     return tidy(gm)

@@ -13,9 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 from ...arguments import bind
 from ...graph.attributes import constant, free_name, insert_attribute
 from ...graph.module import tidy
-from ...graph.write import copy_origin
 from ...meta import MERGED_KEY
 from ...ops import ADD, HARDTANH, LINEAR, RELU, RELU6, is_call, is_dequantize, is_quantize, op_name
+from ...where import copy_origin
 from ..common.entry import origin
 from ..common.gemm import Gemm, as_gemm
 from ..executorch.xnnpack.patterns import moves_values

@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ... import ops
-from .emit import Symbol
+from ...graph.write import Symbol
 from .operands import Call
 from .products import PRODUCTS
 from .rounding import NoIntegerForm
@@ -86,7 +86,7 @@ def dequantize_per_channel(call: Call) -> Integers:
         call.symbol(arguments["input"]),
         scale.double().reshape(shape),
         int(centred.abs().max()),
-        call.emitter.constant(zero_point.reshape(shape)) if zero_point.any() else 0,
+        call.writer.constant(zero_point.reshape(shape)) if zero_point.any() else 0,
     )
 
 
@@ -128,7 +128,16 @@ def _move(call: Call, inside: dict[Node, Symbol]) -> Symbol:
     if ops.fills_zeros(call.node):
         args, kwargs = pytree.tree_map_only(float, int, (args, kwargs))
     (dtype,) = {symbol.dtype for symbol in inside.values()}
-    return call.emitter.moved(ops.functional(call.node.target), args, kwargs, dtype)
+
+    def value() -> Any:
+        """The float op's own value in integers: computing it again would invent sizes where these depend on data."""
+
+        def integers(t: Tensor) -> Tensor:
+            return torch.empty_like(t, dtype=dtype) if t.is_floating_point() else t
+
+        return pytree.tree_map_only(Tensor, integers, call.node.meta["val"])
+
+    return call.writer.call_with_value(ops.functional(call.node.target), args, kwargs, value)
 
 
 def max_pool1d(call: Call) -> Integers:
@@ -218,10 +227,10 @@ def adaptive_avg_pool(call: Call) -> Integers:
     bound = x.bound * math.prod(int(count.max()) for count in counts)
     total = call.sum_dtype(bound)
     summed = call.emit(
-        aten.matmul.default, x.centred(total), call.emitter.constant(windows[-1].t().contiguous().to(total))
+        aten.matmul.default, x.centred(total), call.writer.constant(windows[-1].t().contiguous().to(total))
     )
     if len(windows) == 2:
-        summed = call.emit(aten.matmul.default, call.emitter.constant(windows[0].to(total)), summed)
+        summed = call.emit(aten.matmul.default, call.writer.constant(windows[0].to(total)), summed)
     sizes_of_windows = counts[0] if len(counts) == 1 else counts[0][:, None] * counts[1]
     return Integers(summed, x.scale / sizes_of_windows.double(), bound, average=True)
 
@@ -242,7 +251,7 @@ def avg_pool(call: Call) -> Integers:
     (features,) = _static([sizes[-spatial - 1]])
     bound = x.bound * math.prod(kernel)
     total = call.sum_dtype(bound)
-    ones = call.emitter.constant(torch.ones(features, 1, *kernel, dtype=total))
+    ones = call.writer.constant(torch.ones(features, 1, *kernel, dtype=total))
     options = (arguments["stride"] or kernel, arguments["padding"], [1] * spatial, features)
     summed = call.emit(target, x.centred(total), ones, None, *options)
     count = arguments.get("divisor_override") or math.prod(kernel)

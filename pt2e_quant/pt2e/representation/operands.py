@@ -14,7 +14,7 @@ from torch.fx import Node
 from ... import ops
 from ...arguments import argument_index, bind
 from ...graph.constants import Constants
-from .emit import Emitter, Symbol
+from ...graph.write import Symbol, Writer
 from .rounding import NoIntegerForm
 from .values import Integers, Lookup, Sum, Value
 
@@ -30,7 +30,7 @@ class Call:
     node: Node
     values: Mapping[Node, Value]
     constants: Constants
-    emitter: Emitter
+    writer: Writer
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -86,10 +86,10 @@ class Call:
         return max(high - zero_point, zero_point - low)
 
     def symbol(self, node: Node) -> Symbol:
-        return self.emitter.symbol(node)
+        return self.writer(node)
 
     def emit(self, target: Any, *args: Any, **kwargs: Any) -> Symbol:
-        return self.emitter.call(target, *args, **kwargs)
+        return self.writer.call(target, *args, **kwargs)
 
     def emit_with(self, **replaced: Any) -> Symbol:
         """The op itself with other arguments."""

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from ... import ops
 from ...arguments import bind
-from .emit import Symbol
+from ...graph.write import Symbol
 from .operands import Call
 from .rounding import NoIntegerForm
 from .values import Integers, Lookup, Value
@@ -209,7 +209,7 @@ def _largest(bias: Tensor | None) -> int:
 
 
 def _buffer(call: Call, bias: Tensor | None, dtype: torch.dtype) -> Symbol | None:
-    return None if bias is None else call.emitter.constant(bias.to(dtype))
+    return None if bias is None else call.writer.constant(bias.to(dtype))
 
 
 def _pending(call: Call, operand: Node | None, x: Integers, shape: list[int] | None) -> Symbol | None:

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ...arguments import bind
 from ...errors import CaptureError
 from ...graph.constants import Constants
 from ...graph.module import ExportedModule, clone, collector_paused, finish, tidy
 from ...graph.nested import graphs, mark
+from ...graph.write import Symbol, Writer
+from ...grid import Grid
 from ...meta import RECORD_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
 from ...where import node_id
-from ..record import BorderQParams, Record, Representation, record_of
-from .emit import Emitter, Symbol
+from ..record import Record, Representation, record_of
 from .forms import integer_form
 from .operands import Call
 from .products import PRODUCTS
@@ -96,23 +96,26 @@ class _Walk:
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.gm)
-        self.emitter = Emitter(self.gm)
+        self.writer = Writer(self.gm, "reference_representation_rewrite", "_integer_constant_")
 
     def visit(self, node: Node) -> None:
-        self.emitter.before = node
         if node.op != "call_function":
             return
         try:
-            if node.target is operator.getitem:
-                self._getitem(node)
-            elif node.target is _Q.quantize_per_tensor.default:
-                self._quantize(node)
-            elif node.target is torch.ops.aten.sym_size.int:
-                self._size(node)
-            elif self._reads_integers(node):
-                self._form(node)
+            with self.writer.before(node):
+                self._rewrite(node)
         except NoIntegerForm as reason:
             self.left[node] = str(reason)
+
+    def _rewrite(self, node: Node) -> None:
+        if node.target is operator.getitem:
+            self._getitem(node)
+        elif node.target is _Q.quantize_per_tensor.default:
+            self._quantize(node)
+        elif node.target is torch.ops.aten.sym_size.int:
+            self._size(node)
+        elif self._reads_integers(node):
+            self._form(node)
 
     def _reads_integers(self, node: Node) -> bool:
         """Whether a node takes part at all: a dequantize, or a float op behind one."""
@@ -130,7 +133,7 @@ class _Walk:
         unreadable = next((self.left[source] for source in node.all_input_nodes if self._is_unread(source)), None)
         if unreadable is not None and node.target not in PRODUCTS:
             raise NoIntegerForm(unreadable)
-        value = form(Call(node, self.values, self.constants, self.emitter))
+        value = form(Call(node, self.values, self.constants, self.writer))
         self.values[node] = value
         if node.target not in DEQUANTIZE:
             self.formed[node] = _describe(value)
@@ -141,7 +144,7 @@ class _Walk:
     def _getitem(self, node: Node) -> None:
         source = self.values.get(node.args[0])  # type: ignore[arg-type]
         if isinstance(source, Integers) and Call.is_real(node):
-            self.values[node] = replace(source, codes=self.emitter.call(operator.getitem, source.codes, node.args[1]))
+            self.values[node] = replace(source, codes=self.writer.call(operator.getitem, source.codes, node.args[1]))
 
     def _size(self, node: Node) -> None:
         """The size of a float tensor is that of its codes, which stay."""
@@ -150,13 +153,10 @@ class _Walk:
             node.replace_input_with(node.args[0], source.codes.node)  # type: ignore[arg-type]
 
     def _quantize(self, node: Node) -> None:
-        arguments = bind(node)
-        value = self.values.get(arguments["input"])
-        if value is None:
+        out, value = Grid.of(node), self.values.get(node.all_input_nodes[0])
+        if out is None or value is None:
             return
-        names = ("scale", "zero_point", "quant_min", "quant_max", "dtype")
-        out = BorderQParams(*(arguments[name] for name in names))
-        codes: Symbol = value.quantized(out, self.rounding, self.emitter)
+        codes: Symbol = value.quantized(out, self.rounding, self.writer)
         node.replace_all_uses_with(codes.node)
         self.codes[node.name] = codes.node
 
@@ -164,8 +164,8 @@ class _Walk:
         """Products that are still read as real numbers: sum integers, and scale the sum."""
         for node, value in self.values.items():
             if node in read and node.target in PRODUCTS and isinstance(value, Integers | Lookup):
-                self.emitter.before = node
-                node.replace_all_uses_with(value.real(node.meta["val"].dtype).node)
+                with self.writer.before(node):
+                    node.replace_all_uses_with(value.real(node.meta["val"].dtype).node)
                 read.remove(node)
 
     def account(self, alive: set[str]) -> Representation:

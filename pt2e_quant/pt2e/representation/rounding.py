@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...errors import QuantizationError
-from ..record import BorderQParams
-from .emit import call
+from ...graph.write import call
+from ...grid import Grid
 
 __all__ = ["NoIntegerForm", "Rounding", "Term", "codes", "requantize", "requantize_sum"]
 
@@ -71,9 +71,7 @@ Constant = Callable[[Tensor], Any]
 """Brings a constant tensor to where the computation happens: into the graph, or nowhere."""
 
 
-def requantize(
-    term: Term, out: BorderQParams, rounding: Rounding, constant: Constant, *, zero_point_first: bool = False
-) -> Any:
+def requantize(term: Term, out: Grid, rounding: Rounding, constant: Constant, *, zero_point_first: bool = False) -> Any:
     """Codes of `term` on the grid `out`, in its dtype.
 
     Args:
@@ -92,7 +90,7 @@ def requantize(
     return codes(_times_fixed_point(term.x, factor, term.bound, constant), out)
 
 
-def requantize_sum(terms: Sequence[Term], out: BorderQParams, rounding: Rounding, constant: Constant) -> Any:
+def requantize_sum(terms: Sequence[Term], out: Grid, rounding: Rounding, constant: Constant) -> Any:
     """Codes of the sum of terms, one rounding for all of them where the kernels have one.
 
     Raises:
@@ -103,7 +101,7 @@ def requantize_sum(terms: Sequence[Term], out: BorderQParams, rounding: Rounding
     return codes(_sum_on_a_common_grid(terms, out, constant), out)
 
 
-def codes(x: Any, out: BorderQParams, zero_point: int | None = None) -> Any:
+def codes(x: Any, out: Grid, zero_point: int | None = None) -> Any:
     """Integers relative to the zero point -> codes: add it (or `zero_point`), clamp, and take the dtype."""
     offset = out.zero_point if zero_point is None else zero_point
     return cast(call(aten.clamp.default, x + offset if offset else x, out.quant_min, out.quant_max), out.dtype)
@@ -117,7 +115,7 @@ def cast(x: Any, dtype: torch.dtype) -> Any:
 # --- float32 and half to even, in integers ----------------------------------------------------------------------------
 
 
-def _times_float32(term: Term, out: BorderQParams, constant: Constant, zero_point_first: bool) -> Any:
+def _times_float32(term: Term, out: Grid, constant: Constant, zero_point_first: bool) -> Any:
     """round(fl(fl(x) * s)), s a float32 = significand * 2^-shift."""
     factor = term.scale.float() / torch.tensor(out.scale, dtype=torch.float32)
     fraction, exponent = torch.frexp(factor.double())
@@ -151,7 +149,7 @@ def _shift_half_even(x: Any, shift: Tensor, constant: Constant) -> Any:
     return (x + ((x >> by) & 1) + _number(2 ** (shift - 1) - 1, constant)) >> by
 
 
-def _sum_with_one_shift(terms: Sequence[Term], out: BorderQParams, constant: Constant) -> Any:
+def _sum_with_one_shift(terms: Sequence[Term], out: Grid, constant: Constant) -> Any:
     """sum(x * multiplier) / 2^shift, ties up; the largest multiplier has 21 bits."""
     factors = [term.scale.float() / torch.tensor(out.scale, dtype=torch.float32) for term in terms]
     shift = _ADD_BITS - (math.frexp(max(float(factor.max()) for factor in factors))[1] - 1)
@@ -193,7 +191,7 @@ def _times_fixed_point(x: Any, factor: Tensor, bound: int, constant: Constant) -
     return (high + below_zero + _number(2**right // 2, constant)) >> _number(right, constant)
 
 
-def _sum_on_a_common_grid(terms: Sequence[Term], out: BorderQParams, constant: Constant) -> Any:
+def _sum_on_a_common_grid(terms: Sequence[Term], out: Grid, constant: Constant) -> Any:
     """TensorFlow Lite's addition: 20 bits more, each operand on a grid of twice the larger scale, sum, requantize."""
     twice = 2 * max(float(term.scale.max()) for term in terms)
     total, bound = None, 0

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..record import BorderQParams
-from .emit import Emitter, Symbol, call
+from ...graph.write import Symbol, Writer, call
+from ...grid import Grid
 from .rounding import NoIntegerForm, Rounding, Term, cast, codes, requantize, requantize_sum
 
 __all__ = ["Integers", "Lookup", "Sum", "Value", "bounded"]
@@ -77,7 +77,7 @@ class Integers:
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
 
-    def quantized(self, out: BorderQParams, rounding: Rounding, emitter: Emitter) -> Symbol:
+    def quantized(self, out: Grid, rounding: Rounding, writer: Writer) -> Symbol:
         """Codes on the grid `out`, which are these codes themselves when the grid is the same.
 
         Raises:
@@ -90,7 +90,7 @@ class Integers:
         limited = within(out, self.low, self.high)
         if self.scale.numel() != 1 or self.scale.float().item() != torch.tensor(out.scale).float().item():
             term = Term(self.centred_as_is(), self.scale, self.bound)
-            return requantize(term, limited, rounding, emitter.constant, zero_point_first=self.average)  # type: ignore[no-any-return]
+            return requantize(term, limited, rounding, writer.constant, zero_point_first=self.average)  # type: ignore[no-any-return]
         if (self.zero_point, self.limits) != (out.zero_point, (out.quant_min, out.quant_max)):
             return codes(self.centred_as_is(), limited)  # type: ignore[no-any-return]
         if limited == out:
@@ -103,11 +103,11 @@ class Integers:
 
     def real(self, dtype: torch.dtype) -> Symbol:
         """The values as floating-point numbers: the exact integers times the scale. Bounds are left to their own op."""
-        emitter = self.codes.emitter
+        writer = self.codes.writer
         value = call(aten._to_copy.default, self.centred_as_is(), dtype=torch.float32)
         if self.run_time is not None:
             value = value * call(aten._to_copy.default, self.run_time, dtype=torch.float32)
-        value = value * (float(self.scale) if self.scale.numel() == 1 else emitter.constant(self.scale.float()))
+        value = value * (float(self.scale) if self.scale.numel() == 1 else writer.constant(self.scale.float()))
         if self.bias is not None:
             value = value + self.bias
         return value if dtype is torch.float32 else call(aten._to_copy.default, value, dtype=dtype)  # type: ignore[no-any-return]
@@ -121,7 +121,7 @@ class Sum:
     low: float = -math.inf
     high: float = math.inf
 
-    def quantized(self, out: BorderQParams, rounding: Rounding, emitter: Emitter) -> Symbol:
+    def quantized(self, out: Grid, rounding: Rounding, writer: Writer) -> Symbol:
         """Codes on the grid `out`.
 
         Raises:
@@ -131,7 +131,7 @@ class Sum:
             raise NoIntegerForm("an operand's scale is known at run time only")
         settled = ((sign, term.settled()) for sign, term in self.terms)
         terms = [Term(term.centred_as_is(), term.scale, term.bound, sign) for sign, term in settled]
-        return requantize_sum(terms, within(out, self.low, self.high), rounding, emitter.constant)  # type: ignore[no-any-return]
+        return requantize_sum(terms, within(out, self.low, self.high), rounding, writer.constant)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Lookup:
     low: float = -math.inf
     high: float = math.inf
 
-    def quantized(self, out: BorderQParams, rounding: Rounding, emitter: Emitter) -> Symbol:
+    def quantized(self, out: Grid, rounding: Rounding, writer: Writer) -> Symbol:
         """Codes on the grid `out`.
 
         Raises:
@@ -162,16 +162,16 @@ class Lookup:
         centred = self.table.long() - self.zero_point.long()
         term = Term(centred, self.scale, int(centred.abs().max()))
         limited = within(out, self.low, self.high)
-        table = emitter.constant(requantize(term, limited, rounding, lambda tensor: tensor))
+        table = writer.constant(requantize(term, limited, rounding, lambda tensor: tensor))
         return call(aten.embedding.default, table, self.indices)  # type: ignore[no-any-return]
 
     def real(self, dtype: torch.dtype) -> Symbol:
         """The rows as floating-point numbers: looked up as integers, then scaled."""
-        emitter = self.weight.emitter
+        writer = self.weight.writer
         rows = call(aten._to_copy.default, call(aten.embedding.default, self.weight, self.indices), dtype=torch.float32)
         if self.zero_point.any():
-            rows = rows - call(aten.embedding.default, emitter.constant(self.zero_point.float()), self.indices)
-        rows = rows * call(aten.embedding.default, emitter.constant(self.scale.float()), self.indices)
+            rows = rows - call(aten.embedding.default, writer.constant(self.zero_point.float()), self.indices)
+        rows = rows * call(aten.embedding.default, writer.constant(self.scale.float()), self.indices)
         return rows if dtype is torch.float32 else call(aten._to_copy.default, rows, dtype=dtype)  # type: ignore[no-any-return]
 
 
@@ -183,7 +183,7 @@ def bounded(value: Value, low: float, high: float) -> Value:
     return replace(value, low=min(max(value.low, low), high), high=min(max(value.high, low), high))
 
 
-def within(out: BorderQParams, low: float, high: float) -> BorderQParams:
+def within(out: Grid, low: float, high: float) -> Grid:
     """The grid without the codes beyond real bounds, each bound rounded as the graph's own quantize does it."""
     limits = [
         end if math.isinf(bound) else int(out.quantize(torch.tensor(bound)))

@@ -18,7 +18,7 @@ from ....arguments import bind
 from ....errors import LoweringError
 from ....graph.attributes import constant
 from ....graph.values import rank
-from ....grid import grid
+from ....grid import Grid
 from ....ops import LINEAR, is_conv_transpose, is_dequantize, op_name
 from ....where import locate
 from ...common.gemm import Gemm, as_gemm
@@ -199,10 +199,10 @@ def inputs_and_output_are_int8(kernel: Gemm | IntegerOp) -> Iterator[Finding]:
 def activations_use_the_whole_range(node: Node) -> Iterator[Finding]:
     if node.target is not Q.quantize_per_tensor.default or constant(node.args[0]) is not None:
         return
-    *_, low, high, dtype = grid(node)
-    if dtype == torch.int8 and (low, high) != (-128, 127):
-        severity: Severity = "inexact" if (low, high) == (-127, 127) else "wrong"
-        why = f"the quantized range is {low}..{high}, and XNNPACK saturates at -128..127"
+    grid = Grid.of(node)
+    if grid and grid.dtype == torch.int8 and grid.bounds != (-128, 127):
+        severity: Severity = "inexact" if grid.bounds == (-127, 127) else "wrong"
+        why = f"the quantized range is {grid.quant_min}..{grid.quant_max}, and XNNPACK saturates at -128..127"
         yield severity, why, "Use quant_min=-128, quant_max=127 for activations."
 
 
@@ -215,9 +215,9 @@ def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Finding]:
 
 def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
     tensors = (*op.inputs, op.quantize) if moves_values(op.node) and not _is_free_slice(op.node) else ()
-    grids = {grid(tensor) for tensor in tensors if _is_per_tensor(tensor)}
+    grids = {grid for tensor in tensors if (grid := Grid.of(tensor))}
     if len(grids) > 1:
-        shown = ", ".join(f"{scale:.6g}/{zero_point}" for scale, zero_point, *_ in sorted(grids, key=str))
+        shown = ", ".join(f"{grid.scale:.6g}/{grid.zero_point}" for grid in sorted(grids, key=str))
         yield (
             "init",
             f"{op_name(op.node)} has different scales or zero points going in and coming out ({shown})",

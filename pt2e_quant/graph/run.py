@@ -1,0 +1,145 @@
+"""Run a graph on batches of data and see what its nodes compute: one convention for batches, one watcher of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import _pytree as fx_pytree
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils import _pytree as pytree
+
+from ..arguments import mutated_arguments
+from ..errors import CalibrationError
+
+__all__ = ["Arguments", "Watcher", "arguments_of", "batches_of", "flat_inputs", "run_batch", "values_of"]
+
+
+class Arguments(NamedTuple):
+    """Positional and keyword arguments of one call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def arguments_of(batch: Any) -> Arguments:
+    """The arguments that one batch stands for.
+
+    Args:
+        batch: a mapping is keyword arguments; a tuple or a list is positional ones, as a DataLoader gives them;
+            anything else is the only argument.
+    """
+    if isinstance(batch, Arguments):
+        return batch
+    if isinstance(batch, Mapping):
+        return Arguments((), {str(name): value for name, value in batch.items()})
+    return Arguments(tuple(batch) if isinstance(batch, (tuple, list)) else (batch,), {})
+
+
+def batches_of(data: Iterable[Any], asked_by: str) -> Iterator[Arguments]:
+    """The arguments of each batch of the data.
+
+    Args:
+        data: batches, each as `arguments_of` takes it; a DataLoader too.
+        asked_by: what the data is for, for the messages: 'explain(prepared, data)'.
+
+    Raises:
+        CalibrationError: it is no collection of batches, or there is none in it.
+    """
+    if isinstance(data, (torch.Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"{asked_by} takes batches: a list or a DataLoader of tensors, tuples of arguments, or dictionaries of "
+            f"keyword arguments. It got {type(data).__name__}; for a single batch, pass [batch]."
+        )
+    empty = True
+    for batch in data:
+        empty = False
+        yield arguments_of(batch)
+    if empty:
+        raise CalibrationError(f"{asked_by}: there is no batch in the data")
+
+
+def run_batch(model: nn.Module, batch: Any) -> list[Any]:
+    """The outputs of one call without gradients, flat."""
+    args, kwargs = arguments_of(batch)
+    with torch.no_grad():
+        return pytree.tree_leaves(model(*args, **kwargs))
+
+
+class Watcher(Interpreter):
+    """Runs a graph and shows the value of each node, as soon as it is computed, to a function.
+
+    Args:
+        gm: the graph; what it writes to its buffers stays written.
+        see: called with each node and its value.
+        keep_values: let ops that write to a computed tensor in place write to a copy, so that values that were seen
+            stay what they were.
+    """
+
+    def __init__(self, gm: GraphModule, see: Callable[[Node, Any], None], *, keep_values: bool = False) -> None:
+        super().__init__(gm, garbage_collect_values=not keep_values)
+        self._gm = gm
+        self._see = see
+        self._keep_values = keep_values
+
+    def run_node(self, n: Node) -> Any:
+        value = self._run_on_copies(n) if self._keep_values else super().run_node(n)
+        self._see(n, value)
+        return value
+
+    def _run_on_copies(self, n: Node) -> Any:
+        written = mutated_arguments(n.target) if n.op == "call_function" else ()
+        if not written or any(_is_stored(n.args[index]) for index in written if index < len(n.args)):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        copies = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
+        return self.call_function(n.target, tuple(copies), kwargs)
+
+    def run_batch(self, batch: Any) -> list[Any]:
+        """The outputs for one batch, flat, without gradients."""
+        with torch.no_grad():
+            return pytree.tree_leaves(self.run(*flat_inputs(self._gm, batch), enable_io_processing=False))
+
+
+def values_of(gm: GraphModule, batch: Any, names: Collection[str]) -> tuple[list[Any], dict[str, Any]]:
+    """(outputs, flat; values of the nodes of these names) for one batch."""
+    kept: dict[str, Any] = {}
+
+    def see(node: Node, value: Any) -> None:
+        if node.name in names:
+            kept[node.name] = value
+
+    return Watcher(gm, see).run_batch(batch), kept
+
+
+def flat_inputs(gm: GraphModule, batch: Any) -> list[Any]:
+    """The values of the graph's placeholders, in their order, for one batch.
+
+    Raises:
+        CalibrationError: the batch is not for the arguments of the model.
+    """
+    args, kwargs = arguments_of(batch)
+    codegen = gm.graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
+        return [*args, *kwargs.values()]
+    names, tree = codegen.pytree_info.orig_args, codegen.pytree_info.in_spec
+    count = tree.child(0).num_children
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if set(given) != set(names) or len(args) > count:
+        raise CalibrationError(
+            f"the model takes the arguments {', '.join(names)}; this batch is for {_described(batch)}"
+        )
+    positional = [given[name] for name in names[:count]]
+    return fx_pytree.tree_flatten_spec((positional, {name: given[name] for name in names[count:]}), tree)
+
+
+def _described(batch: Any) -> str:
+    args, kwargs = arguments_of(batch)
+    return ", ".join(filter(None, (f"{len(args)} positional" if args else "", *kwargs))) or "none"
+
+
+def _is_stored(argument: Any) -> bool:
+    return isinstance(argument, Node) and argument.op == "get_attr"
