@@ -1,6 +1,6 @@
 """Rules of what Inductor runs with oneDNN's integer kernels, and the reasons why not, for every processor that it has.
 
-A backend (x86, Arm, Intel GPUs) takes the rules that its processor has kernels for and puts in front of their reasons
+A backend (x86, Arm, Intel GPUs) takes the rules that its processor has kernels for and puts before their reasons
 those against number formats that it lacks: `refusing(rules, reason)`. A convolution or linear may end in float, so an
 output is quantized only where something that runs in integers reads it. Ops that only move values move the integers.
 """
@@ -131,7 +131,7 @@ _IN_FLOAT = "the configuration keeps activations in float, so Inductor computes 
 
 def run_time_qparams(match: Match) -> str | None:
     dynamic = config_of(match).is_dynamic
-    return "its qparams would be computed at run time, which Inductor has for linear only" if dynamic else None
+    return "its qparams would be computed at run time, which Inductor supports for linear only" if dynamic else None
 
 
 def float_activations(match: Match) -> str | None:
@@ -151,7 +151,7 @@ def weight_format(match: Match) -> str | None:
     if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
         return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
     if config_of(match).group_size and not config_of(match).is_weight_only:
-        return "weights in groups go with float activations; set input_activation=None"
+        return "weights in groups need float activations; set input_activation=None"
     return None
 
 
@@ -174,7 +174,7 @@ def not_weight_only(match: Match) -> str | None:
     if not match.explicit and not config_of(match).is_weight_only:
         return "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
     return (
-        "its table is no int8, which is what Inductor looks up"
+        "its table is not int8, which is what Inductor looks up"
         if getattr(config_of(match).weight, "dtype", None) is not torch.int8
         else None
     )
@@ -182,7 +182,7 @@ def not_weight_only(match: Match) -> str | None:
 
 def no_table(match: Match) -> str | None:
     if not match.is_constant("w"):
-        return f"{match.captures['w']} is computed at run time, no table is stored"
+        return f"{match.captures['w']} is computed at run time; no table is stored"
     size, w = config_of(match).group_size, match.value("w")
     if size and w is not None and w.shape[1] % min(size, w.shape[1]):
         return f"rows of {w.shape[1]} do not split into groups of {size}"
@@ -211,13 +211,13 @@ def half_weights_in_half_models(match: Match) -> str | None:
     x, weight = match.value("x"), config_of(match).weight
     if x is None or x.dtype is torch.float32 or getattr(weight, "dtype", None) is not torch.float16:
         return None
-    return f"the input is {_name(x.dtype)}, oneDNN has float16 weights beside float32 only"
+    return f"the input is {_name(x.dtype)}, oneDNN takes float16 weights with float32 inputs only"
 
 
 def computed_parameters(match: Match) -> str | None:
     for name in ("w", "b"):
         if match.captures.get(name) is not None and not match.is_constant(name):
-            return f"{match.captures[name]} is computed at run time, Inductor packs constant weights and biases only"
+            return f"{match.captures[name]} is computed at run time; Inductor packs constant weights and biases only"
     return None
 
 
@@ -225,7 +225,7 @@ def unbatched(match: Match) -> str | None:
     x, w = match.value("x"), match.value("w")
     if x is None or w is None or (x.dim() == w.dim() or (w.dim() == 2 and x.dim() > 2)):
         return None
-    return "the input has no batch dimension, Inductor's integer kernels need one"
+    return "the input has no batch dimension; Inductor's integer kernels need one"
 
 
 def uneven_same_padding(match: Match) -> str | None:
@@ -233,26 +233,26 @@ def uneven_same_padding(match: Match) -> str | None:
     if match.argument(conv, "padding") != "same" or w is None:
         return None
     spans = [(size - 1) * step for size, step in zip(w.shape[2:], _steps(match, w.dim() - 2), strict=True)]
-    return "padding='same' pads unevenly here, oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
+    return "padding='same' pads unevenly here; oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
 
 
 def not_in_place_sum(match: Match) -> str | None:
     """oneDNN adds into the memory of the other operand, on the same shape; Inductor checks that at compile time."""
     if match.argument(plus, "alpha") not in (None, 1):
-        return f"alpha={match.argument(plus, 'alpha')}, the kernel adds with 1"
+        return f"alpha={match.argument(plus, 'alpha')}; the kernel adds with alpha=1"
     other, x = match.captures["other"], match.captures["x"]
     if match.is_constant("other"):
         return "it adds a constant"
     if other is x:
-        return "it adds its own input, the kernel would overwrite what it still reads"
+        return "it adds its own input; the kernel would overwrite what it still reads"
     if isinstance(other, Node) and other.target in (*reshaping.targets, *copying.targets):
-        return "it adds a view of another tensor, the kernel needs memory of its own"
+        return "it adds a view of another tensor; the kernel needs memory of its own"
     return _shapes_differ(match)
 
 
 def not_fused_sum(match: Match) -> str | None:
     if match.argument(plus, "alpha") not in (None, 1):
-        return f"alpha={match.argument(plus, 'alpha')}, the kernel adds with 1"
+        return f"alpha={match.argument(plus, 'alpha')}; the kernel adds with alpha=1"
     return "it adds a constant" if match.is_constant("other") else _shapes_differ(match)
 
 
@@ -261,13 +261,13 @@ def _shapes_differ(match: Match) -> str | None:
     inner = next(node for declared, node in match.calls if declared in (conv, linear)).meta.get("val")
     if other is None or inner is None or whole is None:
         return None
-    return None if other.shape == inner.shape else "its operands have different shapes, the kernel does not broadcast"
+    return None if other.shape == inner.shape else "its operands have different shapes; the kernel does not broadcast"
 
 
 def unusual_pool(match: Match) -> str | None:
     x, mode = match.value("x"), match.argument(maximum_of, "ceil_mode")
     if x is not None and x.dim() != 4:
-        return "the input has no batch dimension, Inductor's integer max pooling needs one"
+        return "the input has no batch dimension; Inductor's integer max pooling needs one"
     return "ceil_mode with dynamic shapes" if mode and x is not None and _is_dynamic(x) else None
 
 
@@ -405,7 +405,7 @@ CONVOLUTIONS = (conv_add_relu, conv_add, conv_unary, conv_only)
 LINEARS = (linear_add_relu, linear_add, linear_unary, linear_only)
 
 NO_TABLES = "this quantizer has no recipe for tables of integers"
-_TRANSPOSED = "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers"
+_TRANSPOSED = "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers"
 _FUSED = "Inductor computes it in float, in one loop with its neighbours"
 REASONS = MappingProxyType(
     dict.fromkeys(

@@ -119,7 +119,7 @@ def not_linear_scheme(match: Match) -> str | None:
     config, w = config_of(match), match.value("w")
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
-        return "float16 weights go with float activations; set input_activation=None" if mixed else None
+        return "float16 weights need float activations; set input_activation=None" if mixed else None
     if w is not None and config.group_size and w.shape[1] % min(config.group_size, w.shape[1]):
         return f"its {w.shape[1]} inputs do not split into groups of {config.group_size}"
     return weight_format(match) or not_unsigned(match)

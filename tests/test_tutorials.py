@@ -77,7 +77,7 @@ def test_tutorial_4_compiles_to_integer_kernels_that_keep_the_accuracy(run):
     assert max(found) - min(found) <= 1.0  # 6 of 597 images
     program, graph = names["answers"]["program"], names["answers"]["converted graph"]
     assert (program.argmax(1) != graph.argmax(1)).sum() <= 6
-    assert "takes its weight for that of an ordinary convolution" in printed
+    assert "mistakes its weight for that of an ordinary convolution" in printed
     assert printed.count("converted by X86InductorQuantizer: 3 of 3 float ops quantized") == 2
 
 

@@ -117,7 +117,7 @@ def _no_op(observer: nn.Module, scheme: Scheme | None) -> str:
     blocks = getattr(observer, "granularity", "with a scale")
     wanted = f"{scheme}" if scheme is not None else f"{observer.dtype} {blocks}"
     if scheme is not None and scheme.op is not None:
-        wanted += " of a tensor that is no matrix"
+        wanted += " of a tensor that is not a matrix"
     return (
         f"{getattr(observer, 'site', '') or type(observer).__name__}: torch.ops.quantized_decomposed has no op for "
         f"{wanted}, so this tensor was prepared and calibrated but cannot be converted.\n  A backend with an op of its "
@@ -151,7 +151,7 @@ class Emitter:
         """Put q, and one dq per use, in the place of the call `observed` of an observer on its first argument."""
         graph, value = self._gm.graph, observed.args[0]
         if not isinstance(value, Node):
-            raise ConversionError(f"an observer is called on {value!r}, which is no tensor:\n{locate(observed)}")
+            raise ConversionError(f"an observer is called on {value!r}, which is not a tensor:\n{locate(observed)}")
         with graph.inserting_before(observed):
             quantized, dequantize, arguments = self._quantize(value, observed, qparams)
 

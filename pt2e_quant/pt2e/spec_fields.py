@@ -63,7 +63,7 @@ def _says_more_than_a_range(spec: Any, constructor: Any) -> bool:
 
 
 def _constructor_key(constructor: Any) -> Hashable:
-    """Class and keyword arguments behind Class.with_args(...) or functools.partial, nested ones included."""
+    """Class and keyword arguments inside Class.with_args(...) or functools.partial, nested ones included."""
     constructor = getattr(constructor, "p", constructor)
     if not isinstance(constructor, functools.partial):
         return constructor if isinstance(constructor, Hashable) else id(constructor)
@@ -91,7 +91,7 @@ def constructor_name(constructor: Any) -> str:
 
 
 def _class_of(constructor: Any) -> Any:
-    """What is called in the end, behind Class.with_args(...) and functools.partial."""
+    """What is called in the end, inside Class.with_args(...) and functools.partial."""
     constructor = getattr(constructor, "p", constructor)
     while isinstance(constructor, functools.partial):
         constructor = getattr(constructor.func, "p", constructor.func)

@@ -20,7 +20,7 @@ def overwritten(graph: Graph) -> dict[Node, Node]:
     """For each tensor that must not be copied, the op that writes to its memory.
 
     That is the written tensor itself, when it lives on outside the graph (a parameter, a buffer, an input) or another
-    name of its memory is read behind the write; and those other names.
+    name of its memory is read after the write; and those other names.
     """
     writes = {node: targets for node in graph.nodes if (targets := _written(node))}
     if not writes:

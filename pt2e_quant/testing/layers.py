@@ -100,7 +100,7 @@ def _batch_norm(channels: int, dims: int, variant: int) -> nn.Module:
 
 
 def conv_norm(draft: Draft, step: Step) -> None:
-    """A convolution, batch norm behind it, and perhaps an activation."""
+    """A convolution, batch norm after it, and perhaps an activation."""
     x = draft.pick(step.at, rank(3, 4))
     if x is None:
         return
@@ -111,7 +111,7 @@ def conv_norm(draft: Draft, step: Step) -> None:
 
 
 def norm(draft: Draft, step: Step) -> None:
-    """Batch norm behind whatever there is, so that it can be folded or not; or layer norm."""
+    """Batch norm after whatever there is, so that it can be folded or not; or layer norm."""
     x = draft.pick(step.at, rank(2, 3, 4))
     if x is None:
         return

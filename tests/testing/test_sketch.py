@@ -17,7 +17,7 @@ VARIANTS = 12  # the strategy draws from as many
 
 
 def with_leads(op: str, start: str, variant: int) -> Sketch:
-    """The step behind ones that give it operands: a second value of the same shape, a submodule to reuse."""
+    """The step after ones that give it operands: a second value of the same shape, a submodule to reuse."""
     return Sketch(start, (Step("linear", variant=2), Step("relu"), Step(op, variant=variant)))
 
 

@@ -116,7 +116,7 @@ def lower_to_executorch(
 
 @dataclass(frozen=True)
 class _Ready:
-    """A method behind all passes, exported again."""
+    """A method after all passes, exported again."""
 
     exported: ExportedProgram
     gm: GraphModule

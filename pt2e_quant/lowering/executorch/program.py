@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...errors import LoweringError
+from ...errors import LoweringError, did_you_mean
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.remarks import Remark, section
@@ -191,8 +191,7 @@ class ExecutorchProgram:
         """
         constants = self.loaded.constants()
         if name not in constants:
-            known = ", ".join(sorted(constants)) or "none"
-            raise LoweringError(f"the program has no constant {name!r}; there is: {known}")
+            raise LoweringError(f"the program has no constant {name!r}.{did_you_mean(name, constants)}")
         return constants[name].execute([])[0]
 
     def reset(self) -> None:

@@ -113,7 +113,7 @@ def _moves(node: Node) -> bool:
 
 
 def own_dequantizes(gm: GraphModule) -> GraphModule:
-    """Give every reader a dequantize of its own, as convert_pt2e does: the passes behind change it for one reader."""
+    """Give every reader a dequantize of its own, as convert_pt2e does: the next passes change it for one reader."""
     for node in list(filter(is_dequantize, gm.graph.nodes)):
         for user in list(node.users)[1:]:
             with gm.graph.inserting_before(user):
@@ -162,7 +162,7 @@ def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
         steps = [1, *bound["stride"]], padding, [1, *bound["dilation"]], bound["groups"]
         node.target = _IN_TWO_DIMENSIONS[node.target]
         node.args, node.kwargs = (gemm.activation, gemm.weight, bound["bias"], *steps), {}
-        _squeeze_behind(_end_of_kernel(node))
+        _squeeze_after(_end_of_kernel(node))
     return tidy(gm)
 
 
@@ -176,7 +176,7 @@ def _end_of_kernel(node: Node) -> Node:
     return node
 
 
-def _squeeze_behind(node: Node) -> None:
+def _squeeze_after(node: Node) -> None:
     users = list(node.users)
     with node.graph.inserting_after(node):
         low = _call(node, aten.squeeze.dim, node, 2)

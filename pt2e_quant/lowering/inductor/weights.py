@@ -2,7 +2,7 @@
 
 Weights and tables stay integers in memory and in packages, those of 4 bits two in a byte. In bfloat16, linears become
 the kernels that torch has for them. In float32 and float16 the same kernels use no vector instructions and take 2 to 60
-times as long (torch 2.13, batches of 1 to 128) as a loop that dequantizes the weight in front of an ordinary product,
+times as long (torch 2.13, batches of 1 to 128) as a loop that dequantizes the weight before an ordinary product,
 so there the graph gets that loop. Of a table, the rows that are asked for are dequantized, and no others.
 """
 
@@ -214,7 +214,7 @@ def _embedding(node: Node, made: _Constants) -> None:
 def _embedding_bag(node: Node, made: _Constants) -> None:
     """Sums and means of rows, by the kernel of torch for tables of 8 bits with one scale a row.
 
-    A loop that dequantizes the rows in front of a sum of segments takes 3 to 4 times as long.
+    A loop that dequantizes the rows before a sum of segments takes 3 to 4 times as long.
     """
     bound = bind(node)
     table, indices, offsets, last = (bound[key] for key in ("weight", "indices", "offsets", "include_last_offset"))
