@@ -17,6 +17,7 @@ __all__ = [
     "CaptureError",
     "ConversionError",
     "CoverageError",
+    "FileError",
     "LoweringError",
     "PlanError",
     "QuantizationError",
@@ -67,6 +68,10 @@ class CalibrationError(QuantizationError):
 
 class CalibrationWarning(UserWarning):
     """An observer left values out of a range: infinity, or the largest number of their type, as in attention masks."""
+
+
+class FileError(QuantizationError, OSError):
+    """A file cannot be written or read: a full disk, a missing folder, no permission. It holds what it held before."""
 
 
 class ConversionError(QuantizationError):

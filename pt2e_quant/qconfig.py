@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .checks import checked
 from .errors import SpecError
 from .fake_quantize import (
     FakeQuantize,
@@ -95,7 +96,7 @@ class QConfig(_Fields):
     Two of them with equal recipes are equal.
 
     Raises:
-        SpecError: an object was given instead of a class or recipe; layers would share its range.
+        SpecError: neither a class nor a recipe was given; of an object, layers would share the range.
     """
 
     __slots__ = ()
@@ -106,6 +107,11 @@ class QConfig(_Fields):
                 raise SpecError(
                     f"QConfig: {name} is an object of {type(recipe).__name__}, whose range all layers would share; "
                     f"pass the class, or {type(recipe).__name__}.with_args(...)"
+                )
+            if not callable(recipe):
+                raise SpecError(
+                    f"QConfig: {name} must be a class of observers or fake quantizers, or Class.with_args(...), got "
+                    f"{recipe!r}; torch.nn.Identity leaves the tensor in floating point"
                 )
         return super().__new__(cls, activation, weight)
 
@@ -216,6 +222,7 @@ default_per_channel_symmetric_qnnpack_qat_qconfig = QConfig(
 _BACKENDS = {"x86": (True, True), "fbgemm": (True, True), "qnnpack": (False, False), "onednn": (False, True)}
 
 
+@checked(SpecError)
 def get_default_qconfig(backend: str = "x86", version: int = 0) -> QConfig:
     """What to calibrate with for a backend: "x86", "fbgemm", "qnnpack" or "onednn".
 
@@ -233,6 +240,7 @@ def get_default_qconfig(backend: str = "x86", version: int = 0) -> QConfig:
     return QConfig(HistogramObserver.with_args(reduce_range=reduce_range), weight)
 
 
+@checked(SpecError)
 def get_default_qat_qconfig(backend: str = "x86", version: int = 1) -> QConfig:
     """What to train with for a backend: "x86", "fbgemm", "qnnpack" or "onednn"; version 0 is without fused kernels.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .checks import checked
 from .errors import SpecError
 from .fake_quantize import (
     default_fixed_qparams_range_0to1_fake_quant,
@@ -85,11 +86,13 @@ class QConfigMapping:
         self.global_qconfig = _checked(global_qconfig)
         return self
 
+    @checked(SpecError, but=("qconfig",))
     def set_object_type(self, object_type: ObjectType, qconfig: QConfigAny) -> QConfigMapping:
         """For modules of a class, calls of a function, and calls of a method by its name."""
         self.object_type_qconfigs[object_type] = _checked(qconfig)
         return self
 
+    @checked(SpecError, but=("qconfig",))
     def set_module_name_regex(self, module_name_regex: str, qconfig: QConfigAny) -> QConfigMapping:
         """For modules whose path begins with a match; of several patterns that fit, the one set first counts."""
         try:
@@ -99,11 +102,13 @@ class QConfigMapping:
         self.module_name_regex_qconfigs[module_name_regex] = _checked(qconfig)
         return self
 
+    @checked(SpecError, but=("qconfig",))
     def set_module_name(self, module_name: str, qconfig: QConfigAny) -> QConfigMapping:
         """For the module at a path, and for those inside it that have no name of their own here."""
         self.module_name_qconfigs[module_name] = _checked(qconfig)
         return self
 
+    @checked(SpecError, but=("qconfig",))
     def set_module_name_object_type_order(
         self, module_name: str, object_type: ObjectType, index: int, qconfig: QConfigAny
     ) -> QConfigMapping:
@@ -111,6 +116,7 @@ class QConfigMapping:
         self.module_name_object_type_order_qconfigs[(module_name, object_type, index)] = _checked(qconfig)
         return self
 
+    @checked(SpecError)
     def qconfig_for(self, module_name: str, object_type: ObjectType, index: int | None = None) -> QConfigAny:
         """The QConfig of one use, by the precedence above.
 
@@ -139,6 +145,7 @@ class QConfigMapping:
         return dict(zip(_DICT_KEYS, values, strict=True))
 
     @classmethod
+    @checked(SpecError)
     def from_dict(cls, qconfig_dict: dict[str, Any]) -> QConfigMapping:
         """What `to_dict` gave; every key may be missing.
 
@@ -157,7 +164,10 @@ class QConfigMapping:
         )
         for key, setter in zip(_DICT_KEYS[1:], setters, strict=True):
             for entry in qconfig_dict.get(key, ()):
-                setter(*entry)
+                try:
+                    setter(*entry)
+                except TypeError as error:
+                    raise SpecError(f"{key!r} of a qconfig dictionary has an entry {entry!r}: {error}") from error
         return mapping
 
     def __eq__(self, other: object) -> bool:
@@ -172,6 +182,7 @@ class QConfigMapping:
         return "\n".join(["QConfigMapping(", *lines, ")"])
 
 
+@checked(SpecError)
 def get_default_qconfig_mapping(backend: str = "x86", version: int = 0) -> QConfigMapping:
     """What to calibrate a model with for a backend: "x86", "fbgemm", "qnnpack" or "onednn".
 
@@ -182,6 +193,7 @@ def get_default_qconfig_mapping(backend: str = "x86", version: int = 0) -> QConf
     return _default(get_default_qconfig(backend, version), backend, default_weight_observer, *fixed)
 
 
+@checked(SpecError)
 def get_default_qat_qconfig_mapping(backend: str = "x86", version: int = 1) -> QConfigMapping:
     """What to train a model with for a backend: "x86", "fbgemm", "qnnpack" or "onednn".
 

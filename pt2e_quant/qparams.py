@@ -66,7 +66,8 @@ def affine_qparams(
     Args:
         min_val, max_val: ends of the range, of any one shape; the result has that shape.
         quant_min, quant_max: bounds of q, both included.
-        dtype: type that stores q; decides where a symmetric range has its middle.
+        dtype: type that stores q; decides where a symmetric range has its middle. A floating-point one has no zero
+            point: its ranges are symmetric.
         symmetric: the range is [-b, b] with b = max(-min_val, max_val), and zero_point is constant.
         eps: smallest scale.
         zero_point: replaces the `symmetric_zero_point` of a symmetric range.
@@ -81,7 +82,7 @@ def affine_qparams(
     low, high = _checked_range(min_val, max_val)
     steps = _steps(quant_min, quant_max)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    if symmetric:
+    if symmetric or dtype.is_floating_point:
         scale = torch.maximum(-low, high) / (steps / 2)
         middle = symmetric_zero_point(quant_min, quant_max, dtype) if zero_point is None else zero_point
         return scale.clamp(min=eps), torch.full_like(scale, middle, dtype=torch.int64)

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from .checks import check_fields
 from .errors import SpecError
 
 __all__ = [
     "DYNAMIC_PER_CHANNEL",
+    "PER_CHANNEL",
+    "PER_TENSOR",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
     "FixedQParamsQuantizationSpec",
@@ -40,16 +43,9 @@ EdgeOrNode = tuple[Node, Node] | Node
 DYNAMIC_PER_CHANNEL = "a dynamic spec cannot be per channel: run-time qparams exist per tensor or per token"
 """Why a dynamic spec with one scale per index of an axis is refused."""
 
-
+PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
-
-
-_PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
-
-
-_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-
-
 _QUANTIZED_STORAGE = {
     torch.qint8: torch.int8,
     torch.quint8: torch.uint8,
@@ -84,7 +80,7 @@ def is_symmetric(qscheme: torch.qscheme | None) -> bool:
 
 def is_per_channel(qscheme: torch.qscheme | None) -> bool:
     """True for the schemes with one scale per index of an axis."""
-    return qscheme in _PER_CHANNEL
+    return qscheme in PER_CHANNEL
 
 
 class QuantizationSpecBase:
@@ -119,6 +115,7 @@ class QuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not callable(self.observer_or_fake_quant_ctr):
             raise SpecError(
@@ -153,6 +150,7 @@ class FixedQParamsQuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not 0.0 < self.scale < float("inf"):
             raise SpecError(f"scale must be finite and greater than 0, got {self.scale}")
@@ -169,6 +167,9 @@ class SharedQuantizationSpec(QuantizationSpecBase):
     """A tensor that has the qparams of another one: `edge_or_node` names that other tensor."""
 
     edge_or_node: EdgeOrNode
+
+    def __post_init__(self) -> None:
+        check_fields(self, SpecError)
 
 
 @dataclass(eq=True, frozen=True)
@@ -195,6 +196,7 @@ class DerivedQuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not self.derived_from:
             raise SpecError("derived_from is empty: a derived spec must name the tensors that its qparams follow from")
@@ -222,8 +224,6 @@ class QuantizationAnnotation:
 
 
 def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | None) -> None:
-    if not isinstance(dtype, torch.dtype):
-        raise SpecError(f"dtype must be a torch.dtype, got {dtype!r}")
     whole = integer_range(dtype)
     if whole is None:
         if quant_min is not None or quant_max is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,3 +31,14 @@ torch.set_num_threads(1)  # small tensors: a second thread only waits
 def _seed() -> None:
     """Every test starts from the same random numbers, in whatever order tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 6000 bytes: the second half of writing a larger one fails as on a full disk."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, ignored)

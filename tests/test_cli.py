@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.cli import main
-from pt2e_quant.errors import CaptureError, TargetingError
+from pt2e_quant.errors import TargetingError
 from pt2e_quant.quantizer import find_quantizers, load_quantizer
 from pt2e_quant.report import Report
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -50,16 +51,51 @@ def test_why_answers_for_a_module(saved, monkeypatch, capsys):
     assert run(monkeypatch, capsys, "why", str(path), "down") == report.why("down") + "\n"
 
 
-def test_a_wrong_name_ends_with_the_nearest_ones(saved, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pt2e-quant", "why", str(saved[1]), "dwon"])
-    with pytest.raises(SystemExit, match=r"TargetingError.*down"):
+def failed(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["pt2e-quant", *arguments])
+    with pytest.raises(SystemExit) as stop:
         main()
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    return told.err
 
 
-def test_a_file_that_is_no_report_is_a_typed_error(tmp_path):
-    (tmp_path / "other.json").write_text('{"decisions": 3}')
-    with pytest.raises(CaptureError, match="not the JSON of a report"):
-        Report.load(tmp_path / "other.json")
+def test_a_wrong_name_ends_with_the_nearest_ones(saved, monkeypatch, capsys):
+    told = failed(monkeypatch, capsys, "why", str(saved[1]), "dwon")
+    assert re.fullmatch(r"TargetingError: .*'dwon'.* the nearest: .*down.*\n", told)
+
+
+@pytest.mark.parametrize("command", [("show",), ("why", "down")], ids=["show", "why"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot read .*No such file or directory"),
+        ("folder", "cannot read .*Is a directory"),
+        (b"", "this is not the JSON of a report"),
+        (b"\xff\xfe", "this is not the JSON of a report"),
+        (b'{"decisions": 3}', "this is not the JSON of a report: Record misses"),
+        (b"[" * 100_000, "this is not the JSON of a report: RecursionError"),
+    ],
+)
+def test_a_file_that_is_no_report_ends_with_one_line(command, content, reason, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "report.json"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    told = failed(monkeypatch, capsys, command[0], str(path), *command[1:])
+    assert re.fullmatch("CaptureError: .*report.json.*\n", told)
+    assert re.search(reason, told)
+
+
+def test_a_report_cut_short_ends_with_one_line(saved, monkeypatch, capsys):
+    path = saved[1]
+    path.write_bytes(path.read_bytes()[:-9])
+    assert re.fullmatch(
+        r"CaptureError: .*mlp\.json: this is not the JSON of a report: .*\n",
+        failed(monkeypatch, capsys, "show", str(path)),
+    )
 
 
 def test_quantizers_are_found_through_the_entry_point():

@@ -12,9 +12,11 @@ from ..report import Report
 
 __all__ = ["main"]
 
+_FAILED = 2  # as typer ends on a wrong argument
+
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. A command that fails says why in one line, and ends with 2."""
     try:
         import typer
     except ImportError:
@@ -25,7 +27,8 @@ def main() -> None:
     try:
         app()
     except QuantizationError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+        sys.exit(_FAILED)
 
 
 def quantizers() -> None:

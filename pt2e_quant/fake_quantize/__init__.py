@@ -4,6 +4,7 @@ FakeQuantize                      an observer and the rounding to the grid that 
 FixedQParamsFakeQuantize          qparams that are known beforehand
 FusedMovingAvgObsFakeQuantize     both in one call of torch's fused kernel
 LearnableFakeQuantize             scale and zero point are trained (LSQ, LSQ+)
+AffineFakeQuantize                one scale per block: PerAxis, PerGroup, PerBlock, ...
 default_...                       recipes of these that the reference has ready made
 """
 
@@ -19,8 +20,11 @@ from .base import (
     is_fake_quantizer,
     toggle_fake_quantizers,
 )
+from .blocks import AffineFakeQuantize
 from .defaults import (
+    default_affine_fake_quant,
     default_affine_fixed_qparams_fake_quant,
+    default_affine_per_axis_fake_quant,
     default_dynamic_fake_quant,
     default_embedding_fake_quant,
     default_embedding_fake_quant_4bit,
@@ -30,6 +34,7 @@ from .defaults import (
     default_fused_act_fake_quant,
     default_fused_per_channel_wt_fake_quant,
     default_fused_wt_fake_quant,
+    default_groupwise_fake_quant,
     default_histogram_fake_quant,
     default_per_channel_weight_fake_quant,
     default_symmetric_fixed_qparams_fake_quant,
@@ -38,15 +43,18 @@ from .defaults import (
     fused_wt_fake_quant_range_neg_127_to_127,
 )
 from .fused import FusedMovingAvgObsFakeQuantize
-from .learnable import LearnableFakeQuantize
+from .learnable import LearnableFakeQuantize, disable_range_learning, enable_range_learning
 
 __all__ = [
+    "AffineFakeQuantize",
     "FakeQuantize",
     "FakeQuantizeBase",
     "FixedQParamsFakeQuantize",
     "FusedMovingAvgObsFakeQuantize",
     "LearnableFakeQuantize",
+    "default_affine_fake_quant",
     "default_affine_fixed_qparams_fake_quant",
+    "default_affine_per_axis_fake_quant",
     "default_dynamic_fake_quant",
     "default_embedding_fake_quant",
     "default_embedding_fake_quant_4bit",
@@ -56,14 +64,17 @@ __all__ = [
     "default_fused_act_fake_quant",
     "default_fused_per_channel_wt_fake_quant",
     "default_fused_wt_fake_quant",
+    "default_groupwise_fake_quant",
     "default_histogram_fake_quant",
     "default_per_channel_weight_fake_quant",
     "default_symmetric_fixed_qparams_fake_quant",
     "default_weight_fake_quant",
     "disable_fake_quant",
     "disable_observer",
+    "disable_range_learning",
     "enable_fake_quant",
     "enable_observer",
+    "enable_range_learning",
     "fused_per_channel_wt_fake_quant_range_neg_127_to_127",
     "fused_wt_fake_quant_range_neg_127_to_127",
     "is_fake_quantizer",

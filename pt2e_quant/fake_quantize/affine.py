@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..observer import FixedQParamsObserver, MovingAverageMinMaxObserver
 from ..specs import integer_range, is_per_channel
@@ -45,6 +46,7 @@ class FakeQuantize(FakeQuantizeBase):
     scale: Tensor
     zero_point: Tensor
 
+    @checked(SpecError, but=("observer",))
     def __init__(
         self,
         observer: Callable[..., Any] = MovingAverageMinMaxObserver,
@@ -153,12 +155,7 @@ def made_observer(owner: str, observer: Callable[..., Any], **arguments: Any) ->
     Raises:
         SpecError: it computes no qparams (a placeholder, a cast), or its scheme is neither per tensor nor per channel.
     """
-    if isinstance(observer, nn.Module):
-        raise SpecError(
-            f"{owner}: observer is {type(observer).__name__}, an object; each fake quantizer makes its own, so pass "
-            "the class, or Class.with_args(...)"
-        )
-    made = observer(**arguments)
+    made = call_constructor(owner, observer, arguments)
     missing = [name for name in ("dtype", "qscheme", "quant_min", "quant_max") if getattr(made, name, None) is None]
     if missing:
         raise SpecError(
@@ -171,9 +168,28 @@ def made_observer(owner: str, observer: Callable[..., Any], **arguments: Any) ->
         what = f"one scale per block ({made.granularity})" if in_blocks else f"{made.dtype}"
         raise SpecError(
             f"{owner} rounds to integers per tensor or per channel, and {type(made).__name__} is for {what}; use "
-            "SchemeFakeQuantize of pt2e_quant.schemes"
+            "AffineFakeQuantize, or SchemeFakeQuantize of pt2e_quant.schemes"
         )
     return made
+
+
+def call_constructor(owner: str, observer: Any, arguments: dict[str, Any]) -> Any:
+    """What a class or recipe makes of these arguments.
+
+    Raises:
+        SpecError: it is none, or does not take them.
+    """
+    if isinstance(observer, nn.Module) or not callable(observer):
+        given = f"{type(observer).__name__}, an object" if isinstance(observer, nn.Module) else repr(observer)
+        raise SpecError(
+            f"{owner}: observer is {given}; each fake quantizer makes its own, so pass the class, or "
+            "Class.with_args(...)"
+        )
+    try:
+        return observer(**arguments)
+    except TypeError as error:
+        name = getattr(observer, "__name__", type(observer).__name__)
+        raise SpecError(f"{owner}: {name} cannot be made with {arguments}: {error}") from error
 
 
 def channel_axis(module: Any, x: Tensor) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "enable_fake_quant",
     "enable_observer",
     "is_fake_quantizer",
+    "straight_through",
     "toggle_fake_quantizers",
 ]
 
@@ -92,6 +93,23 @@ class FakeQuantizeBase(ABC, nn.Module):
     def with_callable_args(cls, **kwargs: Callable[[], Any]) -> PartialWrapper:
         """A recipe whose arguments are made by calling these functions each time a fake quantizer is made."""
         return PartialWrapper(partial(cls), kwargs)
+
+
+def straight_through(x: Tensor, value: Tensor, inside: Tensor) -> Tensor:
+    """`value`, with the gradient of x where `inside` is true and 0 elsewhere."""
+    return _StraightThrough.apply(x, value, inside)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, value: Tensor, inside: Tensor) -> Tensor:
+        ctx.save_for_backward(inside)
+        return value
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradients[0] * inside, None, None
 
 
 def is_fake_quantizer(module: nn.Module) -> bool:

@@ -8,16 +8,24 @@ from __future__ import annotations
 import torch
 
 from ..observer import (
+    AffineQuantizedMinMaxObserver,
     FixedQParamsObserver,
     HistogramObserver,
+    MappingType,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
+    PerAxis,
+    PerGroup,
+    PerTensor,
 )
 from .affine import FakeQuantize, FixedQParamsFakeQuantize
+from .blocks import AffineFakeQuantize
 from .fused import FusedMovingAvgObsFakeQuantize
 
 __all__ = [
+    "default_affine_fake_quant",
     "default_affine_fixed_qparams_fake_quant",
+    "default_affine_per_axis_fake_quant",
     "default_dynamic_fake_quant",
     "default_embedding_fake_quant",
     "default_embedding_fake_quant_4bit",
@@ -27,6 +35,7 @@ __all__ = [
     "default_fused_act_fake_quant",
     "default_fused_per_channel_wt_fake_quant",
     "default_fused_wt_fake_quant",
+    "default_groupwise_fake_quant",
     "default_histogram_fake_quant",
     "default_per_channel_weight_fake_quant",
     "default_symmetric_fixed_qparams_fake_quant",
@@ -108,3 +117,17 @@ default_symmetric_fixed_qparams_fake_quant = default_fixed_qparams_range_neg1to1
 
 default_affine_fixed_qparams_fake_quant = default_fixed_qparams_range_0to1_fake_quant
 """Another name of it."""
+
+_BLOCKS = {"observer": AffineQuantizedMinMaxObserver}
+_BLOCKS_OF_WEIGHTS = {**_BLOCKS, "mapping_type": MappingType.SYMMETRIC, "target_dtype": torch.int8}
+
+default_affine_fake_quant = AffineFakeQuantize.with_args(
+    **_BLOCKS, mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.uint8, granularity=PerTensor()
+)
+"""Activations: uint8 per tensor, the range of everything seen."""
+
+default_groupwise_fake_quant = AffineFakeQuantize.with_args(**_BLOCKS_OF_WEIGHTS, granularity=PerGroup(128))
+"""Weights: int8 per 128 neighbours in a row, symmetric."""
+
+default_affine_per_axis_fake_quant = AffineFakeQuantize.with_args(**_BLOCKS_OF_WEIGHTS, granularity=PerAxis(0))
+"""Weights: int8 per channel of dimension 0, symmetric."""

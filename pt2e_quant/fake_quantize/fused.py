@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import SpecError
 from ..observer import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 from ..specs import is_symmetric
@@ -38,6 +39,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         SpecError: another observer, bounds that its dtype does not hold, or float qparams.
     """
 
+    @checked(SpecError, but=("observer",))
     def __init__(
         self,
         observer: Any = MovingAverageMinMaxObserver,

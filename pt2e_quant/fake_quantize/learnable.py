@@ -8,25 +8,28 @@ With v = x / s: the gradient of s is round(v) - v inside the range and q - z at 
 outside, both times the gradient of the output; torch's kernels compute it. The zero point of a symmetric scheme is no
 parameter to train: it stays, and asks for no gradient.
 
-Signature, state-dict keys and methods are those of torch.ao.quantization._learnable_fake_quantize.
+Signature, state-dict keys and methods are those of torch.ao.quantization._learnable_fake_quantize; the methods of
+torchao's class (`enable_range_learning`, ...) do the same, and its checkpoints load.
 
 Before this: `affine`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked
 from ..errors import SpecError
 from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
 from .affine import channel_axis, load_shapes, made_observer, within_int64
-from .base import FakeQuantizeBase
+from .base import FakeQuantizeBase, is_fake_quantizer
 
-__all__ = ["LearnableFakeQuantize"]
+__all__ = ["LearnableFakeQuantize", "disable_range_learning", "enable_range_learning"]
 
 
 class LearnableFakeQuantize(FakeQuantizeBase):
@@ -56,6 +59,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
     learning_enabled: Tensor
     eps: Tensor
 
+    @checked(SpecError, but=("observer",))
     def __init__(
         self,
         observer: Any,
@@ -76,6 +80,11 @@ class LearnableFakeQuantize(FakeQuantizeBase):
                 "LearnableFakeQuantize learns a static grid with integer zero points of at least one channel, got "
                 f"{inner.qscheme}, is_dynamic={inner.is_dynamic} and channel_len={channel_len}; use "
                 "torch.per_channel_affine, is_dynamic=False, and channel_len=-1 where it is unknown"
+            )
+        if not FLOAT32_EPS <= scale < math.inf or not quant_min <= zero_point <= quant_max:
+            raise SpecError(
+                f"LearnableFakeQuantize starts from a finite scale > 0 and a zero point in [{quant_min}, {quant_max}], "
+                f"got {scale} and {zero_point}"
             )
         self.quant_min, self.quant_max = quant_min, quant_max
         self.use_grad_scaling = use_grad_scaling
@@ -111,6 +120,14 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         """Let scale and zero point follow the observer, and pass values on as they are."""
         return self._phase(learning=False, fake_quant=False, observer=True)
 
+    def enable_range_learning(self) -> None:
+        """Train scale and zero point; the observer rests. Whether values are rounded stays as it is."""
+        self.toggle_qparam_learning().toggle_observer_update(False)
+
+    def disable_range_learning(self) -> None:
+        """Leave scale and zero point where training has brought them."""
+        self.toggle_qparam_learning(False)
+
     def toggle_observer_update(self, enabled: bool = True) -> LearnableFakeQuantize:
         self.static_enabled[0] = int(enabled)
         return self
@@ -126,7 +143,10 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         return self
 
     def enable_observer(self, enabled: bool = True) -> None:
+        """Let scale and zero point follow the observer, which ends learning; with False, keep them."""
         self.toggle_observer_update(enabled)
+        if enabled:
+            self.disable_range_learning()
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) of the grid that the next forward rounds to; zero_point rounded, in int64."""
@@ -186,4 +206,22 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         load_shapes(self, state_dict, prefix, "scale", "zero_point")
+        if prefix + "observer_enabled" in state_dict:  # torchao has this one switch for the observer
+            state_dict.setdefault(prefix + "static_enabled", state_dict[prefix + "observer_enabled"])
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def enable_range_learning(mod: nn.Module) -> None:
+    """For `model.apply(enable_range_learning)`: this one module trains its scale and zero point, if it can."""
+    _switch(mod, "enable_range_learning")
+
+
+def disable_range_learning(mod: nn.Module) -> None:
+    """For `model.apply(disable_range_learning)`: this one module stops training its scale and zero point."""
+    _switch(mod, "disable_range_learning")
+
+
+def _switch(mod: nn.Module, method: str) -> None:
+    """Those of other packages answer too."""
+    if is_fake_quantizer(mod) and hasattr(mod, method):
+        getattr(mod, method)()

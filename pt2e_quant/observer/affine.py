@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 from enum import Enum, auto
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS, affine_qparams
 from .base import RangeObserverBase, checked_constant, is_unset, move_range, widen
-from .granularity import Granularity, PerAxis, PerTensor, blocked, get_block_size
+from .granularity import Granularity, PerAxis, PerTensor, blocked, get_block_size, own_granularity
 
 __all__ = [
     "AffineQuantizedMinMaxObserver",
@@ -51,12 +52,23 @@ class ZeroPointDomain(Enum):
     NONE = auto()
 
 
+_Member = TypeVar("_Member", bound=Enum)
+
+
+def _own_member(kind: type[_Member], value: object) -> _Member | None:
+    """A member of this enum, or of another package's enum of that name, by its name; None for anything else."""
+    if isinstance(value, kind):
+        return value
+    named_alike = isinstance(value, Enum) and type(value).__name__ == kind.__name__
+    return kind.__members__.get(value.name) if named_alike else None  # type: ignore[attr-defined]
+
+
 class AffineQuantizedObserverBase(RangeObserverBase):
-    """Common part of the observers of blocks.
+    """Common part of the observers of blocks. torchao's own enums and granularities are taken as well.
 
     Args:
         mapping_type: see MappingType.
-        target_dtype: integer type that stores q, or an 8-bit float with MappingType.SYMMETRIC.
+        target_dtype: integer type that stores q, or an 8-bit float, which has no zero point.
         granularity: which part of the tensor shares a scale, as an object: PerTensor(), PerAxis(0), PerGroup(32), ...
         quant_min, quant_max: bounds of q, both included; None is the bound of target_dtype.
         eps: smallest scale; None is the epsilon of float32.
@@ -74,6 +86,7 @@ class AffineQuantizedObserverBase(RangeObserverBase):
     min_val: Tensor
     max_val: Tensor
 
+    @checked(SpecError, but=("mapping_type", "granularity", "zero_point_domain"))
     def __init__(
         self,
         mapping_type: MappingType,
@@ -90,19 +103,23 @@ class AffineQuantizedObserverBase(RangeObserverBase):
         **spec: Any,
     ) -> None:
         super().__init__(target_dtype, is_dynamic)
-        name = type(self).__name__
-        if not isinstance(granularity, Granularity) or not isinstance(mapping_type, MappingType):
+        name, mapping, blocks = (
+            type(self).__name__,
+            _own_member(MappingType, mapping_type),
+            own_granularity(granularity),
+        )
+        if mapping is None or blocks is None:
             raise SpecError(
                 f"{name} needs a MappingType and a granularity object such as PerGroup(32), got {mapping_type!r} and "
                 f"{granularity!r}"
             )
-        if not preserve_zero or zero_point_domain is not ZeroPointDomain.INT:
+        if not preserve_zero or _own_member(ZeroPointDomain, zero_point_domain) is not ZeroPointDomain.INT:
             raise SpecError(f"{name}: only preserve_zero=True with ZeroPointDomain.INT exists here; zero must be exact")
         if spec.get("dtype", target_dtype) is not target_dtype:
             raise SpecError(f"{name}: target_dtype={target_dtype} contradicts dtype={spec['dtype']} of its spec")
-        self.mapping_type = mapping_type
+        self.mapping_type = mapping
         self.target_dtype = target_dtype
-        self.granularity = granularity
+        self.granularity = blocks
         self.quant_min, self.quant_max = self._integer_bounds(quant_min, quant_max)
         self.eps = FLOAT32_EPS if eps is None else eps
         if not 0.0 < self.eps < math.inf:
@@ -110,12 +127,12 @@ class AffineQuantizedObserverBase(RangeObserverBase):
         self.scale_dtype = scale_dtype
         self.zero_point_dtype = zero_point_dtype
         self.preserve_zero = preserve_zero
-        self.zero_point_domain = zero_point_domain
+        self.zero_point_domain = ZeroPointDomain.INT
 
     @property
     def qscheme(self) -> torch.qscheme:
         """The torch scheme that says the same; blocks that are neither a tensor nor a channel count as channels."""
-        symmetric = self.mapping_type is not MappingType.ASYMMETRIC
+        symmetric = self.mapping_type is not MappingType.ASYMMETRIC or self.dtype.is_floating_point
         if isinstance(self.granularity, PerTensor):
             return torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
         return torch.per_channel_symmetric if symmetric else torch.per_channel_affine
@@ -124,6 +141,9 @@ class AffineQuantizedObserverBase(RangeObserverBase):
     def ch_axis(self) -> int | None:
         """Dimension with one scale per index, where blocks are channels."""
         return self.granularity.axis if isinstance(self.granularity, PerAxis) else None
+
+    def reset_min_max_vals(self) -> None:
+        """Forget everything that was seen."""
 
     def extra_repr(self) -> str:
         return f"{self.mapping_type.name}, {self.target_dtype}, {self.granularity}"
@@ -168,7 +188,7 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
         if not self.has_data:
             raise CalibrationError(self._no_data())
         low, high, bounds = self.min_val, self.max_val, (self.quant_min, self.quant_max)
-        middle = int((self.quant_min + self.quant_max + 1) / 2)
+        middle = 0 if self.dtype.is_floating_point else int((self.quant_min + self.quant_max + 1) / 2)
         if self.mapping_type is MappingType.SYMMETRIC_NO_CLIPPING_ERR:
             below = low.clamp(max=0.0) / self.quant_min if self.quant_min else torch.zeros_like(low)
             scale = torch.maximum(below, high.clamp(min=0.0) / self.quant_max).clamp(min=self.eps)
@@ -231,6 +251,7 @@ class AffineQuantizedMovingAverageMinMaxObserver(AffineQuantizedMinMaxObserver):
         others: as in AffineQuantizedObserverBase. Merging is that of MovingAverageMinMaxObserver.
     """
 
+    @checked(SpecError, but=("mapping_type", "granularity"))
     def __init__(
         self,
         mapping_type: MappingType,

@@ -21,15 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked
 from ..errors import CalibrationError, CalibrationWarning, SpecError
 from ..qparams import FLOAT32_EPS, affine_qparams, float_qparams, min_max, symmetric_zero_point
-from ..specs import integer_range, is_symmetric
+from ..specs import PER_CHANNEL, PER_TENSOR, integer_range, is_symmetric
 from .factory import PartialWrapper
 
 __all__ = ["ObserverBase", "UniformQuantizationObserverBase"]
 
-PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 
 FLOAT32_MAX: float = torch.finfo(torch.float32).max
 _SMALLEST = torch.finfo(torch.float32).smallest_normal  # of smaller numbers the reciprocal is infinite
@@ -54,10 +53,9 @@ class ObserverBase(ABC, nn.Module):
     facts: ClassVar[tuple[str, ...]] = ()
     """State that depends on the data alone: it serves any observer with the same facts, whatever its arguments."""
 
+    @checked(SpecError)
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()
-        if not isinstance(dtype, torch.dtype):
-            raise SpecError(f"{type(self).__name__}: dtype must be a torch.dtype such as torch.int8, got {dtype!r}")
         self.dtype = dtype
         self.is_dynamic = is_dynamic
 
@@ -219,6 +217,7 @@ class UniformQuantizationObserverBase(RangeObserverBase):
 
     eps: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         dtype: torch.dtype = torch.quint8,
@@ -241,7 +240,7 @@ class UniformQuantizationObserverBase(RangeObserverBase):
             raise SpecError(
                 f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0 in float32, got {eps}"
             )
-        self.register_buffer("eps", torch.tensor([eps], **nn.factory_kwargs(factory_kwargs)))
+        self.register_buffer("eps", torch.tensor([eps], **self._factory(factory_kwargs)))
 
     def reset_min_max_vals(self) -> None:
         """Forget everything that was seen."""
@@ -269,6 +268,21 @@ class UniformQuantizationObserverBase(RangeObserverBase):
         if self.has_customized_qrange and integer_range(self.dtype) == (0, 255):
             return (self.quant_min + self.quant_max) // 2
         return symmetric_zero_point(self.quant_min, self.quant_max, self.dtype)
+
+    def _factory(self, factory_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """Arguments for making buffers.
+
+        Raises:
+            SpecError: they make none.
+        """
+        try:
+            arguments: dict[str, Any] = nn.factory_kwargs(factory_kwargs)
+            torch.empty(0, **arguments)
+        except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+            raise SpecError(
+                f"{type(self).__name__}: factory_kwargs={factory_kwargs} make no tensor: {error}"
+            ) from error
+        return arguments
 
     # --- what the constructor checks ----------------------------------------------------------------------------------
 

@@ -24,11 +24,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["Candidates", "Cost", "Grid", "lp_range", "narrow", "occupied"]
+__all__ = ["Candidates", "Cost", "Search", "lp_range", "narrow", "occupied"]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Search:
     """Everything but the ends that a candidate's scale and zero point follow from.
 
     low, high: smallest and largest value seen, low < high
@@ -79,35 +79,35 @@ _NOTHING = 2.0**-60  # bins this close to zero, in units of the largest magnitud
 _FINEST = 1.005  # a closer look stops when neighbours differ by less
 
 
-def lp_range(counts: Tensor, edges: Tensor, grid: Grid, p: float) -> tuple[float, float]:
+def lp_range(counts: Tensor, edges: Tensor, search: Search, p: float) -> tuple[float, float]:
     """The ends with the smallest sum of |error|^p.
 
     Args:
         counts: int64, one per bin, without those of exact zeros.
         edges: float64, one more than bins, ascending.
-        grid: range, bounds and scheme.
+        search: range, bounds and scheme.
         p: exponent of the error.
     """
-    counts, edges = occupied(counts, edges, grid)
-    edges = edges / grid.largest
+    counts, edges = occupied(counts, edges, search)
+    edges = edges / search.largest
     counts = counts.where(edges[1:].abs().maximum(edges[:-1].abs()) > _NOTHING, 0)
 
     def cost(coarsest: int) -> Cost:
         lines, steps = _density_steps(*_merged(counts, edges, coarsest))
         return lambda candidates: _errors(lines, steps, candidates, p)
 
-    return narrow(grid, cost(_ROUGH), cost(1))
+    return narrow(search, cost(_ROUGH), cost(1))
 
 
-def occupied(counts: Tensor, edges: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def occupied(counts: Tensor, edges: Tensor, search: Search) -> tuple[Tensor, Tensor]:
     """Bins from the first to the last with data, their outer edges moved to the smallest and the largest value."""
     filled = counts.nonzero()
     if not filled.numel():  # nothing but zeros
         return counts[:0], edges[:0]
     first, last = int(filled[0]), int(filled[-1]) + 1
     edges = edges[first : last + 1].clone()
-    edges[0] = max(grid.low, edges[0].item())
-    edges[-1] = min(grid.high, edges[-1].item())
+    edges[0] = max(search.low, edges[0].item())
+    edges[-1] = min(search.high, edges[-1].item())
     if edges[0] >= edges[1]:  # the value is the edge of its bin; a bin needs a width
         edges[0] = edges[1] - edges[1].abs() * 2**-10
     if edges[-2] >= edges[-1]:
@@ -115,20 +115,20 @@ def occupied(counts: Tensor, edges: Tensor, grid: Grid) -> tuple[Tensor, Tensor]
     return counts[first:last], edges
 
 
-def narrow(grid: Grid, rough: Cost, exact: Cost) -> tuple[float, float]:
+def narrow(search: Search, rough: Cost, exact: Cost) -> tuple[float, float]:
     """The ends of the best candidate: by `rough` on a coarse grid, then by `exact` in closer and closer looks."""
-    if grid.largest / (grid.quant_max - grid.quant_min) <= grid.eps:
-        return grid.low, grid.high  # no candidate has a scale above the smallest
+    if search.largest / (search.quant_max - search.quant_min) <= search.eps:
+        return search.low, search.high  # no candidate has a scale above the smallest
     below = above = torch.ones(1, dtype=torch.float32)  # shares of the lower and of the upper end
     cost, kept = rough, _STARTS
-    for steps in _looks(grid.free_ends):
-        below, above = _around(grid, below, above, steps)
-        costs = cost(_candidates(grid, below, above))
+    for steps in _looks(search.free_ends):
+        below, above = _around(search, below, above, steps)
+        costs = cost(_candidates(search, below, above))
         best = costs.argsort(stable=True)[:kept]
         below, above = below[best], above[best]
         cost, kept = exact, 1
-    found = _candidates(grid, below, above)
-    return found.low.item() * grid.largest, found.high.item() * grid.largest
+    found = _candidates(search, below, above)
+    return found.low.item() * search.largest, found.high.item() * search.largest
 
 
 @cache
@@ -142,9 +142,9 @@ def _looks(ends: int) -> list[Tensor]:
     return looks
 
 
-def _around(grid: Grid, below: Tensor, above: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+def _around(search: Search, below: Tensor, above: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """All pairs of shares of both ends, at most 1; only of one where the other end is zero or follows from it."""
-    if grid.free_ends == 1:
+    if search.free_ends == 1:
         shares = (torch.minimum(below, above).unsqueeze(1) * steps).flatten().clamp_(max=1.0)
         return shares, shares
     below, above = below[:, None, None] * steps[:, None], above[:, None, None] * steps
@@ -152,17 +152,17 @@ def _around(grid: Grid, below: Tensor, above: Tensor, steps: Tensor) -> tuple[Te
     return below.flatten(), above.flatten()
 
 
-def _candidates(grid: Grid, below: Tensor, above: Tensor) -> Candidates:
+def _candidates(search: Search, below: Tensor, above: Tensor) -> Candidates:
     """The grids that `qparams.affine_qparams` makes of these shares of both ends."""
-    steps, eps = grid.quant_max - grid.quant_min, min(grid.eps / grid.largest, 1e30)
-    if grid.middle is not None:
+    steps, eps = search.quant_max - search.quant_min, min(search.eps / search.largest, 1e30)
+    if search.middle is not None:
         low, high, scale = above.neg(), above, (2.0 / steps * above).clamp(min=eps)
-        zero_point = torch.full_like(above, grid.middle)
+        zero_point = torch.full_like(above, search.middle)
     else:
-        low, high = below * (min(grid.low, 0.0) / grid.largest), above * (max(grid.high, 0.0) / grid.largest)
+        low, high = below * (min(search.low, 0.0) / search.largest), above * (max(search.high, 0.0) / search.largest)
         scale = ((high - low) / steps).clamp(min=eps)
-        zero_point = torch.rsub(torch.round(low / scale), grid.quant_min).clamp_(grid.quant_min, grid.quant_max)
-    parts = (low, high, scale, torch.rsub(zero_point, grid.quant_min), torch.rsub(zero_point, grid.quant_max))
+        zero_point = torch.rsub(torch.round(low / scale), search.quant_min).clamp_(search.quant_min, search.quant_max)
+    parts = (low, high, scale, torch.rsub(zero_point, search.quant_min), torch.rsub(zero_point, search.quant_max))
     return Candidates(*(part.unsqueeze(1) for part in parts))
 
 

@@ -18,29 +18,19 @@ class DerivedObserver(nn.Module):
 
     Args:
         sources: the observers (or fake-quantizers) that the qparams follow from.
-        derive_qparams_fn: takes that list and returns (scale, zero_point).
-        dtype, quant_min, quant_max, qscheme, ch_axis: as in DerivedQuantizationSpec; None is the whole range of dtype.
+        spec: a DerivedQuantizationSpec, of this package or with the same fields; None as a bound is that of its dtype.
     """
 
-    def __init__(
-        self,
-        sources: list[nn.Module],
-        derive_qparams_fn: Callable[[list[Any]], tuple[Tensor, Tensor]],
-        dtype: torch.dtype,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        qscheme: torch.qscheme | None = None,
-        ch_axis: int | None = None,
-    ) -> None:
+    def __init__(self, sources: list[nn.Module], spec: Any) -> None:
         super().__init__()
-        whole = integer_range(dtype) or (0, 0)
+        whole = integer_range(spec.dtype) or (0, 0)
         self.sources = list(sources)  # a plain list: the sources are registered where they are used
-        self.derive_qparams_fn = derive_qparams_fn
-        self.dtype = dtype
-        self.quant_min = whole[0] if quant_min is None else quant_min
-        self.quant_max = whole[1] if quant_max is None else quant_max
-        self.qscheme = torch.per_tensor_affine if qscheme is None else qscheme
-        self.ch_axis = ch_axis
+        self.derive_qparams_fn: Callable[[list[Any]], tuple[Tensor, Tensor]] = spec.derive_qparams_fn
+        self.dtype: torch.dtype = spec.dtype
+        self.quant_min: int = whole[0] if spec.quant_min is None else spec.quant_min
+        self.quant_max: int = whole[1] if spec.quant_max is None else spec.quant_max
+        self.qscheme: torch.qscheme = torch.per_tensor_affine if spec.qscheme is None else spec.qscheme
+        self.ch_axis: int | None = spec.ch_axis
         self.is_dynamic = False
         self.site = ""
 

@@ -21,13 +21,13 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..checks import checked
 from ..errors import SpecError
-from ..qparams import FLOAT32_EPS
-from ..specs import integer_range, is_symmetric
-from .base import PER_TENSOR, UniformQuantizationObserverBase, is_unset, widen
-from .clipping import Grid, lp_range
+from ..specs import PER_TENSOR, integer_range, is_symmetric
+from .base import UniformQuantizationObserverBase, is_unset, widen
+from .clipping import Search, lp_range
 from .entropy import entropy_range
 from .float_bins import BINS, bin_edges, count_values, in_order
 
@@ -38,7 +38,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
     """Count all values in fixed bins. A subclass says which range they deserve.
 
     Args:
-        as in UniformQuantizationObserverBase; integer types and per-tensor schemes only; is_dynamic is refused.
+        as in UniformQuantizationObserverBase, by name; integer types and per-tensor schemes only; no is_dynamic.
 
     State: `counts` (int64, one per bin of `float_bins`), `min_val` and `max_val` (exact, float32).
     """
@@ -50,31 +50,21 @@ class DistributionObserver(UniformQuantizationObserverBase):
     min_val: Tensor
     max_val: Tensor
 
-    def __init__(
-        self,
-        dtype: torch.dtype = torch.quint8,
-        qscheme: torch.qscheme | None = torch.per_tensor_affine,
-        reduce_range: bool = False,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        factory_kwargs: dict[str, Any] | None = None,
-        eps: float = FLOAT32_EPS,
-        is_dynamic: bool = False,
-    ) -> None:
-        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        if integer_range(dtype) is None or is_dynamic:
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if integer_range(self.dtype) is None or self.is_dynamic:
             raise SpecError(
-                f"{type(self).__name__} needs an integer dtype and is_dynamic=False, got dtype={dtype}, "
-                f"is_dynamic={is_dynamic}; use PlaceholderObserver for a dynamic tensor"
+                f"{type(self).__name__} needs an integer dtype and is_dynamic=False, got dtype={self.dtype}, "
+                f"is_dynamic={self.is_dynamic}; use PlaceholderObserver for a dynamic tensor"
             )
-        factory_kwargs = nn.factory_kwargs(factory_kwargs)
-        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.int64, device=factory_kwargs.get("device")))
-        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
-        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+        buffers = self._factory(arguments.get("factory_kwargs"))
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.int64, device=buffers.get("device")))
+        self.register_buffer("min_val", torch.tensor(math.inf, **buffers))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **buffers))
 
     @abstractmethod
-    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
-        """The ends to quantize, inside [grid.low, grid.high], for `counts` in the bins of `bin_edges`."""
+    def choose_range(self, counts: Tensor, search: Search) -> tuple[float, float]:
+        """The ends to quantize, inside [search.low, search.high], for `counts` in the bins of `bin_edges`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Count the values of x."""
@@ -97,8 +87,8 @@ class DistributionObserver(UniformQuantizationObserverBase):
         if self.has_data and low < high:
             middle = self._symmetric_zero_point() if is_symmetric(self.qscheme) else None
             bounds = (self.quant_min, self.quant_max)
-            grid = Grid(low.item(), high.item(), *bounds, float(self.eps), middle)
-            ends = self.choose_range(in_order(self.counts.cpu()), grid)
+            search = Search(low.item(), high.item(), *bounds, float(self.eps), middle)
+            ends = self.choose_range(in_order(self.counts.cpu()), search)
             low, high = (torch.tensor(end, dtype=torch.float32, device=low.device) for end in ends)
         return self._calculate_qparams(low, high)
 
@@ -123,41 +113,22 @@ class LpNormObserver(DistributionObserver):
         others: as in DistributionObserver.
     """
 
+    @checked(SpecError)
     def __init__(self, p: float = 2.4, **arguments: Any) -> None:
         super().__init__(**arguments)
         if not 1.0 <= p < math.inf:
             raise SpecError(f"p is the exponent of the error, finite and at least 1, got {p}")
         self.p = p
 
-    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
-        return lp_range(counts, bin_edges(), grid, self.p)
+    def choose_range(self, counts: Tensor, search: Search) -> tuple[float, float]:
+        return lp_range(counts, bin_edges(), search, self.p)
 
 
 class MSEObserver(LpNormObserver):
     """Quantize the range with the smallest squared error. Arguments as in DistributionObserver."""
 
-    def __init__(
-        self,
-        dtype: torch.dtype = torch.quint8,
-        qscheme: torch.qscheme | None = torch.per_tensor_affine,
-        reduce_range: bool = False,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        factory_kwargs: dict[str, Any] | None = None,
-        eps: float = FLOAT32_EPS,
-        is_dynamic: bool = False,
-    ) -> None:
-        super().__init__(
-            2.0,
-            dtype=dtype,
-            qscheme=qscheme,
-            reduce_range=reduce_range,
-            quant_min=quant_min,
-            quant_max=quant_max,
-            factory_kwargs=factory_kwargs,
-            eps=eps,
-            is_dynamic=is_dynamic,
-        )
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(2.0, **arguments)
 
 
 class PercentileObserver(DistributionObserver):
@@ -169,13 +140,14 @@ class PercentileObserver(DistributionObserver):
         others: as in DistributionObserver.
     """
 
+    @checked(SpecError)
     def __init__(self, percentile: float = 99.99, **arguments: Any) -> None:
         super().__init__(**arguments)
         if not 0.0 < percentile <= 100.0:
             raise SpecError(f"percentile is the share of values to keep, in (0, 100], got {percentile}")
         self.percentile = percentile
 
-    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
+    def choose_range(self, counts: Tensor, search: Search) -> tuple[float, float]:
         edges, total = bin_edges(), int(self.counts.sum())
         counts = counts.clone()
         counts[counts.numel() // 2] = total - int(counts.sum())  # zeros, which `in_order` left out
@@ -183,10 +155,10 @@ class PercentileObserver(DistributionObserver):
         if is_symmetric(self.qscheme):
             half = counts.numel() // 2
             bound = _quantile(counts[half:] + counts[:half].flip(0), edges[half:], total - rest)
-            bound = min(bound, max(-grid.low, grid.high))
+            bound = min(bound, max(-search.low, search.high))
             return -bound, bound
         low, high = (_quantile(counts, edges, kept) for kept in (rest / 2, total - rest / 2))
-        return min(max(low, grid.low), grid.high), max(min(high, grid.high), grid.low)
+        return min(max(low, search.low), search.high), max(min(high, search.high), search.low)
 
 
 def _quantile(counts: Tensor, edges: Tensor, rank: float) -> float:
@@ -207,5 +179,5 @@ class EntropyObserver(DistributionObserver):
     range.
     """
 
-    def choose_range(self, counts: Tensor, grid: Grid) -> tuple[float, float]:
-        return entropy_range(counts, bin_edges(), grid)
+    def choose_range(self, counts: Tensor, search: Search) -> tuple[float, float]:
+        return entropy_range(counts, bin_edges(), search)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .clipping import Candidates, Cost, Grid, narrow, occupied
+from .clipping import Candidates, Cost, Search, narrow, occupied
 
 __all__ = ["entropy_range"]
 
@@ -23,14 +23,14 @@ _ROUGH = 8  # bins that are one in the first look
 _TOGETHER = 1 << 16  # elements of a table of candidates by bins or levels that are worked on at once
 
 
-def entropy_range(counts: Tensor, edges: Tensor, grid: Grid) -> tuple[float, float]:
+def entropy_range(counts: Tensor, edges: Tensor, search: Search) -> tuple[float, float]:
     """The ends with the smallest divergence. Arguments as in `clipping.lp_range`."""
-    levels = grid.quant_max - grid.quant_min + 1
+    levels = search.quant_max - search.quant_min + 1
     if levels > _MANY_LEVELS or not int(counts.sum()):
-        return grid.low, grid.high
-    counts, edges = occupied(counts, edges, grid)
+        return search.low, search.high
+    counts, edges = occupied(counts, edges, search)
     below = torch.nn.functional.pad(counts.cumsum(0) / counts.sum(), (1, 0))
-    edges = edges / grid.largest
+    edges = edges / search.largest
     told_apart = edges.abs() >= _FINEST
     told_apart[0] = told_apart[-1] = True
     below, edges = below[told_apart], edges[told_apart]
@@ -45,7 +45,7 @@ def entropy_range(counts: Tensor, edges: Tensor, grid: Grid) -> tuple[float, flo
 
         return divergence
 
-    return narrow(grid, cost(_ROUGH), cost(1))
+    return narrow(search, cost(_ROUGH), cost(1))
 
 
 def _divergence(below: Tensor, edges: Tensor, grids: Candidates, levels: int) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
-from ..specs import integer_range
-from .base import PER_TENSOR, ObserverBase
+from ..specs import PER_TENSOR, integer_range
+from .base import ObserverBase
 
 __all__ = ["FixedQParamsObserver"]
 
@@ -36,6 +37,7 @@ class FixedQParamsObserver(ObserverBase):
     scale: Tensor
     zero_point: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         scale: float,

@@ -1,14 +1,16 @@
 """How many qparams a tensor has, as values: one in all, one per index of a dimension, one per block of neighbours.
 
-Names and fields are those of torchao. A *block* is the part of a tensor that shares one scale: `get_block_size` says
-its shape, `blocked` lays a tensor out for reducing each block to one value.
+Names and fields are those of torchao, whose own objects `own_granularity` reads. A *block* is the part of a tensor that
+shares one scale: `get_block_size` says its shape, `blocked` lays a tensor out for reducing each block to one value,
+`block_rows` as a matrix with one row per block.
 
 Before this: nothing. After it: `affine` keeps one range per block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, is_dataclass
 
 from torch import Tensor
 
@@ -22,8 +24,11 @@ __all__ = [
     "PerRow",
     "PerTensor",
     "PerToken",
+    "block_rows",
     "blocked",
+    "from_block_rows",
     "get_block_size",
+    "own_granularity",
 ]
 
 
@@ -68,6 +73,20 @@ class PerBlock(Granularity):
     """One scale per block of this shape in the last dimensions; leading dimensions have blocks of 1."""
 
     block_size: tuple[int, ...]
+
+
+_KINDS = {kind.__name__: kind for kind in (PerTensor, PerAxis, PerRow, PerToken, PerGroup, PerBlock)}
+
+
+def own_granularity(value: object) -> Granularity | None:
+    """A granularity of this package, or of another with classes of these names and fields; None for anything else."""
+    if isinstance(value, Granularity):
+        return value
+    kind = _KINDS.get(type(value).__name__) if is_dataclass(value) else None
+    if kind is None or not all(hasattr(value, field.name) for field in fields(kind)):
+        return None
+    made: Granularity = kind(**{field.name: getattr(value, field.name) for field in fields(kind)})
+    return made
 
 
 def get_block_size(input_shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
@@ -117,6 +136,32 @@ def blocked(x: Tensor, granularity: Granularity) -> tuple[Tensor, list[int]]:
             within.append(len(sizes))
         sizes.append(whole if size in (1, whole) else size)
     return x.reshape(sizes), within
+
+
+def block_rows(x: Tensor, granularity: Granularity) -> Tensor:
+    """x as a matrix with one row per block, in the order that `blocked` has them.
+
+    Raises:
+        SpecError: the granularity does not fit x, or blocks hold no values.
+    """
+    block = get_block_size(tuple(x.shape), granularity)
+    if not math.prod(block):
+        raise SpecError(f"blocks of {list(block)} hold no values; skip empty tensors")
+    split = [part for size, extent in zip(x.shape, block, strict=True) for part in (size // extent, extent)]
+    return x.reshape(split).permute(_counts_first(x.dim())).reshape(-1, math.prod(block))
+
+
+def from_block_rows(rows: Tensor, shape: tuple[int, ...], granularity: Granularity) -> Tensor:
+    """The tensor of this shape that `block_rows` made these rows of."""
+    block, order = get_block_size(shape, granularity), _counts_first(len(shape))
+    counts = [size // extent for size, extent in zip(shape, block, strict=True)]
+    back = sorted(range(2 * len(shape)), key=order.__getitem__)
+    return rows.reshape([*counts, *block]).permute(back).reshape(shape)
+
+
+def _counts_first(dims: int) -> list[int]:
+    """From (count, extent) of each dimension in turn to all counts, then all extents."""
+    return [*range(0, 2 * dims, 2), *range(1, 2 * dims, 2)]
 
 
 def _dimension(shape: tuple[int, ...], dim: int, granularity: Granularity) -> int:

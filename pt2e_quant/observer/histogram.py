@@ -14,12 +14,13 @@ from ctypes import c_float
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..checks import checked
 from ..errors import SpecError
 from ..qparams import FLOAT32_EPS, flat
-from ..specs import integer_range
-from .base import FLOAT32_MAX, PER_TENSOR, UniformQuantizationObserverBase, is_unset, revive_scalar
+from ..specs import PER_TENSOR, integer_range
+from .base import FLOAT32_MAX, UniformQuantizationObserverBase, is_unset, revive_scalar
 from .search import greedy_range
 
 __all__ = ["HistogramObserver"]
@@ -47,6 +48,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
     min_val: Tensor
     max_val: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         bins: int = 2048,
@@ -66,13 +68,13 @@ class HistogramObserver(UniformQuantizationObserverBase):
                 f"a histogram needs an integer dtype, at least one bin and is_dynamic=False, got dtype={dtype}, "
                 f"bins={bins}, is_dynamic={is_dynamic}; use PlaceholderObserver for a dynamic tensor"
             )
-        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        buffers = self._factory(factory_kwargs)
         self.bins = bins
         self.dst_nbins = whole[1] - whole[0] + 1
         self.upsample_rate = 16
-        self.register_buffer("histogram", torch.zeros(bins, **factory_kwargs))
-        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
-        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+        self.register_buffer("histogram", torch.zeros(bins, **buffers))
+        self.register_buffer("min_val", torch.tensor(math.inf, **buffers))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **buffers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the values of x to the histogram."""

@@ -10,13 +10,13 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS, min_max
+from ..specs import PER_CHANNEL, PER_TENSOR
 from .base import (
-    PER_CHANNEL,
-    PER_TENSOR,
     UniformQuantizationObserverBase,
     checked_constant,
     is_unset,
@@ -42,6 +42,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     min_val: Tensor
     max_val: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         dtype: torch.dtype = torch.quint8,
@@ -54,9 +55,9 @@ class MinMaxObserver(UniformQuantizationObserverBase):
         is_dynamic: bool = False,
     ) -> None:
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        factory_kwargs = nn.factory_kwargs(factory_kwargs)
-        self.register_buffer("min_val", torch.tensor(math.inf, **factory_kwargs))
-        self.register_buffer("max_val", torch.tensor(-math.inf, **factory_kwargs))
+        buffers = self._factory(factory_kwargs)
+        self.register_buffer("min_val", torch.tensor(math.inf, **buffers))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **buffers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range to hold x."""
@@ -107,6 +108,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     facts = ()  # an average depends on its constant
 
+    @checked(SpecError)
     def __init__(
         self,
         averaging_constant: float = 0.01,
@@ -154,6 +156,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     min_val: Tensor
     max_val: Tensor
 
+    @checked(SpecError)
     def __init__(
         self,
         ch_axis: int | None = 0,
@@ -172,10 +175,10 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
                 "use PlaceholderObserver with is_dynamic=True"
             )
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
-        factory_kwargs = nn.factory_kwargs(factory_kwargs)
+        buffers = self._factory(factory_kwargs)
         self.ch_axis = 0 if ch_axis is None else ch_axis
-        self.register_buffer("min_val", torch.tensor([], **factory_kwargs))
-        self.register_buffer("max_val", torch.tensor([], **factory_kwargs))
+        self.register_buffer("min_val", torch.tensor([], **buffers))
+        self.register_buffer("max_val", torch.tensor([], **buffers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen the range of each channel to hold x."""
@@ -264,6 +267,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
     Merging is that of MovingAverageMinMaxObserver.
     """
 
+    @checked(SpecError)
     def __init__(
         self,
         averaging_constant: float = 0.01,

@@ -5,12 +5,14 @@ Before this: `base`. After it: the engine reads `granularity` beside the qparams
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import SpecError
-from ..qparams import FLOAT32_EPS
-from .base import PER_CHANNEL
+from ..specs import PER_CHANNEL
 from .granularity import PerGroup
 from .min_max import PerChannelMinMaxObserver
 
@@ -28,7 +30,8 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
             than a group is one group.
         scale_dtype: type that the backend stores scales in; scales are rounded to it here, so that the converted
             graph computes with the same ones. They stay float32 tensors.
-        others: as in PerChannelMinMaxObserver; ch_axis is 0, since each row has scales of its own.
+        ch_axis: 0, since each row has scales of its own; None is the same.
+        others: as in PerChannelMinMaxObserver, by name; int8 and symmetric unless told otherwise.
 
     qparams have one element for each group, in the shape (rows, groups in a row).
     """
@@ -36,21 +39,17 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
     group_size = 32
     schemes = PER_CHANNEL
 
+    @checked(SpecError)
     def __init__(
         self,
         group_size: int = 32,
-        dtype: torch.dtype = torch.int8,
-        qscheme: torch.qscheme | None = torch.per_channel_symmetric,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        eps: float = FLOAT32_EPS,
-        ch_axis: int | None = 0,
         scale_dtype: torch.dtype = torch.float32,
-        is_dynamic: bool = False,
+        ch_axis: int | None = 0,
+        **arguments: Any,
     ) -> None:
         if group_size < 2 or ch_axis not in (0, None):
             raise SpecError(f"groups are 2 values or more of one row (ch_axis=0), got {group_size=}, {ch_axis=}")
-        super().__init__(0, dtype, qscheme, False, quant_min, quant_max, None, eps, is_dynamic)
+        super().__init__(0, **{"dtype": torch.int8, "qscheme": torch.per_channel_symmetric, **arguments})
         self.group_size = group_size
         self.granularity = PerGroup(group_size)
         self.block_size: tuple[int, int] | None = None

@@ -12,10 +12,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS
 from ..specs import integer_range
 from .base import ObserverBase
+from .granularity import PerToken
 
 __all__ = ["NoopObserver", "PerTokenPlaceholderObserver", "PlaceholderObserver", "ReuseInputObserver"]
 
@@ -36,6 +38,7 @@ class PlaceholderObserver(ObserverBase):
         SpecError: the bounds are no range of dtype, or eps is not finite and > 0.
     """
 
+    @checked(SpecError)
     def __init__(
         self,
         dtype: torch.dtype = torch.float32,
@@ -89,7 +92,7 @@ class PerTokenPlaceholderObserver(PlaceholderObserver):
     Asymmetric over the whole range of dtype, which is all that the q/dq dialect has per token.
     """
 
-    granularity = "token"
+    granularity = PerToken()
 
 
 class NoopObserver(ObserverBase):
@@ -100,6 +103,7 @@ class NoopObserver(ObserverBase):
         custom_op_name: kept as `custom_op` for code that reads it; means nothing here.
     """
 
+    @checked(SpecError)
     def __init__(self, dtype: torch.dtype = torch.float16, custom_op_name: str = "") -> None:
         super().__init__(dtype=dtype, is_dynamic=False)
         self.custom_op = custom_op_name

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..errors import CalibrationError
+from ..checks import checked
+from ..errors import CalibrationError, SpecError
 from .base import ObserverBase
 
 __all__ = ["RecordingObserver"]
@@ -20,6 +21,7 @@ class RecordingObserver(ObserverBase):
         dtype: kept for code that reads it; means nothing here.
     """
 
+    @checked(SpecError)
     def __init__(self, dtype: torch.dtype = torch.quint8) -> None:
         super().__init__(dtype=dtype, is_dynamic=False)
         self.tensor_val: list[Tensor] = []

@@ -89,10 +89,7 @@ def _make_derived(group: Group, plan: Plan, observers: list[nn.Module | None]) -
                 "derived. Annotate that tensor with a spec of its own."
             )
         sources.append(source)
-    spec = group.spec
-    return DerivedObserver(
-        sources, spec.derive_qparams_fn, spec.dtype, spec.quant_min, spec.quant_max, spec.qscheme, spec.ch_axis
-    )
+    return DerivedObserver(sources, group.spec)
 
 
 def has_data(module: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterable
@@ -10,23 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..errors import CaptureError
+from ..errors import CaptureError, FileError
+from ..files import open_file, write_files
 from ..graph.module import collector_paused
 from ..grid import Grid
-from ..pt2e.record import (
-    Decision,
-    GroupRecord,
-    PointRecord,
-    Record,
-    Representation,
-    SiteRange,
-    record_of,
-)
-from ..reasons import Folded
+from ..pt2e.record import Decision, GroupRecord, Record, record_of
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
+from .saved import record_from_json, record_to_plain
 from .text import as_table, as_text
 from .why import why
 
@@ -34,8 +24,6 @@ if TYPE_CHECKING:
     from ..lowering.executorch.program import ExecutorchProgram
 
 __all__ = ["Report", "explain"]
-
-_NOT_PLAIN = ("example_inputs", "inputs", "outputs", "buffers", "state")
 
 
 def explain(model: object, data: Iterable[Any] | None = None) -> Report:
@@ -146,36 +134,20 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        record = {name: _plain(value) for name, value in vars(self.record).items() if name not in _NOT_PLAIN}
-        for name in ("inputs", "outputs", "buffers"):
-            record[name] = {index: _border(qparams) for index, qparams in getattr(self.record, name).items()}
-        return record
+        return record_to_plain(self.record)
 
     @collector_paused()
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
+    def from_json(cls, text: str | bytes) -> Report:
         """The report that `to_json` wrote.
 
         Raises:
             CaptureError: the text is not one.
         """
-        try:
-            fields = json.loads(text)
-            fields["decisions"] = [Decision(**{**d, "overlaps": tuple(d["overlaps"])}) for d in fields["decisions"]]
-            fields["points"] = [PointRecord(**{**p, "consumers": tuple(p["consumers"])}) for p in fields["points"]]
-            fields["groups"] = [_group(group) for group in fields["groups"]]
-            fields["folded"] = [Folded(**item) for item in fields["folded"]]
-            if fields.get("representation") is not None:
-                fields["representation"] = Representation(**fields["representation"])
-            for name in ("inputs", "outputs"):
-                fields[name] = {int(index): _unborder(qparams) for index, qparams in fields[name].items()}
-            fields["buffers"] = {name: _unborder(qparams) for name, qparams in fields["buffers"].items()}
-            return cls(Record(**fields))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CaptureError(f"this is not the JSON of a report: {type(error).__name__}: {error}") from error
+        return cls(record_from_json(text))
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
@@ -185,9 +157,12 @@ class Report:
             CaptureError: there is no such file, or it holds something else.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CaptureError(f"cannot read {path}: {error}") from error
+            with open_file(path) as file:
+                return cls.from_json(file.read())
+        except FileError as error:
+            raise CaptureError(str(error)) from error
+        except CaptureError as error:
+            raise CaptureError(f"{path}: {error}") from error
 
     def lowered(self, program: ExecutorchProgram) -> dict[str, str]:
         """What each op of the report became in the program that its converted model was lowered to, by node.
@@ -208,35 +183,17 @@ class Report:
         return node_data(self.record, column)
 
     def save(self, path: str | Path) -> tuple[Path, Path, Path]:
-        """Write `path` + ".txt", ".json" and ".model_explorer.json" (to_model_explorer); the three paths."""
+        """Write `path` + ".txt", ".json" and ".model_explorer.json" (to_model_explorer); the three paths.
+
+        Raises:
+            FileError: one cannot be written; then all three are as they were.
+        """
         contents = {
             ".txt": self.text(),
             ".json": self.to_json(),
             ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1),
         }
-        for suffix, content in contents.items():
-            Path(f"{path}{suffix}").write_text(content + "\n", encoding="utf-8")
-        text, data, explorer = (Path(f"{path}{suffix}") for suffix in contents)
+        text, data, explorer = write_files(
+            {f"{path}{suffix}": f"{content}\n".encode() for suffix, content in contents.items()}
+        )
         return text, data, explorer
-
-
-def _plain(value: Any) -> Any:
-    """dataclasses.asdict without its deep copies, which take longer than the rest of a report."""
-    if dataclasses.is_dataclass(value):
-        return {name: _plain(field) for name, field in vars(value).items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _group(fields: dict[str, Any]) -> GroupRecord:
-    """JSON has lists where records have tuples, except for qparams per channel."""
-    tuples = {name: tuple(fields[name]) for name in ("members", "dropped")}
-    ends = None if fields["range"] is None else tuple(fields["range"])
-    return GroupRecord(**{**fields, **tuples, "range": ends, "own": tuple(SiteRange(**own) for own in fields["own"])})
-
-
-def _border(qparams: Grid) -> dict[str, Any]:
-    return dataclasses.asdict(qparams) | {"dtype": str(qparams.dtype).removeprefix("torch.")}
-
-
-def _unborder(fields: dict[str, Any]) -> Grid:
-    return Grid(**(fields | {"dtype": getattr(torch, fields["dtype"])}))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .. import qparams
-from ..errors import CalibrationError, SpecError
-from ..observer.granularity import blocked
+from ..errors import CalibrationError
+from ..fake_quantize.base import straight_through
+from ..observer.granularity import block_rows, blocked, from_block_rows
 from .scheme import Scheme
 
 __all__ = ["choose_qparams", "dequantize", "fake_quantize", "quantize", "ranges", "rounded"]
@@ -72,15 +73,15 @@ def dequantize(
 ) -> Tensor:
     """The real numbers that q stands for, computed in float32 and returned as out_dtype."""
     scale, zero_point = _rows(scale), _rows(zero_point)
-    values = _blocks(q, scheme).to(torch.float32)
+    values = block_rows(q, scheme.blocks).to(torch.float32)
     if scheme.format.kind == "integer":
         values = values - zero_point
-    return _unblocks(values * scale, q.shape, scheme).to(out_dtype)
+    return from_block_rows(values * scale, tuple(q.shape), scheme.blocks).to(out_dtype)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     """`dequantize(quantize(x))` in the dtype of x; its gradient is that of x inside the range and 0 outside."""
-    return _StraightThrough.apply(x, *rounded(x, scale, zero_point, scheme))  # type: ignore[no-untyped-call,no-any-return]
+    return straight_through(x, *rounded(x, scale, zero_point, scheme))
 
 
 def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -89,21 +90,9 @@ def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> tup
     return dequantize(elements, scale, zero_point, scheme, x.dtype), inside
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, value: Tensor, inside: Tensor) -> Tensor:
-        ctx.save_for_backward(inside)
-        return value
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients[0] * inside, None, None
-
-
 def _elements(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     of, scale, zero_point = scheme.format, _rows(scale), _rows(zero_point)
-    values = _blocks(x.to(torch.float32), scheme)
+    values = block_rows(x.to(torch.float32), scheme.blocks)
     if of.kind != "integer":
         values = values / scale
         inside = (values >= of.low) & (values <= of.high)
@@ -116,7 +105,8 @@ def _elements(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> t
             steps = torch.round(steps) + zero_point
         inside = (steps >= of.low) & (steps <= of.high)
         elements = steps.clamp(of.low, of.high).to(of.storage)
-    return _unblocks(elements, x.shape, scheme), _unblocks(inside, x.shape, scheme)
+    shape = tuple(x.shape)
+    return from_block_rows(elements, shape, scheme.blocks), from_block_rows(inside, shape, scheme.blocks)
 
 
 def _rows(param: Tensor) -> Tensor:
@@ -141,36 +131,3 @@ def _token_qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, T
     bottom, top = low / scale, high / scale
     zero_point = torch.where((of.low + bottom) + (of.high + top) > 0, of.low - bottom, of.high - top)
     return scale.to(torch.float64), zero_point.clamp(of.low, of.high).round().to(torch.int64)
-
-
-# --- blocks -----------------------------------------------------------------------------------------------------------
-
-
-def _blocks(x: Tensor, scheme: Scheme) -> Tensor:
-    """x as a matrix with one row per block."""
-    block = scheme.block(tuple(x.shape))
-    split = [part for size, extent in zip(x.shape, block, strict=True) for part in (size // extent, extent)]
-    return x.reshape(split).permute(_order(x.dim())).reshape(-1, _product(block))
-
-
-def _unblocks(rows: Tensor, shape: torch.Size, scheme: Scheme) -> Tensor:
-    """The tensor of this shape that `_blocks` made these rows of."""
-    block, dims = scheme.block(tuple(shape)), len(shape)
-    counts = [size // extent for size, extent in zip(shape, block, strict=True)]
-    order = _order(dims)
-    back = sorted(range(2 * dims), key=order.__getitem__)
-    return rows.reshape([*counts, *block]).permute(back).reshape(shape)
-
-
-def _order(dims: int) -> list[int]:
-    """From (count, extent) of each dimension in turn to all counts, then all extents."""
-    return [*range(0, 2 * dims, 2), *range(1, 2 * dims, 2)]
-
-
-def _product(extents: tuple[int, ...]) -> int:
-    total = 1
-    for extent in extents:
-        total *= extent
-    if total == 0:
-        raise SpecError(f"blocks of {list(extents)} hold no values; skip empty tensors")
-    return total

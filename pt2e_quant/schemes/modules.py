@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import CalibrationError, SpecError
-from ..fake_quantize import FakeQuantizeBase
+from ..fake_quantize import AffineFakeQuantize
 from ..observer import AffineQuantizedMinMaxObserver, MappingType
 from ..observer.base import checked_constant, move_range
 from .arithmetic import choose_qparams, fake_quantize
@@ -33,6 +33,7 @@ class SchemeObserver(AffineQuantizedMinMaxObserver):
         SpecError: an argument is illegal, or fields and scheme contradict each other.
     """
 
+    @checked(SpecError)
     def __init__(self, scheme: Scheme, averaging_constant: float | None = None, **fields: Any) -> None:
         of = scheme.format
         known = {"dtype": of.storage, "quant_min": of.low, "quant_max": of.high, "is_dynamic": scheme.is_dynamic}
@@ -92,7 +93,7 @@ class SchemeObserver(AffineQuantizedMinMaxObserver):
             move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
 
 
-class SchemeFakeQuantize(FakeQuantizeBase):
+class SchemeFakeQuantize(AffineFakeQuantize):
     """Watch a tensor and round it to the grid of its scheme; gradients pass inside the range.
 
     Args:
@@ -100,49 +101,17 @@ class SchemeFakeQuantize(FakeQuantizeBase):
         averaging_constant: as in SchemeObserver.
         fields: those of the QuantizationSpec that made it, which must agree with the scheme.
 
-    Buffers `scale` and `zero_point`: as `calculate_qparams` gives them; empty before the first tensor.
-    `activation_post_process` is the observer.
+    Buffers and `activation_post_process` as in AffineFakeQuantize.
 
     Raises:
         SpecError: as in SchemeObserver.
     """
 
-    scale: Tensor
-    zero_point: Tensor
-
     def __init__(self, scheme: Scheme, averaging_constant: float | None = None, **fields: Any) -> None:
-        super().__init__()
-        inner = self.activation_post_process = SchemeObserver(scheme, averaging_constant, **fields)
+        observed = {"scheme": scheme, "averaging_constant": averaging_constant, "is_dynamic": scheme.is_dynamic}
+        super().__init__(SchemeObserver, **{**observed, **fields})
         self.scheme = scheme
-        self.dtype, self.quant_min, self.quant_max = inner.dtype, inner.quant_min, inner.quant_max
-        self.qscheme, self.ch_axis, self.is_dynamic = inner.qscheme, inner.ch_axis, inner.is_dynamic
-        self.granularity = inner.granularity
-        self.eps = inner.eps
-        self.register_buffer("scale", torch.tensor([], dtype=scheme.scale_dtype))
-        self.register_buffer("zero_point", torch.tensor([], dtype=torch.int64))
-
-    @property
-    def has_data(self) -> bool:
-        return self.activation_post_process.has_data
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.numel():
-            return x
-        if self.observer_enabled[0] == 1 or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
-            self.activation_post_process(x.detach())
-            if not self.has_data:  # masks alone
-                return x
-            self.scale, self.zero_point = self.activation_post_process.calculate_qparams()
-        if self.fake_quant_enabled[0] == 1:
-            return self._round(x)
-        return x
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Those of the observer."""
-        return self.activation_post_process.calculate_qparams()
-
-    def extra_repr(self) -> str:
-        return f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}"
+        self.scale = self.scale.to(scheme.scale_dtype)
 
     def _round(self, x: Tensor) -> Tensor:
         expected = self.scheme.qparams_shape(tuple(x.shape))
@@ -152,9 +121,3 @@ class SchemeFakeQuantize(FakeQuantizeBase):
                 f"{tuple(x.shape)}, which needs {expected}, came. Run a batch with the observer enabled first."
             )
         return fake_quantize(x, self.scale, self.zero_point, self.scheme)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("scale", "zero_point"):
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.scale.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -16,17 +16,18 @@ from typing import Literal, NamedTuple
 import torch
 
 from .. import observer
+from ..checks import check_fields
 from ..errors import SpecError
 from ..observer import get_block_size
 from ..specs import DYNAMIC_PER_CHANNEL
 from .formats import FORMATS, MX_BLOCK, Format, format_of
 
-__all__ = ["GRANULARITIES", "TIMINGS", "Cell", "Granularity", "Scheme", "Timing", "refusal"]
+__all__ = ["GRANULARITIES", "TIMINGS", "Cell", "GranularityName", "Scheme", "Timing", "refusal"]
 
-Granularity = Literal["tensor", "axis", "row", "token", "group", "block"]
+GranularityName = Literal["tensor", "axis", "row", "token", "group", "block"]
 Timing = Literal["static", "dynamic", "weight_only"]
 
-GRANULARITIES: dict[Granularity, str] = {
+GRANULARITIES: dict[GranularityName, str] = {
     "tensor": "one scale in all",
     "axis": "one per index of a dimension",
     "row": "one per row of a weight: all of its last dimension",
@@ -45,7 +46,7 @@ class Cell(NamedTuple):
     """One cell of the table."""
 
     dtype: str
-    granularity: Granularity
+    granularity: GranularityName
     timing: Timing
 
     def __str__(self) -> str:
@@ -55,7 +56,7 @@ class Cell(NamedTuple):
 class _Rule(NamedTuple):
     forbids: Callable[[Format, str, str], bool]
     reason: str
-    nearest: tuple[Granularity | None, Timing | None]
+    nearest: tuple[GranularityName | None, Timing | None]
 
 
 _RULES = [
@@ -130,7 +131,7 @@ class Scheme:
     """
 
     dtype: str
-    granularity: Granularity = "tensor"
+    granularity: GranularityName = "tensor"
     timing: Timing = "static"
     symmetric: bool | None = None
     axis: int = 0
@@ -140,6 +141,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", format_of(self.dtype).name)
+        check_fields(self, SpecError)
         found = refusal(self.cell)
         if found:
             raise SpecError(f"{self.cell}: {found[0]}. The nearest that exists: {found[1]}.")

@@ -6,11 +6,11 @@ Before this: `scheme`.
 from __future__ import annotations
 
 from .formats import FORMATS, MX_BLOCK
-from .scheme import GRANULARITIES, TIMINGS, Cell, Granularity, Scheme, Timing, refusal
+from .scheme import GRANULARITIES, TIMINGS, Cell, GranularityName, Scheme, Timing, refusal
 
 __all__ = ["scheme_table"]
 
-_SHAPES: dict[Granularity, tuple[str, str]] = {
+_SHAPES: dict[GranularityName, tuple[str, str]] = {
     "tensor": ("`(1,)`", "`(1,)`"),
     "axis": ("`(n,)`, n = size of the dimension `axis`", "`(8,)` with `axis=0`"),
     "row": ("that of the tensor, its last dimension 1", "`(8, 1)`"),

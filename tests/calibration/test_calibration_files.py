@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,53 +23,10 @@ from pt2e_quant.observer import (
 )
 from pt2e_quant.quantizer import QuantizationSpec, SharedQuantizationSpec
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.pt2e.kit import ByHand, annotate
+from tests.calibration.kit import EXPORTED, batches, calibrated, prepared
+from tests.pt2e.kit import STATIC, ByHand, Toy, annotate
 
 SPEC = QuantizationSpec(torch.int8, MinMaxObserver.with_args(eps=2**-13), -110, 99, torch.per_tensor_affine)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, padding=1)
-        self.flat = nn.Flatten()
-        self.head = nn.Linear(6 * 5 * 5, 4)
-
-    def forward(self, x: Tensor, side: Tensor) -> Tensor:
-        y = torch.relu(self.conv(x))
-        return self.head(self.flat(y + side))
-
-
-def exported():
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 5, 5), torch.randn(2, 6, 5, 5)
-    return torch.export.export(Net().eval(), x)
-
-
-EXPORTED = exported()
-
-
-def batches(number: int, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
-    torch.manual_seed(seed)
-    return [(torch.randn(2, 3, 5, 5) * (1 + n), torch.randn(2, 6, 5, 5)) for n in range(number)]
-
-
-def prepared(kind: type = MSEObserver, **arguments):
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    bounds = {name: arguments.pop(name) for name in ("quant_min", "quant_max") if name in arguments}
-    constructor = kind.with_args(eps=2**-12, **arguments)
-    activation = replace(config.input_activation, observer_or_fake_quant_ctr=constructor, **bounds)
-    quantizer = XNNPACKQuantizer().set_global(
-        replace(config, input_activation=activation, output_activation=activation)
-    )
-    return prepare_pt2e(EXPORTED, quantizer)
-
-
-def calibrated(data, kind: type = MSEObserver, **arguments):
-    model = prepared(kind, **arguments)
-    for batch in data:
-        model(*batch)
-    return model
 
 
 def qparams(model) -> list[tuple[object, object]]:
@@ -95,7 +51,7 @@ def test_a_resumed_calibration_is_byte_identical_to_an_uninterrupted_one(kind, t
 def test_another_process_writes_the_same_bytes(tmp_path: Path):
     save_calibration(calibrated(batches(2)), tmp_path / "here")
     script = (
-        "import sys; from tests.calibration.test_calibration_files import *\n"
+        "import sys; from tests.calibration.kit import *; from pt2e_quant.calibration import *\n"
         "save_calibration(calibrated(batches(2)), sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "there")], check=True, cwd=Path(__file__).parents[2])
@@ -250,6 +206,30 @@ def test_sites_without_calibration_data_or_held_back_data_are_named():
     assert len(report.never_calibrated) == len(report.sites) == 5
     assert all(site.saturated is None and site.calls >= 1 for site in report.sites)
     assert "5 without calibration data" in report.text()
-    unreached = calibration_report(calibrated(batches(1)), [])
-    assert len(unreached.never_reached) == 5
-    assert "5 not reached by held-back data" in unreached.text()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch, while it captures cond
+def test_a_branch_that_held_back_data_never_takes_is_named():
+    class Sign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: self.left(x).relu(), lambda x: self.right(x), (x,))
+
+    x = torch.rand(2, 4)
+    model = prepare_pt2e(torch.export.export(Sign().eval(), (x,)), Toy(STATIC))
+    for batch in (x, -x):
+        model(batch)
+    report = calibration_report(model, [x])
+    names = {site.observer.partition(".")[0] for site in report.never_reached}
+    assert names == {"false_graph_0"}
+    assert f"{len(report.never_reached)} not reached by held-back data" in report.text()
+    assert report.never_calibrated == ()
+
+
+@pytest.mark.parametrize("data", [[], 3, torch.ones(2)], ids=["none", "number", "tensor"])
+def test_held_back_data_that_is_none_is_typed(data):
+    with pytest.raises(CalibrationError, match=r"calibration_report\(prepared, data\)"):
+        calibration_report(calibrated(batches(1)), data)

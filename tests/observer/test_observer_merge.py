@@ -15,6 +15,7 @@ from torch import nn
 import pt2e_quant.observer as ours
 from pt2e_quant.errors import CalibrationError
 from pt2e_quant.observer.derived import DerivedObserver
+from pt2e_quant.specs import DerivedQuantizationSpec
 
 EXACT = {
     "MinMaxObserver": ours.MinMaxObserver.with_args(dtype=torch.int8),
@@ -128,9 +129,9 @@ def test_derived_observers_leave_merging_to_their_sources():
     sources = [ours.MinMaxObserver(dtype=torch.int8), ours.MinMaxObserver(dtype=torch.int8)]
     for source, end in zip(sources, (2.0, 5.0), strict=True):
         source(torch.tensor([-1.0, end]))
-    one, other = (
-        DerivedObserver([source], lambda inner: inner[0].calculate_qparams(), torch.int32) for source in sources
-    )
+    node = torch.fx.Graph().placeholder("x")
+    spec = DerivedQuantizationSpec([node], lambda inner: inner[0].calculate_qparams(), torch.int32)
+    one, other = (DerivedObserver([source], spec) for source in sources)
     one.merge(other)
     assert one.calculate_qparams() == sources[0].calculate_qparams()
     assert (sources[0].max_val.item(), one.sources) == (2.0, [sources[0]])

@@ -7,8 +7,6 @@ runtime for Python.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ...errors import LoweringError, did_you_mean
+from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.remarks import Remark, section
 
-__all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes", "Undelegated", "write_file"]
+__all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes", "Undelegated"]
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,12 @@ class ExecutorchProgram:
     method: str = "forward"
 
     def save(self, path: str | Path) -> Path:
-        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
-        return write_file(Path(path), self.buffer)
+        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path.
+
+        Raises:
+            FileError: it cannot be written; what was there before is still there.
+        """
+        return write_file(path, self.buffer)
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Execute the program in ExecuTorch's runtime, with the arguments that the model takes; its outputs, flat.
@@ -270,8 +273,12 @@ class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
         return len(self.methods)
 
     def save(self, path: str | Path) -> Path:
-        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path."""
-        return write_file(Path(path), self.buffer)
+        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path.
+
+        Raises:
+            FileError: it cannot be written; what was there before is still there.
+        """
+        return write_file(path, self.buffer)
 
     def reset(self) -> None:
         """Give the buffers that the methods write to what they started with."""
@@ -297,20 +304,6 @@ class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
 
     def __repr__(self) -> str:
         return f"<{self}>"
-
-
-def write_file(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the whole new one, never a part. Returns the path."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _size(count: int) -> str:

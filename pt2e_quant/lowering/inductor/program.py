@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
+from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.remarks import Remark, section
-from ..executorch.program import write_file
 from .profile import Profile, take_profile
 
 __all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
@@ -152,10 +152,11 @@ class InductorProgram:
 
         Raises:
             LoweringError: the mode is 'compile', whose result cannot leave the process.
+            FileError: the file cannot be written; what was there before is still there.
         """
         if self.mode != "aoti":
             raise LoweringError("mode='compile' makes code for this process only; lower with mode='aoti' to save it")
-        return write_file(Path(path), self.package)
+        return write_file(path, self.package)
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
         """Run it so many times on these arguments and tell where the time goes. For programs lowered with profile=True.

@@ -1,0 +1,63 @@
+"""save_calibration and load_calibration: what observers learned, in a file.
+
+A file has one entry for each observer: the tensors it watched, by the names of their graph nodes, and its state.
+Weights are not in it: they are observed at convert. `merge` decides which entries an observer can use, `stored` what a
+file looks like.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from torch.fx import GraphModule
+
+from ..errors import CalibrationError
+from ..files import write_file
+from .entry import Entry, kind_of, state_of
+from .merge import merged
+from .plausible import implausible
+from .stored import from_file, to_bytes
+from .watched import Watched, watched
+
+__all__ = ["load_calibration", "save_calibration"]
+
+
+def save_calibration(prepared: GraphModule, path: str | PathLike[str]) -> None:
+    """Write the state of the observers of activations. The same state gives the same bytes.
+
+    Raises:
+        CalibrationError: `prepared` is not what `prepare_pt2e` returned, or an observer holds what no data can have led
+            to, such as NaN.
+        FileError: the file cannot be written; what was there before is still there.
+    """
+    write_file(path, to_bytes([_entry(site) for site in watched(prepared)]))
+
+
+def load_calibration(prepared: GraphModule, path: str | PathLike[str], *others: str | PathLike[str]) -> None:
+    """Replace what the observers of activations know by what files say.
+
+    Args:
+        prepared: what `prepare_pt2e` returned, for the same exported model.
+        path, others: files of `save_calibration`. Several are parts of one calibration; their states are merged.
+
+    Raises:
+        CalibrationError: a file is none, cannot be read, is damaged or says what no data can have led to; or it does
+            not know the tensors that an observer watches, or not the facts that it needs, or watched them together with
+            others. Nothing has been changed then.
+    """
+    parts = [from_file(one) for one in (path, *others)]
+    sites = watched(prepared)
+    taught = [merged(site, parts) for site in sites]
+    for site, source in zip(sites, taught, strict=True):
+        site.observer.load_state_dict(source.state_dict())
+
+
+def _entry(site: Watched) -> Entry:
+    state = state_of(site.observer)
+    problem = implausible(state)
+    if problem:
+        raise CalibrationError(
+            f"{site.name} is no result of calibration, so it is not saved: {problem}.\n{site.location}\n"
+            "  Prepare the model anew and calibrate again."
+        )
+    return Entry(site.name, site.tensors, kind_of(site.observer), state)
