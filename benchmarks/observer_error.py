@@ -68,6 +68,9 @@ a granularity (PerAxis, PerRow, PerGroup, PerBlock, PerToken).
 
 Calibration in parts, as a file, for several configurations: [calibration.md](calibration.md).
 
+A file is written as a whole or not at all, has a version and a checksum, and is not believed without looking: what no
+data can have led to (negative counts, a range that the counts do not have, NaN) is a CalibrationError, like any damage.
+
 """
 
 

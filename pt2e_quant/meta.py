@@ -8,6 +8,7 @@ __all__ = [
     "FOLDED_KEY",
     "MERGED_KEY",
     "NESTED_KEY",
+    "ORIGIN_KEY",
     "PORTABLE",
     "RECORD_KEY",
     "REFUSALS_KEY",
@@ -16,6 +17,9 @@ __all__ = [
 
 NESTED_KEY = "pt2e_quant_nested_in"
 """GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""
+
+ORIGIN_KEY = "pt2e_quant"
+"""Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
 
 PORTABLE = "pt2e_quant_portable"
 """Key in node.meta["custom"] of a node that no delegate may take: the reason."""

@@ -29,7 +29,6 @@ __all__ = [
     "ADAPTIVE_AVG_POOL",
     "ADAPTIVE_MAX_POOL",
     "ADD",
-    "AVG_POOL",
     "BATCH_NORM",
     "CAST",
     "CAT",
@@ -46,7 +45,6 @@ __all__ = [
     "LINEAR",
     "MATMUL",
     "MAX_POOL",
-    "MAX_POOL_WITH_INDICES",
     "MEAN",
     "MUL",
     "PAD",
@@ -62,7 +60,6 @@ __all__ = [
     "functional",
     "has_hidden_alias",
     "is_call",
-    "is_clamp",
     "is_commutative",
     "is_conv",
     "is_conv_transpose",
@@ -189,15 +186,12 @@ class _Traits:
     preserves: each value of the output is a value of a float input, picked by place or by order, or a zero that fills.
                Integers can be picked likewise: op(quantize(x)) is quantize(op(x)), input and output share one scale
     fills:     of those that preserve values: zeros may stand in the output that are no values of the input
-    clamps:    the same equation holds, but the output ends at bounds that are no values of the input, and its range is
-               narrower and deserves a scale of its own
     commutes:  the first two operands may change places
     aliases:   the result can lie in the memory of the first operand, although the schema does not say so
     """
 
     preserves: Condition | None = None
     fills: Condition | None = None
-    clamps: Condition | None = None
     commutes: Condition | None = None
     aliases: Condition | None = None
 
@@ -252,7 +246,6 @@ SUB = _row("sub.Tensor subtract.Tensor")
 MUL = _row("mul.Tensor multiply.Tensor", commutes=_always)
 DIV = _row("div.Tensor divide.Tensor true_divide.Tensor")
 MEAN = _row("mean.default mean.dim")
-AVG_POOL = _row("avg_pool1d.default avg_pool2d.default avg_pool3d.default")
 ADAPTIVE_AVG_POOL = _row(
     "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default "
     "_adaptive_avg_pool2d.default _adaptive_avg_pool3d.default"
@@ -264,10 +257,10 @@ _row(
 )
 
 # Clamps
-RELU = _row("relu.default", clamps=_always)
-RELU6 = _row("relu6.default", clamps=_always)
-HARDTANH = _row("hardtanh.default", clamps=_always)
-CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default", clamps=_always)
+RELU = _row("relu.default")
+RELU6 = _row("relu6.default")
+HARDTANH = _row("hardtanh.default")
+CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default")
 
 # Same values in another shape or place
 _row(
@@ -341,7 +334,7 @@ _row(
     commutes=_always,
 )
 MAX_POOL = _row("max_pool1d.default max_pool2d.default max_pool3d.default", preserves=_always)
-MAX_POOL_WITH_INDICES = _row(
+_row(
     "max_pool1d_with_indices.default max_pool2d_with_indices.default max_pool3d_with_indices.default",
     preserves=_always,
 )
@@ -415,11 +408,6 @@ def is_value_preserving(op: object) -> bool:
 def fills_zeros(op: object) -> bool:
     """Whether a value-preserving op may put zeros into its output as well (a pad, tril); among codes, zero points."""
     return _holds("fills", op)
-
-
-def is_clamp(op: object) -> bool:
-    """Whether `op` cuts values off at bounds (relu, hardtanh, clamp): exact on integers, with a range of its own."""
-    return _holds("clamps", op)
 
 
 def is_commutative(op: object) -> bool:

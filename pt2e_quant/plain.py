@@ -32,12 +32,14 @@ class PlainError(ValueError):
 
 def to_plain(value: Any) -> Any:
     """dataclasses.asdict without its deep copies, which take longer than the rest of a report."""
-    if dataclasses.is_dataclass(value):
-        return {name: to_plain(field) for name, field in vars(value).items()}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {name: to_plain(field) for name, field in vars(value).items()}
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
@@ -57,15 +59,19 @@ def parse_json(text: str | bytes) -> Any:
         PlainError: it is none, is nested too deeply, or holds half of a surrogate pair, which no text can.
     """
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise PlainError(f"{type(error).__name__}: {error}") from error
     return value
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
+    if type(value) is kind is str or type(value) is kind is float:
+        return value
+    origin, arguments = _parts(kind)
     if origin in (Union, types.UnionType):
         return _read_union(arguments, value, where)
     if dataclasses.is_dataclass(kind):
@@ -96,12 +102,7 @@ def _read_leaf(kind: Any, value: Any, where: str) -> Any:
 
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), f"the fields of {kind.__name__}", value, where)
-    hints = _hints(kind)
-    required = {
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    hints, required = _fields(kind)
     for problem, names in (("misses", required - set(value)), ("does not have", set(value) - set(hints))):
         if names:
             raise PlainError(f"{where or kind.__name__} {problem} {', '.join(map(repr, sorted(names)))}")
@@ -111,6 +112,8 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
     problem: PlainError | None = None
     for kind in kinds:
         try:
@@ -123,6 +126,8 @@ def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 def _read_items(kinds: tuple[Any, ...], value: Any, where: str) -> list[Any]:
     _expect(isinstance(value, (list, tuple)), "a list", value, where)
     if len(kinds) == 1 or kinds[-1] is Ellipsis:
+        if kinds[0] in (str, float) and set(map(type, value)) <= {kinds[0]}:
+            return list(value)  # thousands of scales
         kinds = (kinds[0],) * len(value)
     _expect(len(kinds) == len(value), f"a list of {len(kinds)}", value, where)
     return [_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
@@ -142,5 +147,16 @@ def _expect(fits: bool, wanted: str, value: object, where: str) -> None:
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The kind of each field of a dataclass, and the names of those without a default."""
+    required = frozenset(
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+    return get_type_hints(kind), required

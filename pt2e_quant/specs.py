@@ -34,6 +34,7 @@ __all__ = [
     "integer_range",
     "is_per_channel",
     "is_symmetric",
+    "range_of",
 ]
 
 EdgeOrNode = tuple[Node, Node] | Node
@@ -65,6 +66,12 @@ def integer_range(dtype: torch.dtype) -> tuple[int, int] | None:
     except TypeError:  # sub-byte shells such as torch.int4 have no iinfo; their name tells the width
         return _sub_byte_range(storage)
     return int(limits.min), int(limits.max)
+
+
+def range_of(dtype: torch.dtype, quant_min: int | None = None, quant_max: int | None = None) -> tuple[int, int]:
+    """(smallest, largest) q: the bounds that were given, those of dtype where none was; (0, 0) for a float dtype."""
+    low, high = integer_range(dtype) or (0, 0)
+    return low if quant_min is None else quant_min, high if quant_max is None else quant_max
 
 
 def _sub_byte_range(dtype: torch.dtype) -> tuple[int, int]:
@@ -154,12 +161,9 @@ class FixedQParamsQuantizationSpec(QuantizationSpecBase):
         _check_range(self.dtype, self.quant_min, self.quant_max)
         if not 0.0 < self.scale < float("inf"):
             raise SpecError(f"scale must be finite and greater than 0, got {self.scale}")
-        whole = integer_range(self.dtype)
-        if whole is not None:
-            low = whole[0] if self.quant_min is None else self.quant_min
-            high = whole[1] if self.quant_max is None else self.quant_max
-            if not low <= self.zero_point <= high:
-                raise SpecError(f"zero_point {self.zero_point} lies outside [{low}, {high}], the range of q")
+        low, high = range_of(self.dtype, self.quant_min, self.quant_max)
+        if integer_range(self.dtype) is not None and not low <= self.zero_point <= high:
+            raise SpecError(f"zero_point {self.zero_point} lies outside [{low}, {high}], the range of q")
 
 
 @dataclass(eq=True, frozen=True)
@@ -231,8 +235,7 @@ def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | Non
                 f"{dtype} is not an integer type, quant_min and quant_max have no meaning for it; leave them out"
             )
         return
-    low = whole[0] if quant_min is None else quant_min
-    high = whole[1] if quant_max is None else quant_max
+    low, high = range_of(dtype, quant_min, quant_max)
     if not low < high:
         raise SpecError(f"quant_min={low} must be smaller than quant_max={high}")
     if low < whole[0] or high > whole[1]:

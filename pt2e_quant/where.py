@@ -16,6 +16,7 @@ from .meta import NESTED_KEY
 
 __all__ = [
     "copy_origin",
+    "describe_site",
     "exported_name",
     "in_graph",
     "locate",
@@ -32,6 +33,13 @@ __all__ = [
 def node_id(node: Node) -> str:
     """The name of a node, after the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
     return in_graph(node.graph.owning_module, node.name)
+
+
+def describe_site(site: object) -> str:
+    """'conv2d' for a node's output, 'x -> conv2d' for one use of x."""
+    if isinstance(site, tuple):
+        return " -> ".join(node_id(node) if place == 0 else node.name for place, node in enumerate(site))
+    return node_id(site) if isinstance(site, Node) else repr(site)
 
 
 def in_graph(gm: GraphModule | None, name: str) -> str:

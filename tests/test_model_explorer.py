@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant import Report, explain, prepare_pt2e
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import ConvNet, export
 
@@ -40,8 +40,7 @@ def saved() -> tuple[ExportedProgram, Report]:
         prepared = prepare_pt2e(model, XNNPACKQuantizer(get_symmetric_quantization_config(is_per_channel=True)))
         for batch in (x, -x):  # both branches
             prepared(batch)
-        explain(prepared, [x, -x])
-    return model, explain(convert_pt2e(prepared))
+        return model, explain(prepared, [x, -x])
 
 
 COLUMNS = ["decision", "bits_lost"]

@@ -12,8 +12,7 @@ from torch.fx import GraphModule
 
 from ..graph.module import clone, finish
 from ..graph.run import batches_of, run_batch
-from ..pt2e.observers import has_data
-from ..pt2e.qdq import read_qparams
+from ..pt2e.observed import read_observer, read_qparams
 from .watched import watched
 
 __all__ = ["CalibrationReport", "SiteCoverage", "calibration_report"]
@@ -77,10 +76,11 @@ class _Counter(nn.Module):
     def __init__(self, observer: nn.Module) -> None:
         super().__init__()
         self.calls = self.values = self.saturated = 0
-        self.calibrated = has_data(observer)
+        reading = read_observer(observer)
+        self.calibrated = reading.has_data
         self.axis: int | None = None
         if self.calibrated:
-            qparams = read_qparams(observer)
+            qparams = read_qparams(reading)
             scale, zero_point = torch.as_tensor(qparams.scale), torch.as_tensor(qparams.zero_point)
             self.axis = qparams.axis
             # Half a step beyond the last value still rounds to it.

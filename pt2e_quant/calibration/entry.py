@@ -68,9 +68,15 @@ def state_of(observer: nn.Module) -> dict[str, Tensor]:
     """What the observer learned, without what its constructor was told.
 
     Raises:
-        CalibrationError: part of it is no ordinary tensor.
+        CalibrationError: part of it is no ordinary tensor, or stands in attributes that are no buffers.
     """
     state = observer.state_dict()
+    outside = [name for name, value in vars(observer).items() if isinstance(value, Tensor)]
+    if outside:
+        raise CalibrationError(
+            f"{type(observer).__name__} keeps {', '.join(outside)} in plain attributes, and a file holds buffers only; "
+            "register them as buffers, or calibrate and convert in one process"
+        )
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.is_sparse or value.is_quantized:
             raise CalibrationError(f"{type(observer).__name__} keeps {key!r}, {value!r}, which no file can hold")

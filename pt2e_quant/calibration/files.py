@@ -15,7 +15,7 @@ from ..errors import CalibrationError
 from ..files import write_file
 from .entry import Entry, kind_of, state_of
 from .merge import merged
-from .plausible import implausible
+from .plausible import implausible, show
 from .stored import from_file, to_bytes
 from .watched import Watched, watched
 
@@ -49,6 +49,8 @@ def load_calibration(prepared: GraphModule, path: str | PathLike[str], *others: 
     sites = watched(prepared)
     taught = [merged(site, parts) for site in sites]
     for site, source in zip(sites, taught, strict=True):
+        if getattr(site.observer, "block_size", ()) is None:
+            show(site.observer, site.example)  # the shape of a block is learned, and is no state
         site.observer.load_state_dict(source.state_dict())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..observer.float_bins import BINS, count_values, in_order
 
-__all__ = ["implausible", "misshapen"]
+__all__ = ["implausible", "misshapen", "show"]
 
 _MOST = 2**53  # values that can be counted: at a billion a second, it takes a hundred days
 
@@ -33,14 +33,24 @@ def misshapen(
         if value.dtype is not own[key].dtype:
             return f"{key} is {value.dtype}, not {own[key].dtype}"
     unlike = [key for key, value in state.items() if value.shape != own[key].shape and not _unset_channels(key, value)]
-    if not unlike or example is None or not all(isinstance(size, int) for size in example.shape):
+    pupil = copy.deepcopy(observer) if unlike else observer
+    if not unlike or not show(pupil, example):
         return ""  # where the sizes of inputs are free, so may be those of blocks
-    taught = _taught(observer, example)
+    taught = pupil.state_dict()
     for key in unlike:
         if key not in taught or state[key].shape != taught[key].shape:
             wanted = tuple(taught.get(key, own[key]).shape)
             return f"{key} has shape {tuple(state[key].shape)}, not {wanted}"
     return ""
+
+
+def show(observer: nn.Module, example: Tensor | None) -> bool:
+    """Let an observer see one tensor, of zeros, to learn what follows from its shape; False where that is not known."""
+    if example is None or not all(isinstance(size, int) for size in example.shape):
+        return False
+    with torch.no_grad():
+        observer(torch.zeros((), dtype=example.dtype).expand(example.shape))
+    return True
 
 
 def implausible(state: Mapping[str, Tensor], bounds: tuple[int, int] | None = None) -> str:
@@ -158,12 +168,3 @@ def _has_range(beside: _Beside) -> bool:
 def _unset_channels(key: str, value: Tensor) -> bool:
     """True for a range that waits for the first batch to say how many channels there are."""
     return key.rpartition(".")[2] in _BESIDE and value.shape == (0,)
-
-
-def _taught(observer: nn.Module, example: Tensor) -> Mapping[str, Tensor]:
-    """The state of a copy of the observer that has seen one tensor."""
-    pupil = copy.deepcopy(observer)
-    with torch.no_grad():
-        pupil(torch.zeros((), dtype=example.dtype).expand(example.shape))
-    state: Mapping[str, Tensor] = pupil.state_dict()
-    return state

@@ -65,7 +65,9 @@ def watched(prepared: GraphModule) -> list[Watched]:
 
 def _learns(observer: nn.Module) -> bool:
     given = isinstance(observer, (DerivedObserver, FixedQParamsObserver)) or getattr(observer, "is_dynamic", False)
-    return not given and bool(observer.state_dict())
+    return not given and (
+        bool(observer.state_dict()) or any(isinstance(value, Tensor) for value in vars(observer).values())
+    )
 
 
 def _examples(prepared: GraphModule) -> dict[str, Tensor]:

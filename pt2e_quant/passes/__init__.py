@@ -1,4 +1,5 @@
-"""Graph passes, one a file. A pass edits the graph that it is given, returns the module, and ends with `tidy`.
+"""Graph passes, one a file, and the runner. A pass edits the graph that it is given, returns it, and ends with `tidy`.
 
-The engine hands in a private copy (`pt2e_quant.graph.clone`); parameters are replaced, never written to.
+The engine hands in a private copy (`graph.module.clone`); parameters are replaced, never written to. Passes of one
+backend alone live with it, in `lowering/<backend>/passes/`.
 """

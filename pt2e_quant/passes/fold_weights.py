@@ -25,7 +25,7 @@ _PART = 1 << 18
 
 
 def fold_weights(gm: GraphModule) -> GraphModule:
-    """Replace every quantize op (and cast of a constant) on constant inputs by a buffer with its result."""
+    """Replace every quantize op on constant inputs by a buffer with its result. Casts of constants stay."""
     constants = Constants(gm)
     names = free_name(gm, FROZEN)
     for node in list(gm.graph.nodes):
@@ -62,7 +62,7 @@ def _quantized(node: Node, constants: Constants) -> Tensor:
 
 
 def _is_quantize(target: object) -> bool:
-    """quantize_per_tensor, quantize_per_channel, ... and no_fuse casts to half precision, of any q/dq dialect."""
+    """quantize_per_tensor, quantize_per_channel, ..., of any q/dq dialect."""
     if not isinstance(target, torch._ops.OpOverload):
         return False
     name = target._schema.name.split("::")[1]

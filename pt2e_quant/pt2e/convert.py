@@ -25,13 +25,16 @@ from ..passes.plain_control_flow import to_operators
 from ..passes.runner import run_everywhere, run_pass
 from ..where import copy_origin, in_graph
 from .integer_buffers import make_buffers_integer
-from .observers import has_data
-from .qdq import Emitter, QParams, read_qparams, with_qparams
+from .observed import ObserverReading, QParams, read_observer, read_qparams, with_qparams
+from .qdq import PairWriter
 from .quantized_io import QuantizedIO, quantize_io
 from .record import PointRecord, Record, record_of
 from .representation import reference_representation_rewrite
 
 __all__ = ["convert_pt2e"]
+
+Readings = dict[str, ObserverReading]
+"""Of the observers that one graph calls, by name."""
 
 
 @collector_paused()
@@ -110,20 +113,29 @@ def _replace_observers(gm: GraphModule, record: Record, allow_uncalibrated: bool
     """Put q/dq pairs in the place of the observers of all graphs; the qparams by the names of the observers."""
     points = record.points_by_graph()
     calls: dict[str, list[Node]] = {}
-    silent: set[str] = set()
+    readings: dict[str, Readings] = {}
     for path, part in graphs(gm):
         _observe_constants(part, points[path])
         calls[path] = _observer_calls(part, points[path])
-        silent |= _never_ran(part, calls[path])
+        readings[path] = {
+            name: read_observer(attribute(part, name)) for name in dict.fromkeys(map(_called, calls[path]))
+        }
+    silent = {
+        in_graph(part, name) for path, part in graphs(gm) for name, one in readings[path].items() if not one.has_data
+    }
     if silent and not allow_uncalibrated:
         raise CalibrationError(_uncalibrated(silent, record))
     qparams: dict[str, QParams] = {}
     for path, part in graphs(gm):
-        qparams |= _emit(part, calls[path], silent)
+        qparams |= _emit(part, calls[path], readings[path])
         for node in part.graph.nodes:
             node.meta.pop(ANNOTATION_KEY, None)
             node.meta.pop(REFUSALS_KEY, None)
     return qparams
+
+
+def _called(call: Node) -> str:
+    return str(call.target)
 
 
 def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
@@ -165,11 +177,6 @@ def _observer_calls(gm: GraphModule, points: list[PointRecord]) -> list[Node]:
     return [node for node in gm.graph.nodes if node.op == "call_module" and node.target in names]
 
 
-def _never_ran(gm: GraphModule, calls: list[Node]) -> set[str]:
-    used = {str(call.target) for call in calls}
-    return {in_graph(gm, name) for name in used if not has_data(attribute(gm, name))}
-
-
 def _uncalibrated(silent: set[str], record: Record) -> str:
     points = [point for point in record.points if point.observer in silent]
     lines = [f"{len(silent)} observers never saw data, so {len(points)} tensors have no range:"]
@@ -184,22 +191,22 @@ def _uncalibrated(silent: set[str], record: Record) -> str:
     return "\n".join(lines)
 
 
-def _emit(gm: GraphModule, calls: list[Node], silent: set[str]) -> dict[str, QParams]:
+def _emit(gm: GraphModule, calls: list[Node], readings: Readings) -> dict[str, QParams]:
     """Replace each observer call; the qparams that each observer gave, by its name seen from the outermost graph."""
-    emitter = Emitter(gm)
+    writer = PairWriter(gm)
     known: dict[str, QParams] = {}
     for call in calls:
-        name = str(call.target)
-        observer: Any = attribute(gm, name)
-        if in_graph(gm, name) in silent:
+        name = _called(call)
+        reading = readings[name]
+        if not reading.has_data:
             call.replace_all_uses_with(call.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(call)
-        elif hasattr(observer, "convert"):
-            _convert_itself(gm, call, observer)
+        elif reading.writes_pairs:
+            _convert_itself(gm, call, reading.observer)
         else:
             if name not in known:
-                known[name] = read_qparams(observer)
-            emitter.replace(call, known[name])
+                known[name] = read_qparams(reading)
+            writer.replace(call, known[name])
     _name_overloads(gm)
     return {in_graph(gm, name): qparams for name, qparams in known.items()}
 

@@ -5,11 +5,9 @@ Made before the graph is touched, from `node.meta["quantization_annotation"]` al
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -18,21 +16,19 @@ from ..errors import AnnotationError, SharingError
 from ..graph.attributes import attribute
 from ..graph.constants import Constants
 from ..graph.module import is_guard
-from ..graph.nested import carried, graphs
-from ..graph.values import is_float_tensor, is_quantizable
-from ..meta import ANNOTATION_KEY, UNUSED_RULES_KEY
-from ..ops import EMBEDDING, RNN
+from ..graph.nested import carried
+from ..graph.values import is_quantizable
+from ..meta import UNUSED_RULES_KEY
 from ..quantizer.overwritten import overwritten, overwritten_reason
-from ..reasons import refusals, refuse
+from ..quantizer.reading import AnnotationReading, SpecReading, read_annotations
+from ..reasons import Refusal
 from ..specs import EdgeOrNode
-from ..where import exported_name, locate, locate_all, module_path, node_id, source_line
+from ..where import locate
+from .decisions import decisions
 from .record import Decision
-from .sharing import share
-from .spec_fields import describe_spec, same_observer, spec_kind
+from .sharing import Resolved, share
 
-__all__ = ["Group", "Plan", "Point", "make_plan", "nothing_quantized", "opaque_decisions"]
-
-_WITH_PARTS = frozenset((*RNN, *EMBEDDING))
+__all__ = ["Group", "Plan", "Point", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +53,13 @@ class Group:
     dropped: members whose own spec asked for the same integers with another observer, which is not used
     """
 
-    spec: Any
+    spec: SpecReading
     members: list[EdgeOrNode] = field(default_factory=list)
-    dropped: dict[EdgeOrNode, Any] = field(default_factory=dict)
+    dropped: dict[EdgeOrNode, SpecReading] = field(default_factory=dict)
 
     @property
     def derived(self) -> bool:
-        return spec_kind(self.spec) == "derived"
+        return self.spec.kind == "derived"
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,14 @@ class Plan:
     """points are in graph order; groups are numbered in the order of their first point.
 
     group_of: number of the group that each annotated site belongs to
+    refusals: why the plan leaves out what an annotation asks for, by the node that carries it
     """
 
     points: list[Point]
     groups: list[Group]
     group_of: dict[EdgeOrNode, int]
     decisions: list[Decision]
+    refusals: Mapping[Node, list[Refusal]]
     unused_rules: list[str]
 
 
@@ -87,90 +85,85 @@ def make_plan(gm: GraphModule, quantizer_name: str) -> Plan:
         AnnotationError: an annotation does not fit the graph.
         SharingError: tensors that must share qparams cannot, or one parameter would be stored as different integers.
     """
-    specs, implicit = _sites(gm)
-    resolved = share(specs, implicit, {result: start for start, result in carried(gm)})
+    annotations = read_annotations(gm)
+    wanted = _Sites(gm, annotations)
+    resolved = share(wanted.specs, wanted.implicit, {result: start for start, result in carried(gm)})
     _check_stored_once(gm, resolved)
     points, groups, group_of = _points(gm, resolved)
-    for site, spec in specs.items():
-        if spec_kind(spec) == "observed" and not same_observer(spec, groups[group_of[site]].spec):
+    for site, spec in wanted.specs.items():
+        if not spec.is_made_like(groups[group_of[site]].spec):
             groups[group_of[site]].dropped[site] = spec
-    decisions = [_decision(node, quantizer_name, resolved) for node in gm.graph.nodes if _is_decided(node)]
-    return Plan(points, groups, group_of, decisions, list(gm.meta.get(UNUSED_RULES_KEY, ())))
+    decided = decisions(gm, quantizer_name, annotations, resolved, wanted.refusals)
+    return Plan(points, groups, group_of, decided, wanted.refusals, list(gm.meta.get(UNUSED_RULES_KEY, ())))
 
 
-def _sites(gm: GraphModule) -> tuple[dict[EdgeOrNode, Any], set[EdgeOrNode]]:
-    """Spec of every annotated site in graph order, and the edges that may share with other uses of their tensor."""
-    specs: dict[EdgeOrNode, Any] = {}
-    implicit: set[EdgeOrNode] = set()
-    written = overwritten(gm.graph)
-    for node in gm.graph.nodes:
-        annotation = node.meta.get(ANNOTATION_KEY)
-        if annotation is None:
-            continue
-        wanted = dict(annotation.input_qspec_map or {})
-        _check_inputs(node, wanted)
-        for source in node.all_input_nodes:
-            spec = wanted.get(source)
-            if spec is not None and _can_quantize(source, node, spec, written):
-                specs[(source, node)] = spec
-                if getattr(annotation, "allow_implicit_sharing", True):
-                    implicit.add((source, node))
-        if annotation.output_qspec is not None and _can_quantize(node, node, annotation.output_qspec, written):
-            specs[node] = annotation.output_qspec
-    return specs, implicit
+class _Sites:
+    """What the annotations of a graph ask for, as far as it can be quantized.
+
+    specs:    spec of every annotated site, in graph order
+    implicit: the edges that may share with other uses of their tensor
+    refusals: why the others must stay as they are, by annotated node
+    """
+
+    def __init__(self, gm: GraphModule, annotations: Mapping[Node, AnnotationReading]) -> None:
+        self.specs: dict[EdgeOrNode, SpecReading] = {}
+        self.implicit: set[EdgeOrNode] = set()
+        self.refusals: dict[Node, list[Refusal]] = {}
+        self._written = overwritten(gm.graph)
+        for node, annotation in annotations.items():
+            for source in node.all_input_nodes:
+                if source in annotation.inputs and self._can_quantize(source, node):
+                    self.specs[(source, node)] = annotation.inputs[source]
+                    if annotation.shares_implicitly:
+                        self.implicit.add((source, node))
+            if annotation.output is not None and self._can_quantize(node, node):
+                self.specs[node] = annotation.output
+
+    def _can_quantize(self, tensor: Node, annotated: Node) -> bool:
+        """False, with the reason kept, for what must stay as it is; an error for values that are no tensor at all."""
+        if tensor in self._written:
+            self._refuse(annotated, overwritten_reason(tensor, self._written[tensor]), "overwritten")
+            return False
+        value = _value(tensor, annotated)
+        if tensor.meta.get("val") is not None and not is_quantizable(tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            reason = f"{tensor.name} is {dtype}, only float32, float16 and bfloat16 are quantized"
+            self._refuse(annotated, reason, "dtype" if value.dtype.is_floating_point else "non_float")
+            return False
+        return True
+
+    def _refuse(self, annotated: Node, reason: str, code: str) -> None:
+        self.refusals.setdefault(annotated, []).append(Refusal("plan", reason, code))
 
 
-def _check_inputs(node: Node, wanted: dict[Node, Any]) -> None:
-    stale = [key for key in wanted if key not in node.all_input_nodes]
-    if stale:
-        names = ", ".join(str(getattr(key, "name", key)) for key in stale)
-        raise AnnotationError(
-            f"the annotation of this node names {names}, which is not among its inputs "
-            f"({', '.join(source.name for source in node.all_input_nodes)}):\n{locate(node)}\n"
-            "  The graph changed after it was annotated, or the key was taken from another graph. Annotate last, with "
-            "the nodes of the graph that annotate() was given."
-        )
-
-
-def _can_quantize(tensor: Node, annotated: Node, spec: Any, written: dict[Node, Node]) -> bool:
-    """False, with the reason recorded, for what must stay as it is; an error for values that are no tensor at all."""
-    if tensor in written:
-        refuse(annotated, "plan", overwritten_reason(tensor, written[tensor]), "overwritten")
-        return False
+def _value(tensor: Node, annotated: Node) -> Tensor:
+    """What is known of a tensor. Parameters are tensors even where export recorded nothing; branches are none."""
     value = tensor.meta.get("val")
     if value is None and tensor.op == "get_attr":
         value = attribute(tensor.graph.owning_module, str(tensor.target))  # type: ignore[arg-type]
-        if isinstance(value, Tensor):
-            return True  # parameters are tensors even where export recorded nothing; bodies of branches are none
-    if not isinstance(value, Tensor):
-        what = "has no recorded value (meta['val'])" if value is None else f"is a {_kind(value)}, not one tensor"
-        raise AnnotationError(
-            f"{tensor.name} {what}, so it cannot be quantized:\n{locate(annotated)}\n"
-            "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value "
-            "export the model again."
-        )
-    if not is_quantizable(tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        reason = f"{tensor.name} is {dtype}, only float32, float16 and bfloat16 are quantized"
-        refuse(annotated, "plan", reason, "dtype" if value.dtype.is_floating_point else "non_float")
-        spec_kind(spec)
-        return False
-    return True
+    if isinstance(value, Tensor):
+        return value
+    what = "has no recorded value (meta['val'])" if value is None else f"is a {_kind(value)}, not one tensor"
+    raise AnnotationError(
+        f"{tensor.name} {what}, so it cannot be quantized:\n{locate(annotated)}\n"
+        "  For an op with several outputs annotate the getitem nodes that take them apart; for a missing value export "
+        "the model again."
+    )
 
 
 def _kind(value: object) -> str:
     return "nested graph" if isinstance(value, GraphModule) else type(value).__name__
 
 
-def _check_stored_once(gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> None:
+def _check_stored_once(gm: GraphModule, resolved: Resolved) -> None:
     """A parameter that several ops read, such as that of an embedding tied to a head, is stored as one tensor."""
-    uses: dict[str, dict[EdgeOrNode, tuple[Node, Any]]] = defaultdict(dict)
+    uses: dict[str, dict[EdgeOrNode, tuple[Node, SpecReading]]] = defaultdict(dict)
     for site, (root, spec) in resolved.items():
-        if not isinstance(site, Node) and site[0].op == "get_attr" and not getattr(spec, "is_dynamic", False):
+        if not isinstance(site, Node) and site[0].op == "get_attr" and not spec.is_dynamic:
             uses[str(site[0].target)].setdefault(root, (site[1], spec))
     for name, groups in uses.items():
         if len(groups) > 1:
-            sites = "\n".join(f"{describe_spec(spec)}, for\n{locate(node)}" for node, spec in groups.values())
+            sites = "\n".join(f"{spec}, for\n{locate(node)}" for node, spec in groups.values())
             raise SharingError(
                 f"parameter {name!r} would be stored {len(groups)} times, each time as other integers:\n{sites}\n"
                 "  Give all its uses one spec, keep all but one in float, or untie them in the model: "
@@ -178,9 +171,7 @@ def _check_stored_once(gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrN
             )
 
 
-def _points(
-    gm: GraphModule, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]
-) -> tuple[list[Point], list[Group], dict[EdgeOrNode, int]]:
+def _points(gm: GraphModule, resolved: Resolved) -> tuple[list[Point], list[Group], dict[EdgeOrNode, int]]:
     constants = Constants(gm)
     edges: dict[Node, list[tuple[Node, Node]]] = defaultdict(list)
     for site in resolved:
@@ -212,94 +203,3 @@ def _points(
     for site in resolved:
         groups[number(site)].members.append(site)
     return points, groups, {site: numbers[root] for site, (root, _) in resolved.items()}
-
-
-def _is_decided(node: Node) -> bool:
-    """Ops that the report accounts for: everything that computes a float tensor, or was annotated."""
-    if node.op != "call_function" or _is_part(node):
-        return False
-    return is_float_tensor(node) or ANNOTATION_KEY in node.meta or node.target in _WITH_PARTS
-
-
-def _is_part(node: Node) -> bool:
-    """What is taken out of an RNN or of bags shares their fate."""
-    return node.target is operator.getitem and node.all_input_nodes[0].target in _WITH_PARTS
-
-
-def _decision(node: Node, quantizer: str, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> Decision:
-    annotation = node.meta.get(ANNOTATION_KEY)
-    edges = [(source, node) for source in node.all_input_nodes if (source, node) in resolved]
-    inputs = {source.name: describe_spec(resolved[(source, node)][1]) for source, _ in edges}
-    output = describe_spec(resolved[node][1]) if node in resolved else None
-    claimed = annotation is not None and (
-        getattr(annotation, "_annotated", False) or bool(inputs) or output is not None
-    )
-    part_of_pattern = claimed and getattr(annotation, "rule", None) is not None
-    quantized = bool(inputs) or output is not None or part_of_pattern
-    reason, code = (None, None) if quantized else _reason(node, quantizer)
-    return Decision(
-        node=node_id(node),
-        op=str(node.target),
-        quantized=quantized,
-        rule=(getattr(annotation, "rule", None) or quantizer) if quantized else None,
-        reason=None if reason is None else reason + _stored_twice(node, resolved),
-        inputs=inputs,
-        output=output,
-        module=module_path(node),
-        source=source_line(node),
-        code=code,
-        origin=exported_name(node),
-        overlaps=tuple(found.by for found in refusals(node) if quantized and found.code == "already_annotated"),
-    )
-
-
-def opaque_decisions(gm: GraphModule) -> list[Decision]:
-    """The ops in the bodies of higher-order ops of unknown form: left in float, with that reason."""
-    quantized = {path for path, _ in graphs(gm, opaque=False)}
-    reason = "inside {}, the nested graph of an operator whose graphs are not quantized"
-    return [
-        replace(_decision(node, "", {}), reason=reason.format(path), code="nested_graph")
-        for path, part in graphs(gm)
-        if path not in quantized
-        for node in part.graph.nodes
-        if _is_decided(node)
-    ]
-
-
-def _reason(node: Node, quantizer: str) -> tuple[str, str]:
-    """All reasons that were recorded for leaving a node alone, and the code of the first."""
-    found = refusals(node)
-    if node.target in RNN:
-        tried = [refusal.reason for refusal in found if refusal.code == "composite_op"]
-        whole = 'captured as one op, whose linears no quantizer sees; unroll it: prepare_pt2e(..., decompose={"rnn"})'
-        return (*tried, whole)[0], "composite_op"
-    if not found and getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False):
-        return f"{quantizer} marked it as annotated, without a spec", "config_none"
-    if not found:
-        return f"{quantizer} did not annotate it", "not_annotated"
-    return "; ".join(dict.fromkeys(refusal.reason for refusal in found)), found[0].code
-
-
-def _stored_twice(node: Node, resolved: dict[EdgeOrNode, tuple[EdgeOrNode, Any]]) -> str:
-    """What to add where a float op reads a parameter that others read as integers, as an embedding tied to a head."""
-    for source in node.all_input_nodes:
-        others = [user.name for user in source.users if source.op == "get_attr" and (source, user) in resolved]
-        if others:
-            return f"; so {source.target} is stored in float here and as integers for {', '.join(others)}"
-    return ""
-
-
-def nothing_quantized(parts: Iterable[GraphModule], quantizer: str) -> str:
-    """What to say when no op of these graphs is annotated."""
-    floats = [node for gm in parts for node in gm.graph.nodes if _is_decided(node)]
-    reasons: dict[str, list[Node]] = defaultdict(list)
-    for node in floats:
-        reasons[_reason(node, quantizer)[0]].append(node)
-    lines = [f"nothing would be quantized: {quantizer} annotated none of the {len(floats)} float ops of this graph."]
-    for reason, nodes in sorted(reasons.items(), key=lambda item: -len(item[1]))[:6]:
-        lines.append(f"  {len(nodes)} x {reason}, such as")
-        lines.append(locate_all(nodes[:1]))
-    lines.append(
-        "  Widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers."
-    )
-    return "\n".join(lines)

@@ -25,13 +25,13 @@ from ..passes.runner import run_everywhere, run_pass
 from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
-from ..where import copy_origin, in_graph, locate, node_id
+from ..where import copy_origin, describe_site, in_graph, locate, node_id
 from .capture import capture
 from .coverage import check_required
-from .observers import make_observers
-from .plan import Plan, Point, make_plan, nothing_quantized, opaque_decisions
+from .decisions import nothing_quantized, opaque_decisions
+from .making import make_observers
+from .plan import Plan, Point, make_plan
 from .record import GroupRecord, PointRecord, Record
-from .spec_fields import describe_site, describe_spec, spec_kind
 
 __all__ = ["prepare_pt2e"]
 
@@ -70,9 +70,9 @@ def prepare_pt2e(
     gm = _annotate(quantizer, captured.gm)
     parts = [part for _, part in graphs(gm, opaque=False)]
     plans = [make_plan(part, name) for part in parts]
-    if not allow_empty and not any(plan.groups for plan in plans):
-        raise CoverageError(nothing_quantized(parts, name))
     decisions = [decision for plan in plans for decision in plan.decisions] + opaque_decisions(gm)
+    if not allow_empty and not any(plan.groups for plan in plans):
+        raise CoverageError(nothing_quantized(parts, decisions, name))
     check_required(decisions, require)
     points: list[PointRecord] = []
     groups: list[GroupRecord] = []
@@ -245,11 +245,11 @@ def _group_records(gm: GraphModule, plan: Plan, observers: list[nn.Module], name
     return [
         GroupRecord(
             observer=in_graph(gm, name),
-            kind=spec_kind(group.spec),
-            spec=describe_spec(group.spec),
+            kind=group.spec.kind,
+            spec=str(group.spec),
             members=tuple(map(describe_site, group.members)),
             observer_class=type(observer).__name__,
-            dropped=tuple(f"{describe_site(site)}: {describe_spec(spec)}" for site, spec in group.dropped.items()),
+            dropped=tuple(f"{describe_site(site)}: {spec}" for site, spec in group.dropped.items()),
         )
         for group, observer, name in zip(plan.groups, observers, names, strict=True)
     ]

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -21,125 +19,16 @@ from ..errors import ConversionError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.module import is_guard
 from ..graph.values import copy_value, fake_like, set_value, with_value
-from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
-from ..qparams import storage_dtype
-from ..schemes import Scheme
-from ..specs import integer_range, is_per_channel, is_symmetric
 from ..where import copy_origin, locate
-from .record import GroupRecord
+from .observed import QParams
 
-__all__ = ["Emitter", "QParams", "read_qparams", "with_qparams"]
+__all__ = ["PairWriter"]
 
 _OPS = torch.ops.quantized_decomposed
-_DEFAULT_EPS = torch.finfo(torch.float32).eps
 
 
-@dataclass(frozen=True)
-class QParams:
-    """Everything that one q/dq pair is written from.
-
-    scale, zero_point: tensors of one element, or of one per channel or group; None for run-time (dynamic) qparams and
-        for casts
-    axis: dimension with one scale per index; None for one scale in all
-    group_size: neighbours in a row of a matrix that share a scale; scale has shape (rows, groups in a row)
-    per_token: run-time qparams for each index of all dimensions but the last
-    """
-
-    dtype: torch.dtype
-    quant_min: int
-    quant_max: int
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-    axis: int | None = None
-    group_size: int | None = None
-    symmetric: bool = False
-    per_token: bool = False
-    eps: float = _DEFAULT_EPS
-
-
-def read_qparams(observer: nn.Module) -> QParams:
-    """What an observer or fake-quantizer, of this package or of another, has settled on.
-
-    Raises:
-        ConversionError: the q/dq ops have no form for its scheme.
-    """
-    dtype: torch.dtype = observer.dtype  # type: ignore[assignment]
-    scheme = getattr(observer, "scheme", None)
-    whole = integer_range(dtype)
-    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
-    if (isinstance(scheme, Scheme) and scheme.op is None) or (whole is None and high is not None):
-        raise ConversionError(_no_op(observer, scheme))
-    if whole is None:
-        return QParams(dtype, 0, 0)
-    qscheme = getattr(observer, "qscheme", None)
-    common: dict[str, Any] = {
-        "dtype": storage_dtype(dtype),
-        "quant_min": whole[0] if low is None else int(low),
-        "quant_max": whole[1] if high is None else int(high),
-        "symmetric": is_symmetric(qscheme),
-    }
-    if getattr(observer, "is_dynamic", False):
-        inner = getattr(observer, "activation_post_process", observer)
-        eps = getattr(observer, "eps", getattr(inner, "eps", _DEFAULT_EPS))
-        granularity = getattr(observer, "granularity", "tensor")
-        per_token = granularity == "token" or isinstance(granularity, PerToken)
-        if not per_token and granularity not in ("tensor", PerTensor()):
-            raise ConversionError(_no_op(observer, scheme))
-        return QParams(**common, per_token=per_token, eps=float(eps))
-    scale, zero_point = (tensor.detach() for tensor in observer.calculate_qparams())  # type: ignore[operator]
-    granularity = getattr(observer, "granularity", None)
-    if isinstance(granularity, Granularity):
-        return _of_blocks(observer, granularity, scale, zero_point, common)
-    axis = int(observer.ch_axis) if is_per_channel(qscheme) else None  # type: ignore[arg-type]
-    return QParams(**common, scale=scale, zero_point=zero_point, axis=axis)
-
-
-def _of_blocks(
-    observer: nn.Module, granularity: Granularity, scale: Tensor, zero_point: Tensor, common: dict[str, Any]
-) -> QParams:
-    """The forms that the ops have: per tensor, per channel, and for matrices per row and per group around zero."""
-    seen = getattr(observer, "activation_post_process", observer)
-    matrix = len(getattr(seen, "block_size", None) or ()) == 2
-    if isinstance(granularity, PerAxis):
-        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=granularity.axis)
-    if matrix and isinstance(granularity, PerRow) and granularity.dim in (-1, 1):  # its channels of dimension 0
-        return QParams(**common, scale=scale.flatten(), zero_point=zero_point.flatten(), axis=0)
-    if matrix and isinstance(granularity, PerGroup) and not bool(zero_point.any()):
-        rows = (scale.shape[0], -1)
-        scale, zero_point = scale.reshape(rows), zero_point.reshape(rows)
-        return QParams(**common, scale=scale, zero_point=zero_point, group_size=granularity.group_size)
-    if not isinstance(granularity, PerTensor):
-        raise ConversionError(_no_op(observer, getattr(observer, "scheme", None)))
-    return QParams(**common, scale=scale, zero_point=zero_point)
-
-
-def _no_op(observer: nn.Module, scheme: Scheme | None) -> str:
-    blocks = getattr(observer, "granularity", "with a scale")
-    wanted = f"{scheme}" if scheme is not None else f"{observer.dtype} {blocks}"
-    if scheme is not None and scheme.op is not None:
-        wanted += " of a tensor that is not a matrix"
-    return (
-        f"{getattr(observer, 'site', '') or type(observer).__name__}: torch.ops.quantized_decomposed has no op for "
-        f"{wanted}, so this tensor was prepared and calibrated but cannot be converted.\n  A backend with an op of its "
-        "own for it observes with a class that has convert(model, node), which writes that op; or choose a scheme that "
-        "docs/schemes.md lists with an op; or leave this place in float."
-    )
-
-
-def with_qparams(group: GroupRecord, qparams: QParams | None) -> GroupRecord:
-    """The record of a group with the scale, zero point and range that its observer has settled on."""
-    if qparams is None or qparams.scale is None or qparams.zero_point is None:
-        return group
-    scales, zero_points = qparams.scale.flatten().tolist(), qparams.zero_point.flatten().tolist()
-    if qparams.axis is not None or qparams.group_size is not None:
-        return replace(group, scale=scales, zero_point=zero_points)
-    scale, zero_point = scales[0], zero_points[0]
-    ends = ((qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale)
-    return replace(group, scale=scale, zero_point=zero_point, range=ends)
-
-
-class Emitter:
-    """Replaces observer calls of one graph by q/dq."""
+class PairWriter:
+    """Replaces the calls of observers in one graph by q/dq."""
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
@@ -172,7 +61,7 @@ class Emitter:
 
     def _quantize(self, value: Node, like: Node, qparams: QParams) -> tuple[Node, Any, tuple[Any, ...]]:
         """The quantize node, and op and further arguments of the dequantize that undoes it."""
-        if not _is_integer(qparams.dtype):
+        if not qparams.is_integer:
             cast = _OPS.convert_element_type.no_fuse
             half = self._call(cast, (value, qparams.dtype), like, qparams.dtype)
             return half, cast, (_dtype_of(value),)
@@ -267,7 +156,3 @@ class Emitter:
 
 def _dtype_of(value: Node) -> torch.dtype:
     return getattr(value.meta.get("val"), "dtype", torch.float32)
-
-
-def _is_integer(dtype: torch.dtype) -> bool:
-    return integer_range(dtype) is not None

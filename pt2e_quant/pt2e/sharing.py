@@ -3,25 +3,28 @@
 A *site* is the output of a node or one use of it (an edge). Two things join sites into a group:
 1. a SharedQuantizationSpec joins a site with the one that it names;
 2. uses of one tensor are joined with each other and with its output when their specs ask for the same integers
-   (`spec_key`) and the consumer's annotation allows implicit sharing. The observer is that of the output, without one
-   that of the first use in the graph. A use whose spec differs is requantized instead. A value that a loop carries is
-   one tensor as the result of its body and as the input of the next run.
+   (`SpecReading.key`) and the consumer's annotation allows implicit sharing. The observer is that of the output,
+   without one that of the first use in the graph. A use whose spec differs is requantized instead. A value that a
+   loop carries is one tensor as the result of its body and as the input of the next run.
 Joining is symmetric and transitive, so neither the order of annotations nor the choice of anchor matters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from torch.fx import Node
 
 from ..errors import SharingError
+from ..quantizer.reading import SpecReading
 from ..specs import EdgeOrNode
-from ..where import locate
-from .spec_fields import describe_site, describe_spec, spec_key, spec_kind
+from ..where import describe_site, locate
 
-__all__ = ["DisjointSets", "share"]
+__all__ = ["DisjointSets", "Resolved", "share"]
+
+Resolved = Mapping[EdgeOrNode, tuple[EdgeOrNode, SpecReading]]
+"""Of each site the representative of its group and the spec of that: one that shares with nobody else's."""
 
 T = TypeVar("T", bound=Hashable)
 
@@ -60,8 +63,8 @@ class DisjointSets(Generic[T]):
 
 
 def share(
-    specs: dict[EdgeOrNode, Any], implicit: set[EdgeOrNode], same: Mapping[Node, Node] | None = None
-) -> dict[EdgeOrNode, tuple[EdgeOrNode, Any]]:
+    specs: Mapping[EdgeOrNode, SpecReading], implicit: set[EdgeOrNode], same: Mapping[Node, Node] | None = None
+) -> Resolved:
     """(representative, concrete spec) of the group of each site.
 
     Args:
@@ -76,16 +79,14 @@ def share(
     for site in specs:
         sets.add(site)
     for site, spec in specs.items():
-        if spec_kind(spec) == "shared":
-            sets.union(site, _anchor(site, spec, specs))
+        if spec.shares_with is not None:
+            sets.union(site, _anchor(site, spec.shares_with, specs))
     concrete = _concrete(specs, sets)
     _join_uses(specs, implicit, sets, concrete, same or {})
     return {site: (root := sets.find(site), concrete[root]) for site in specs}
 
 
-def _anchor(site: EdgeOrNode, spec: Any, specs: dict[EdgeOrNode, Any]) -> EdgeOrNode:
-    anchor = spec.edge_or_node
-    anchor = tuple(anchor) if isinstance(anchor, (tuple, list)) else anchor
+def _anchor(site: EdgeOrNode, anchor: EdgeOrNode, specs: Mapping[EdgeOrNode, SpecReading]) -> EdgeOrNode:
     if anchor in specs:
         return anchor
     raise SharingError(
@@ -95,10 +96,10 @@ def _anchor(site: EdgeOrNode, spec: Any, specs: dict[EdgeOrNode, Any]) -> EdgeOr
     )
 
 
-def _concrete(specs: dict[EdgeOrNode, Any], sets: DisjointSets[EdgeOrNode]) -> dict[EdgeOrNode, Any]:
+def _concrete(specs: Mapping[EdgeOrNode, SpecReading], sets: DisjointSets[EdgeOrNode]) -> dict[EdgeOrNode, SpecReading]:
     """The one spec of each group that is not itself a reference to another site, by representative."""
     # At most one: every site but that one names exactly one other, so a group is a tree with it as root, or a circle.
-    found = {sets.find(site): spec for site, spec in specs.items() if spec_kind(spec) != "shared"}
+    found = {sets.find(site): spec for site, spec in specs.items() if spec.shares_with is None}
     for site in specs:
         if sets.find(site) not in found:
             raise SharingError(
@@ -109,10 +110,10 @@ def _concrete(specs: dict[EdgeOrNode, Any], sets: DisjointSets[EdgeOrNode]) -> d
 
 
 def _join_uses(
-    specs: dict[EdgeOrNode, Any],
+    specs: Mapping[EdgeOrNode, SpecReading],
     implicit: set[EdgeOrNode],
     sets: DisjointSets[EdgeOrNode],
-    concrete: dict[EdgeOrNode, Any],
+    concrete: dict[EdgeOrNode, SpecReading],
     same: Mapping[Node, Node],
 ) -> None:
     """Rule 2 of the module docstring. The first use of each kind stands for those that follow."""
@@ -121,7 +122,7 @@ def _join_uses(
     for site in (*outputs, *(site for site in specs if site in implicit)):
         root = sets.find(site)
         tensor = site if isinstance(site, Node) else site[0]
-        key = (same.get(tensor, tensor), spec_key(concrete[root]))
+        key = (same.get(tensor, tensor), concrete[root].key)
         if key in first_of:
             spec = concrete[sets.find(first_of[key])]
             concrete[sets.union(first_of[key], site)] = spec
@@ -129,9 +130,9 @@ def _join_uses(
             first_of[key] = site
 
 
-def _chain(root: EdgeOrNode, specs: dict[EdgeOrNode, Any], sets: DisjointSets[EdgeOrNode]) -> str:
+def _chain(root: EdgeOrNode, specs: Mapping[EdgeOrNode, SpecReading], sets: DisjointSets[EdgeOrNode]) -> str:
     members = [site for site in specs if sets.find(site) == root]
-    lines = [f"  {describe_site(site)}: {describe_spec(specs[site])}" for site in members[:_MAX_SHOWN]]
+    lines = [f"  {describe_site(site)}: {specs[site]}" for site in members[:_MAX_SHOWN]]
     if len(members) > _MAX_SHOWN:
         lines.append(f"  ... and {len(members) - _MAX_SHOWN} more")
     return "\n".join((*lines, f"  {locate(_node(members[0]))}"))

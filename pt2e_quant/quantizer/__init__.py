@@ -4,14 +4,12 @@ The names of the reference API (torch.ao.quantization.quantizer) are all here, u
 """
 
 from ..graph.constants import Constants
-from ..passes.transforms import (
-    clamp_to_hardtanh,
-    fold_zero_padding,
-    lift_scalars,
-    matmul_to_linear,
-    mean_keeps_dims,
-    split_to_slices,
-)
+from ..passes.clamp_to_hardtanh import clamp_to_hardtanh
+from ..passes.fold_zero_padding import fold_zero_padding
+from ..passes.lift_scalars import lift_scalars
+from ..passes.matmul_to_linear import matmul_to_linear
+from ..passes.mean_keeps_dims import mean_keeps_dims
+from ..passes.split_to_slices import split_to_slices
 from ..reasons import Refusal, refusals, refuse
 from ..specs import (
     DerivedQuantizationSpec,

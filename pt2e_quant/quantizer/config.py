@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..specs import QuantizationSpecBase
+from .reading import read_constructor
 
 __all__ = ["QuantizationConfig"]
 
@@ -39,8 +40,8 @@ class QuantizationConfig:
     @property
     def group_size(self) -> int:
         """How many neighbours in a row of the weight share a scale; 0 when that is not the scheme."""
-        made = getattr(self.weight, "observer_or_fake_quant_ctr", None)
-        return int(getattr(getattr(made, "p", made), "keywords", {}).get("group_size", 0))
+        constructor = getattr(self.weight, "observer_or_fake_quant_ctr", None)
+        return int(read_constructor(constructor).arguments.get("group_size", 0))
 
     def weight_only(self) -> QuantizationConfig:
         """The same with activations in floating point."""

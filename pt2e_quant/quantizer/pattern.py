@@ -37,8 +37,8 @@ class Op:
     targets: tuple[torch._ops.OpOverload, ...]
     commutative: bool
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Call:
-        return Call(self, tuple(map(_whole_list, args)), {name: _whole_list(arg) for name, arg in kwargs.items()})
+    def __call__(self, *args: Any, **kwargs: Any) -> OpCall:
+        return OpCall(self, tuple(map(_whole_list, args)), {name: _whole_list(arg) for name, arg in kwargs.items()})
 
     def __repr__(self) -> str:
         return f"op({', '.join(str(target) for target in self.targets)})"
@@ -75,7 +75,7 @@ class Capture:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class OpCall:
     """One op of a pattern, applied to captures, other calls or literal values."""
 
     op: Op
@@ -152,7 +152,7 @@ class Match:
 class Pattern:
     """A traced pattern function; `root` is its outermost call."""
 
-    def __init__(self, root: Call, captures: tuple[Capture, ...]) -> None:
+    def __init__(self, root: OpCall, captures: tuple[Capture, ...]) -> None:
         self.root = root
         self.captures = captures
 
@@ -175,7 +175,7 @@ def trace(function: Callable[..., Any]) -> Pattern:
     for parameter in inspect.signature(function).parameters.values():
         captures.append(Capture(parameter.name, parameter.kind is inspect.Parameter.VAR_POSITIONAL))
     root = function(*captures)
-    if not isinstance(root, Call):
+    if not isinstance(root, OpCall):
         raise AnnotationError(
             f"pattern {function.__name__!r} must return a declared op applied to its parameters, got {root!r}"
         )
@@ -190,7 +190,7 @@ class _Attempt:
         self.captures: dict[str, Node | tuple[Node, ...] | None] = {}
         self.users: dict[str, Node] = {}
 
-    def call(self, wanted: Call, node: Node) -> bool:
+    def call(self, wanted: OpCall, node: Node) -> bool:
         if node.op != "call_function" or node.target not in wanted.op.targets:
             return False
         self.calls.append((wanted.op, node))
@@ -204,7 +204,7 @@ class _Attempt:
         swapped = {**bound, left: bound[right], right: bound[left]}
         return self._operands(wanted, expected, swapped, node)
 
-    def _operands(self, wanted: Call, expected: dict[str, Any], bound: dict[str, Any], node: Node) -> bool:
+    def _operands(self, wanted: OpCall, expected: dict[str, Any], bound: dict[str, Any], node: Node) -> bool:
         before = list(self.calls), dict(self.captures), dict(self.users)
         if all(name in bound and self._operand(want, bound[name], node) for name, want in expected.items()):
             return True
@@ -212,7 +212,7 @@ class _Attempt:
         return False
 
     def _operand(self, want: Any, got: Any, user: Node) -> bool:
-        if isinstance(want, Call):
+        if isinstance(want, OpCall):
             return isinstance(got, Node) and len(got.users) == 1 and self.call(want, got)
         if isinstance(want, Capture):
             return self._capture(want, got, user)

@@ -24,6 +24,7 @@ from ..reasons import Refusal
 from ..specs import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
+from .reading import output_spec
 
 __all__ = [
     "BIAS",
@@ -155,7 +156,7 @@ class Rule:
             if not is_quantizable(node):
                 reason = f"{name!r} ({node.name}) is {_dtype(node)}, only float32, float16 and bfloat16 are quantized"
                 return Refusal(self.name, reason, "dtype" if is_float_tensor(node) else "non_float")
-            if isinstance(self.specs[name], Inherit) and _output_spec(node) is None:
+            if isinstance(self.specs[name], Inherit) and output_spec(node) is None:
                 return Refusal(self.name, "its input is not quantized", "input_not_quantized")
         reasons = (check(match) for check in self.unless)
         return next((Refusal(self.name, reason) for reason in reasons if reason is not None), None)
@@ -226,10 +227,6 @@ def rule(
         return Rule(name or function.__name__, trace(function), captures, output, tuple(unless))
 
     return make
-
-
-def _output_spec(node: Node) -> QuantizationSpecBase | None:
-    return getattr(node.meta.get(ANNOTATION_KEY), "output_qspec", None)
 
 
 def _dtype(node: Node) -> str:

@@ -29,6 +29,7 @@ from .config import QuantizationConfig
 from .masks import MASK_REASON, masked
 from .overwritten import overwritten, overwritten_reason
 from .pattern import Match
+from .reading import input_specs, is_annotated
 from .rule import Rule
 from .targeting import Choice, Targets
 
@@ -138,7 +139,7 @@ class _Annotator:
         self._constants = Constants(model)
         self._overwritten = overwritten(model.graph)
         self._masked = masked(model.graph)
-        self._foreign = {node for node in choices if _is_annotated(node)}
+        self._foreign = {node for node in choices if is_annotated(node)}
         self._applied: dict[Node, tuple[Rule, Match]] = {}
 
     def run(self) -> None:
@@ -174,10 +175,10 @@ class _Annotator:
             yield from by_target.get(target, ())
 
     def _try(self, rule: Rule, node: Node) -> None:
-        if _is_annotated(node):
+        if is_annotated(node):
             return
         match = rule.pattern.match(node, self._constants)
-        if match is None or any(_is_annotated(matched) for matched in match.nodes):
+        if match is None or any(is_annotated(matched) for matched in match.nodes):
             return
         config = self._config(match)
         if config is None:
@@ -229,7 +230,7 @@ class _Annotator:
         for node, choice in self._choices.items():
             if node in self._foreign and choice.config is not None and node.target in roots:
                 refuse(node, self._quantizer.name, "already annotated by another quantizer", "already_annotated")
-            elif not _is_annotated(node) and (
+            elif not is_annotated(node) and (
                 is_float_tensor(node) or "val" not in node.meta or node.target in EMBEDDING
             ):
                 if not choice.is_set:
@@ -248,10 +249,5 @@ class _Annotator:
         return type(self._quantizer).reasons.get(node.target, f"no rule for {node.target}")
 
 
-def _is_annotated(node: Node) -> bool:
-    return bool(getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False))
-
-
 def _reads_integers(user: Node, node: Node) -> bool:
-    inputs = getattr(user.meta.get(ANNOTATION_KEY), "input_qspec_map", None) or {}
-    return inputs.get(node) is not None
+    return input_specs(user).get(node) is not None

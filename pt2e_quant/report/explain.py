@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import CaptureError, FileError
 from ..files import open_file, write_files
@@ -20,10 +20,14 @@ from .saved import record_from_json, record_to_plain
 from .text import as_table, as_text
 from .why import why
 
-if TYPE_CHECKING:
-    from ..lowering.executorch.program import ExecutorchProgram
+__all__ = ["LoweredProgram", "Report", "explain"]
 
-__all__ = ["Report", "explain"]
+
+class LoweredProgram(Protocol):
+    """What a backend's lowering returns, as far as a report reads it."""
+
+    def fate(self, node: str) -> str:
+        """What a node of the converted graph became, in a few words."""
 
 
 def explain(model: object, data: Iterable[Any] | None = None) -> Report:
@@ -33,8 +37,7 @@ def explain(model: object, data: Iterable[Any] | None = None) -> Report:
         model: that model.
         data: calibration data, for a prepared and calibrated model: batches that are a tensor, a tuple of arguments or
             a dictionary of keyword arguments. They run once more, without observers, to find the range of each single
-            tensor; `why` then says what sharing costs. The record keeps it, so reports of what is converted afterwards
-            say it too. Without data nothing runs.
+            tensor; `why` then says what sharing costs. The model stays as it was; this report alone says it.
 
     Raises:
         CaptureError: the model carries no record of either, or `data` comes with a converted model.
@@ -50,9 +53,9 @@ def explain(model: object, data: Iterable[Any] | None = None) -> Report:
         if record.stage == "converted":
             raise CaptureError(
                 "explain(model, data) measures on the prepared model, but this one is converted and has no observers. "
-                "Call it on what prepare_pt2e returned; convert_pt2e passes the result on."
+                "Call it on what prepare_pt2e returned."
             )
-        measure_ranges(model, record, data)  # type: ignore[arg-type]  # record_of found it on a GraphModule
+        record = measure_ranges(model, record, data)  # type: ignore[arg-type]  # record_of found it on a GraphModule
     return Report(record)
 
 
@@ -164,14 +167,12 @@ class Report:
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
 
-    def lowered(self, program: ExecutorchProgram) -> dict[str, str]:
+    def lowered(self, program: LoweredProgram) -> dict[str, str]:
         """What each op of the report became in the program that its converted model was lowered to, by node.
 
-        'int8, delegate 0' (or 'dynamic', 'float'), 'not delegated: ...' with the reason, or 'removed while lowering'.
+        In the words of the backend: 'int8, delegate 0', 'not delegated: ...' with the reason, 'removed while lowering'.
         """
-        fates = {left.node: f"not delegated: {left.reason}" for left in program.undelegated}
-        fates |= {kernel.node: f"{kernel.precision}, delegate {kernel.delegate}" for kernel in program.kernels}
-        return {d.node: fates.get(d.node, "removed while lowering") for d in self.record.decisions}
+        return {decision.node: program.fate(decision.node) for decision in self.record.decisions}
 
     def to_model_explorer(self, column: Column = "decision") -> dict[str, Any]:
         """Node data for Google's Model Explorer, as plain values, to show on the float model that was exported.

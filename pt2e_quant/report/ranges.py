@@ -18,8 +18,7 @@ from torch.fx import GraphModule, Node
 
 from ..graph.attributes import attribute
 from ..graph.run import batches_of
-from ..pt2e.observers import has_data
-from ..pt2e.qdq import QParams, read_qparams, with_qparams
+from ..pt2e.observed import QParams, read_observer, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
 from ..qparams import affine_qparams, min_max
 from ..where import in_graph
@@ -44,8 +43,8 @@ class _Watcher(nn.Module):
         return x
 
 
-def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> None:
-    """Write range, qparams and the tensors' own ranges into the groups of `record` that have one static scale.
+def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> Record:
+    """The record with range, qparams and the tensors' own ranges in the groups that have one static scale.
 
     Args:
         prepared: a calibrated model; its state stays as it is.
@@ -59,11 +58,10 @@ def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -
     with torch.no_grad():
         for args, kwargs in batches_of(data, "explain(prepared, data)"):
             twin(*args, **kwargs)
-    for number, group in enumerate(record.groups):
-        observer = attribute(prepared, group.observer)
-        writes_its_own = hasattr(observer, "convert")  # q/dq of another package, whose qparams only it knows
-        if not writes_its_own and has_data(observer) and hasattr(observer, "calculate_qparams"):
-            record.groups[number] = _with_ranges(group, read_qparams(observer), watchers)
+    readings = {group.observer: read_observer(attribute(prepared, group.observer)) for group in record.groups}
+    ranged = {name: read_qparams(reading) for name, reading in readings.items() if reading.has_range}
+    groups = [_with_ranges(group, ranged.get(group.observer), watchers) for group in record.groups]
+    return replace(record, groups=groups)
 
 
 def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:
@@ -89,9 +87,9 @@ def _watched(call: Node) -> str:
     return in_graph(call.graph.owning_module, value.name)
 
 
-def _with_ranges(group: GroupRecord, qparams: QParams, watchers: dict[Key, _Watcher]) -> GroupRecord:
+def _with_ranges(group: GroupRecord, qparams: QParams | None, watchers: dict[Key, _Watcher]) -> GroupRecord:
     group = with_qparams(group, qparams)
-    if group.range is None:
+    if group.range is None or qparams is None:
         return group
     return replace(group, own=tuple(_own_ranges(group.observer, qparams, watchers)))
 

@@ -16,12 +16,12 @@ from ..graph.constants import Constants
 from ..graph.values import is_float_tensor
 from ..meta import ANNOTATION_KEY
 from ..ops import BATCH_NORM, CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR
-from ..pt2e.observers import make_observers
+from ..pt2e.making import make_observers
 from ..pt2e.plan import make_plan
-from ..pt2e.spec_fields import spec_kind
+from ..quantizer.reading import read_spec
 from ..reasons import refusals
 from ..specs import integer_range, is_per_channel
-from .claims import Claim, claims, is_quantizable
+from .claims import Claim, claims, is_claimable
 
 __all__ = ["Found", "annotation_findings", "first_line"]
 
@@ -59,14 +59,14 @@ def _tensor(claim: Claim) -> Found:
 def _spec(claim: Claim) -> Found:
     """legal-specs: every spec of every origin, by its fields."""
     try:
-        kind = spec_kind(claim.spec)
+        kind = read_spec(claim.spec).kind
     except AnnotationError as error:
         yield "legal-specs", claim.where, first_line(error)
         return
     if kind == "shared":
         return
     rank = None
-    if is_quantizable(claim) and "val" in claim.tensor.meta:
+    if is_claimable(claim) and "val" in claim.tensor.meta:
         rank = claim.tensor.meta["val"].dim()
     problems = [*_range(claim.spec), *_scheme(claim.spec, rank)]
     if kind == "fixed":

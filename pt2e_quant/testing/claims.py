@@ -5,7 +5,6 @@ A *claim* is a site (the output of a node, or one use of it) with the spec that 
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,12 +16,12 @@ from ..errors import QuantizationError
 from ..graph.values import is_float_tensor
 from ..meta import ANNOTATION_KEY
 from ..pt2e.sharing import share
-from ..pt2e.spec_fields import constructor_name, describe_site, spec_kind
+from ..quantizer.reading import SpecReading, input_specs, is_annotated, output_spec, read_constructor, read_spec
 from ..specs import EdgeOrNode
+from ..where import describe_site
 
-__all__ = ["Claim", "Said", "claims", "fingerprint", "is_quantizable", "spec_text", "what_was_said"]
+__all__ = ["Claim", "Said", "claims", "fingerprint", "is_claimable", "spec_text", "what_was_said"]
 
-_FIELDS = ("ch_axis", "is_dynamic", "scale", "zero_point")
 _SHOWN = 6
 
 
@@ -49,17 +48,14 @@ class Claim(NamedTuple):
 def claims(gm: GraphModule) -> Iterator[Claim]:
     """Every spec of every annotation, legal or not, in graph order."""
     for node in gm.graph.nodes:
-        annotation = node.meta.get(ANNOTATION_KEY)
-        if annotation is None:
-            continue
-        for tensor, spec in (getattr(annotation, "input_qspec_map", None) or {}).items():
+        for tensor, spec in input_specs(node).items():
             if spec is not None:
                 yield Claim(node, tensor, spec)
-        if getattr(annotation, "output_qspec", None) is not None:
-            yield Claim(node, node, annotation.output_qspec)
+        if output_spec(node) is not None:
+            yield Claim(node, node, output_spec(node))
 
 
-def is_quantizable(claim: Claim) -> bool:
+def is_claimable(claim: Claim) -> bool:
     """The claimed tensor is one floating-point tensor that the node really reads or computes."""
     if not claim.is_output and claim.tensor not in claim.node.all_input_nodes:
         return False
@@ -84,7 +80,7 @@ def what_was_said(gm: GraphModule) -> dict[str, Said]:
     """Each claim as it was written, by its place; of a node that is only marked as annotated, the mark."""
     said = {claim.where: Said(spec_text(claim.spec)) for claim in claims(gm)}
     for node in gm.graph.nodes:
-        if getattr(node.meta.get(ANNOTATION_KEY), "_annotated", False):
+        if is_annotated(node):
             said.setdefault(node.name, Said("a mark, and no spec for its output"))
     return said
 
@@ -94,8 +90,7 @@ def fingerprint(gm: GraphModule) -> dict[str, Said]:
 
     Two graphs with equal fingerprints are quantized alike.
     """
-    found = [claim for claim in claims(gm) if is_quantizable(claim)]
-    specs = {claim.site: claim.spec for claim in found}
+    found = [claim for claim in claims(gm) if is_claimable(claim)]
     implicit = {
         claim.site
         for claim in found
@@ -103,14 +98,14 @@ def fingerprint(gm: GraphModule) -> dict[str, Said]:
     }
     said = what_was_said(gm)
     try:
-        resolved = share(specs, implicit)
+        resolved = share({claim.site: read_spec(claim.spec) for claim in found}, implicit)
     except QuantizationError:
         return said
     groups: dict[EdgeOrNode, list[str]] = defaultdict(list)
     for site, (root, _) in resolved.items():
         groups[root].append(describe_site(site))
     for root, group in groups.items():
-        text = spec_text(resolved[root][1])
+        text = _reading_text(resolved[root][1])
         said.update(dict.fromkeys(group, Said(text, tuple(sorted(group)))))
     return said
 
@@ -118,37 +113,35 @@ def fingerprint(gm: GraphModule) -> dict[str, Said]:
 def spec_text(spec: Any) -> str:
     """All fields of a spec in words; functions by name, since many quantizers make them anew for each graph."""
     try:
-        kind = spec_kind(spec)
+        return _reading_text(read_spec(spec))
     except QuantizationError:
         return repr(spec)
-    if kind == "shared":
-        return f"shared with {_site(spec.edge_or_node)}"
-    bounds = (getattr(spec, "quant_min", None), getattr(spec, "quant_max", None))
-    words = [str(spec.dtype), *([f"[{bounds[0]}, {bounds[1]}]"] if bounds != (None, None) else [])]
-    words += [str(spec.qscheme)] if getattr(spec, "qscheme", None) is not None else []
-    words += [f"{name}={value}" for name in _FIELDS if (value := getattr(spec, name, None)) not in (None, False)]
-    if kind == "derived":
+
+
+def _reading_text(spec: SpecReading) -> str:
+    if spec.shares_with is not None:
+        return f"shared with {_site(spec.shares_with)}"
+    low, high = spec.given.get("quant_min"), spec.given.get("quant_max")
+    words = [str(spec.dtype), *([f"[{low}, {high}]"] if (low, high) != (None, None) else [])]
+    words += [str(spec.qscheme)] if spec.qscheme is not None else []
+    fields = {"ch_axis": spec.axis, "is_dynamic": spec.is_dynamic, "scale": spec.scale, "zero_point": spec.zero_point}
+    words += [f"{name}={value}" for name, value in fields.items() if value not in (None, False)]
+    if spec.derived_from:
         words.append(f"derived from {', '.join(map(_site, spec.derived_from))}")
-    elif kind == "observed":
-        words.append(_constructor(spec.observer_or_fake_quant_ctr))
+    elif spec.constructor is not None:
+        words.append(_constructor(spec.constructor.call))
     return " ".join(words).replace("torch.", "")
 
 
-def _site(site: Any) -> str:
-    if isinstance(site, (tuple, list)):
-        return " -> ".join(str(getattr(node, "name", node)) for node in site)
-    return str(getattr(site, "name", site))
+def _site(site: EdgeOrNode) -> str:
+    return " -> ".join(node.name for node in site) if isinstance(site, tuple) else site.name
 
 
 def _constructor(constructor: Any) -> str:
-    inner = getattr(constructor, "p", constructor)
-    keywords: dict[str, Any] = {}
-    while isinstance(inner, functools.partial):
-        keywords = inner.keywords | keywords
-        inner = getattr(inner.func, "p", inner.func)
-    shown = (f"{name}={_argument(value)}" for name, value in sorted(keywords.items()))
-    return f"{constructor_name(constructor)}({', '.join(shown)})"
+    read = read_constructor(constructor)
+    shown = (f"{name}={_argument(value)}" for name, value in sorted(read.arguments.items()))
+    return f"{read.name}({', '.join(shown)})"
 
 
 def _argument(value: Any) -> str:
-    return _constructor(value) if hasattr(value, "p") or isinstance(value, functools.partial) else str(value)
+    return _constructor(value) if read_constructor(value).made is not value else str(value)

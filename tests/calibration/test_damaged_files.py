@@ -20,16 +20,21 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pt2e_quant import prepare_pt2e
+from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.calibration import load_calibration, save_calibration
 from pt2e_quant.errors import CalibrationError, FileError
 from pt2e_quant.fake_quantize import FakeQuantize
 from pt2e_quant.observer import (
+    AffineQuantizedMinMaxObserver,
     HistogramObserver,
+    MappingType,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MSEObserver,
+    PerAxis,
     PerChannelMinMaxObserver,
+    PerRow,
+    PerTensor,
 )
 from pt2e_quant.quantizer import QuantizationConfig, QuantizationSpec
 from tests.calibration.kit import EXPORTED, batches, prepared
@@ -384,6 +389,49 @@ def test_what_an_observer_cannot_have_learned_is_not_saved(tmp_path):
     ):
         save_calibration(model, tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+
+
+class Elsewhere(MinMaxObserver):
+    """Keeps what it learned as torchao's observers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = x.mean()
+        return super().forward(x)
+
+
+def test_what_is_kept_outside_of_buffers_is_not_left_out_in_silence(tmp_path):
+    model = prepared(Elsewhere)
+    for batch in batches(1):
+        model(*batch)
+    with pytest.raises(CalibrationError, match="Elsewhere keeps mean in plain attributes"):
+        save_calibration(model, tmp_path / "file")
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerAxis(1), PerRow()])
+def test_blocks_are_those_of_the_model_that_was_calibrated(granularity, tmp_path):
+    ctr = AffineQuantizedMinMaxObserver.with_args(
+        mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.int8, granularity=granularity
+    )
+    spec = QuantizationSpec(torch.int8, ctr, -120, 115, torch.per_tensor_affine)
+    x = torch.randn(4, 6)
+    exported = torch.export.export(torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.ReLU()).eval(), (x,))
+    first, second = (prepare_pt2e(exported, Toy(QuantizationConfig(spec, spec, None))) for _ in range(2))
+    first(x)
+    save_calibration(first, tmp_path / "file")
+    load_calibration(second, tmp_path / "file")
+    assert torch.equal(convert_pt2e(second)(x), convert_pt2e(first)(x))
+
+
+def test_a_damaged_part_leaves_what_the_model_knew(counted, tmp_path):
+    model = prepared(MSEObserver)
+    for batch in batches(1):
+        model(*batch)
+    before = copy.deepcopy(model.state_dict())
+    (tmp_path / "whole").write_bytes(counted.data)
+    (tmp_path / "cut").write_bytes(counted.data[:-1])
+    with pytest.raises(CalibrationError, match="cut is damaged"):
+        load_calibration(model, tmp_path / "whole", tmp_path / "cut")
+    assert equal(model.state_dict(), before)
 
 
 def test_a_full_disk_leaves_the_last_calibration(counted, tmp_path, small_disk):

@@ -17,6 +17,7 @@ from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import SharingError
 from pt2e_quant.pt2e.sharing import DisjointSets, share
 from pt2e_quant.quantizer import FixedQParamsQuantizationSpec, SharedQuantizationSpec
+from pt2e_quant.quantizer.reading import SpecReading, read_spec
 from tests.nets import export
 from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, affine_by_hand, annotate, calls, quantizes, the_call
 
@@ -128,7 +129,7 @@ def test_the_order_of_the_specs_does_not_matter(order, parents):
     graph = Graph()
     nodes = [graph.placeholder(f"x{number}") for number in range(COUNT)]
     specs = {nodes[n]: ACT if parents[n] == n else SharedQuantizationSpec(nodes[parents[n]]) for n in order}
-    roots = {node: root for node, (root, _) in share(specs, set()).items()}
+    roots = {node: root for node, (root, _) in share(specs_read(specs), set()).items()}
     for first, second in itertools.combinations(range(COUNT), 2):
         together = any({first, second} <= group for group in components(parents.items()))
         assert (roots[nodes[first]] == roots[nodes[second]]) is together
@@ -187,6 +188,10 @@ def test_preparing_a_chain_takes_time_in_proportion_to_its_length():
     assert seconds_per_op(1000) < 3 * seconds_per_op(125)
 
 
+def specs_read(specs: dict[Node, object]) -> dict[Node, SpecReading]:
+    return {node: read_spec(spec) for node, spec in specs.items()}
+
+
 def linked(count: int) -> dict[Node, object]:
     """A chain of references, each to the one after it, the concrete spec at its end."""
     graph = Graph()
@@ -195,7 +200,7 @@ def linked(count: int) -> dict[Node, object]:
 
 
 def test_references_may_be_chained_deeper_than_pythons_stack():
-    assert len({root for root, _ in share(linked(5000), set()).values()}) == 1
+    assert len({root for root, _ in share(specs_read(linked(5000)), set()).values()}) == 1
 
 
 # --- what cannot be shared --------------------------------------------------------------------------------------------

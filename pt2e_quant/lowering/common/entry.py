@@ -20,19 +20,17 @@ from ...errors import CaptureError, LoweringError
 from ...graph.attributes import own_written
 from ...graph.module import ExportedModule, clone, is_guard
 from ...graph.nested import graphs, mark
+from ...meta import ORIGIN_KEY
 from ...pt2e.record import record_of
 from ...where import locate, node_id
 
-__all__ = ["ORIGIN", "Inputs", "explaining", "origin", "quietly", "take"]
+__all__ = ["Inputs", "explaining", "origin", "quietly", "take"]
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
 _NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""
-
-ORIGIN = "pt2e_quant"
-"""Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
 
 
 def take(
@@ -74,14 +72,14 @@ def take(
     own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
     for node in (node for _, part in graphs(mark(gm)) for node in part.graph.nodes):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), ORIGIN: node_id(node)}
+        node.meta["custom"] = {**(node.meta.get("custom") or {}), ORIGIN_KEY: node_id(node)}
     return gm, (tuple(args or ()), dict(kwargs or {}))
 
 
 def origin(node: Node) -> str:
     """Name of the node of the converted graph that a node of the exported or lowered graph comes from."""
     custom = node.meta.get("custom") or {}
-    return str(custom.get(ORIGIN, node.name))
+    return str(custom.get(ORIGIN_KEY, node.name))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What became of every operator: reads the graph that ExecuTorch lowered, and finds the reasons for what it left.
 
 Comes after partitioning, before the program is written. Nodes are joined with those of the converted graph through the
-name that `executorch` put into node.meta["custom"].
+name that `common.entry` put into node.meta["custom"].
 """
 
 from __future__ import annotations

@@ -186,6 +186,12 @@ class ExecutorchProgram:
             ) from error
         return tuple(outputs)
 
+    def fate(self, node: str) -> str:
+        """What a node of the converted graph became; `Report.lowered` asks."""
+        left = next((f"not delegated: {one.reason}" for one in self.undelegated if one.node == node), None)
+        taken = (f"{kernel.precision}, delegate {kernel.delegate}" for kernel in self.kernels if kernel.node == node)
+        return next(taken, left or "removed while lowering")
+
     def constant(self, name: str) -> Any:
         """A constant of the program: 'input_0_scale', 'output_1_zero_point', ... of its integer inputs and outputs.
 

@@ -141,6 +141,12 @@ class InductorProgram:
 
     run = __call__
 
+    def fate(self, node: str) -> str:
+        """What a node of the converted graph became; `Report.lowered` asks."""
+        left = next((f"in float: {one.reason}" for one in self.fallbacks if one.node == node), None)
+        taken = (f"{kernel.precision}, {kernel.kernel}" for kernel in self.kernels if kernel.node == node)
+        return next(taken, left or "part of generated code, or removed while lowering")
+
     def reset(self) -> None:
         """Give the buffers that the model writes to what they started with."""
         for buffer, first in self.state:
