@@ -172,7 +172,7 @@ def huge_constant(match: Match) -> str | None:
     for name in ("a", "b"):
         node = match.captures[name]
         if isinstance(node, Node) and node in match.constants and _largest(match.constants.value(node)) > _HUGE:
-            return f"the constant {node} reaches beyond {_HUGE:g}, next to it all other values would round to one"
+            return f"the constant {node} reaches beyond {_HUGE:g}; next to it all other values would round to one"
     return None
 
 

@@ -236,7 +236,7 @@ def _no_op(reading: ObserverReading) -> str:
     scheme, blocks = reading.scheme, reading.granularity or "with a scale"
     wanted = f"{reading.dtype} {blocks}" if scheme is None else f"{scheme}"
     if scheme is not None and scheme.op is not None:
-        wanted += " of a tensor that is no matrix"
+        wanted += " of a tensor that is not a matrix"
     return (
         f"{reading.place}: torch.ops.quantized_decomposed has no op for {wanted}, so this tensor was prepared and "
         "calibrated but cannot be converted.\n  A backend with an op of its own for it observes with a class that has "

@@ -198,8 +198,8 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
             observer.site = location  # type: ignore[assignment]
         value = watched.get(id(point.source), point.producer)
         deferred = point.producer in seen_once
-        behind = last_input if value.op == "placeholder" and last_input is not None else value
-        with gm.graph.inserting_after(behind):
+        after = last_input if value.op == "placeholder" and last_input is not None else value
+        with gm.graph.inserting_after(after):
             node = gm.graph.get_attr(name) if deferred else gm.graph.call_module(name, (value,))
         copy_origin(node, _spoken_for(point), "prepare_pt2e")
         if not deferred:

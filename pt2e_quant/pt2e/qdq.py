@@ -40,7 +40,7 @@ class PairWriter:
         """Put q, and one dq per use, in the place of the call `observed` of an observer on its first argument."""
         graph, value = self._gm.graph, observed.args[0]
         if not isinstance(value, Node):
-            raise ConversionError(f"an observer is called on {value!r}, which is no tensor:\n{locate(observed)}")
+            raise ConversionError(f"an observer is called on {value!r}, which is not a tensor:\n{locate(observed)}")
         with graph.inserting_before(observed):
             quantized, dequantize, arguments = self._quantize(value, observed, qparams)
 

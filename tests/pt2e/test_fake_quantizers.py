@@ -42,7 +42,7 @@ SAME_GRID = 1e-6  # the same integers and scales on both sides, summed in the sa
 
 
 class Net(nn.Module):
-    """Layers with and without relu behind, an add that shares nothing; sizes that groups of 16 and 24 divide."""
+    """Layers with and without relu after them, an add that shares nothing; sizes that groups of 16 and 24 divide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ def test_a_scheme_without_an_op_prepares_and_runs_and_says_at_convert_what_is_mi
 def test_rows_and_groups_of_a_convolution_have_no_op():
     scheme = Scheme(dtype="int8", granularity="row", timing="weight_only")
     prepared = prepared_net(Toy().set_global(QuantizationConfig(None, None, quantization_spec(scheme))))
-    with pytest.raises(ConversionError, match="of a tensor that is no matrix"):
+    with pytest.raises(ConversionError, match="of a tensor that is not a matrix"):
         convert_pt2e(prepared)
 
 

@@ -139,7 +139,7 @@ class _Ranges(_Interpreter):
 
 
 class _Rounding(_Interpreter):
-    """Runs the float model on rounded values: each output that is claimed, and behind it each use that is claimed."""
+    """Runs the float model on rounded values: each output that is claimed, and after it each use that is claimed."""
 
     def __init__(self, gm: GraphModule, group_of: dict[Any, int], qparams: list[QParams], only: int | None) -> None:
         super().__init__(gm)

@@ -140,7 +140,7 @@ def _compiled(
 def _cleaned(
     taken: tuple[ExportedModule, Inputs], autotune: bool
 ) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
-    """The graph behind all passes, the operators that it had by name, what there is to remark, and the inputs."""
+    """The graph after all passes, the operators that it had by name, what there is to remark, and the inputs."""
     gm, inputs = taken
     ops = {node.name: str(node.target) for node in gm.graph.nodes}
     check_inductor_contract(gm)

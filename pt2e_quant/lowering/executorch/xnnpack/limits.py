@@ -136,7 +136,7 @@ def grouped_weights(case: Case) -> str | None:
     if not case.group or weight is None:
         return None
     if len(weight) != 2:
-        return "XNNPACK's convolutions take one weight scale per channel, none per group"
+        return "XNNPACK's convolutions take one weight scale per channel, not one per group"
     if case.activation != "dynamic":
         return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
     width = weight[1]
@@ -147,7 +147,7 @@ def computed_parameters(case: Case) -> str | None:
     """Weight and bias are constants."""
     for kind, operand in zip(("weight", "bias"), ops.factors(case.node)[1:], strict=True):
         if isinstance(operand, Node) and not case.is_constant(operand):
-            return f"its {kind} {operand.name} is computed at run time, XNNPACK packs constant weights and biases only"
+            return f"its {kind} {operand.name} is computed at run time; XNNPACK packs constant weights and biases only"
     return None
 
 
@@ -162,7 +162,11 @@ def unbatched(case: Case) -> str | None:
 def not_static(case: Case) -> str | None:
     """Static qparams only."""
     static = case.activation == "static" and case.output
-    return None if static else "XNNPACK runs it in integers with static qparams only"
+    return (
+        None
+        if static
+        else "XNNPACK runs it in integers with static qparams only, which this configuration does not use"
+    )
 
 
 def dynamic_convolution(case: Case) -> str | None:
@@ -216,7 +220,7 @@ def group_size(size: int) -> str | None:
 def scaled_operand(case: Case) -> str | None:
     """alpha is 1."""
     alpha = case.argument("alpha")
-    return f"alpha={alpha}, the integer kernel takes 1" if alpha not in (None, 1) else None
+    return f"alpha={alpha}; the integer kernel takes alpha=1" if alpha not in (None, 1) else None
 
 
 def scalar_operand(case: Case) -> str | None:
@@ -224,20 +228,20 @@ def scalar_operand(case: Case) -> str | None:
     for name in ("self", "other"):
         operand = case.argument(name)
         if isinstance(operand, Node) and case.shape(name) == [] and not case.is_constant(operand):
-            return f"{operand} is a single number computed at run time, ExecuTorch fails to lower such"
+            return f"{operand} is a single number computed at run time; ExecuTorch fails to lower those"
     return None
 
 
 def alone(case: Case) -> str | None:
     """Two tensors or more."""
-    return "XNNPACK joins two tensors or more" if len(case.argument("tensors") or ()) == 1 else None
+    return "XNNPACK concatenates two tensors or more" if len(case.argument("tensors") or ()) == 1 else None
 
 
 def not_spatial_mean(case: Case) -> str | None:
     """Over height and width of a 4-d tensor, with keepdim=True."""
     x, dims, dtype = case.shape("self"), case.argument("dim"), case.argument("dtype")
     if dtype is not None:
-        return f"dtype={dtype}, XNNPACK's mean converts nothing; leave it out"
+        return f"dtype={dtype}, which XNNPACK's mean does not convert to; leave it out"
     spatial = x is not None and len(x) == 4 and sorted(dim % 4 for dim in dims or ()) == [2, 3]
     if spatial and case.argument("keepdim"):
         return None
@@ -248,14 +252,14 @@ def not_to_one(case: Case) -> str | None:
     """To 1 x 1, of a batch."""
     x, size = case.shape("self"), list(case.argument("output_size"))
     one = size in ([1], [1, 1]) and x is not None and len(x) == 4
-    return None if one else f"output size {size}, XNNPACK pools in integers to 1 x 1 of a batch only"
+    return None if one else f"output size {size}; XNNPACK pools in integers to 1 x 1 of a batch only"
 
 
 def unbatched_pool(case: Case) -> str | None:
     """With a batch dimension."""
     x = case.shape("self")
     wrong = x is not None and len(x) != 4
-    return "the input has no batch dimension, XNNPACK's max pooling needs one" if wrong else None
+    return "the input has no batch dimension; XNNPACK's max pooling needs one" if wrong else None
 
 
 def unusual_pool(case: Case) -> str | None:
@@ -263,7 +267,7 @@ def unusual_pool(case: Case) -> str | None:
     x, kernel = case.shape("self"), _pair(case.argument("kernel_size"))
     stride = _pair(case.argument("stride") or kernel)
     if any(step > size for step, size in zip(stride, kernel, strict=True)):
-        return f"stride {stride} is larger than the kernel {kernel}, XNNPACK's max pooling cannot skip"
+        return f"stride {stride} is larger than the kernel {kernel}; XNNPACK's max pooling cannot skip"
     dynamic = x is not None and not all(isinstance(size, int) for size in x)
     return "ceil_mode with dynamic shapes" if case.argument("ceil_mode") and dynamic else None
 
@@ -275,7 +279,7 @@ def stepped_slice(case: Case) -> str | None:
     """In steps of 1, of fixed shapes."""
     x, step = case.shape("self"), case.argument("step")
     if step not in (None, 1):
-        return f"step={step}, XNNPACK slices with step 1 only"
+        return f"step={step}; XNNPACK slices with step 1 only"
     fixed = x is not None and all(isinstance(size, int) for size in x)
     return None if fixed else "XNNPACK slices static shapes only"
 
@@ -283,7 +287,7 @@ def stepped_slice(case: Case) -> str | None:
 def unknown_sizes(case: Case) -> str | None:
     """With one dynamic size: lowering writes it as a view."""
     dynamic = [size for size in case.shape("self") or () if not isinstance(size, int)]
-    return f"{len(dynamic)} sizes are dynamic, XNNPACK reshapes with one" if len(dynamic) > 1 else None
+    return f"{len(dynamic)} sizes are dynamic; XNNPACK reshapes with one" if len(dynamic) > 1 else None
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -380,7 +384,7 @@ OUTSIDE = (
 
 REASONS = MappingProxyType(
     dict.fromkeys(FLOAT, "XNNPACK runs it in float, inside the delegate")
-    | dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel")
-    | dict.fromkeys(_MATRIX, "both factors are computed at run time, and XNNPACK multiplies such in float only")
+    | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it; it stays a portable float kernel")
+    | dict.fromkeys(_MATRIX, "both factors are computed at run time; XNNPACK multiplies those in float only")
 )
 """Why other operators stay in floating point."""
