@@ -19,6 +19,7 @@ from ..observer.derived import DerivedObserver
 from ..qparams import FLOAT32_EPS, storage_dtype
 from ..schemes import Scheme
 from ..specs import integer_range, is_per_channel, is_symmetric, range_of
+from .authors import code_of
 from .record import GroupRecord
 
 __all__ = ["ObserverReading", "QParams", "read_observer", "read_qparams", "with_qparams"]
@@ -66,9 +67,12 @@ def read_observer(observer: Any) -> ObserverReading:
     is_integer = isinstance(dtype, torch.dtype) and integer_range(dtype) is not None
     scheme, block = getattr(observer, "scheme", None), getattr(inner, "block_size", None)
     is_dynamic = bool(getattr(observer, "is_dynamic", False))
+    place = str(getattr(observer, "site", "") or type(observer).__name__)
+    with code_of(f"has_data of {type(observer).__name__} on {place}", ConversionError):
+        has_data = _has_data(observer)
     return ObserverReading(
         observer=observer,
-        place=str(getattr(observer, "site", "") or type(observer).__name__),
+        place=place,
         dtype=dtype,
         is_integer=is_integer,
         bounds=_bounds(observer, dtype if is_integer else None),
@@ -79,7 +83,7 @@ def read_observer(observer: Any) -> ObserverReading:
         rank=None if block is None else len(block),
         eps=_eps(observer, inner) if is_dynamic else FLOAT32_EPS,
         is_dynamic=is_dynamic,
-        has_data=_has_data(observer),
+        has_data=has_data,
         writes_pairs=hasattr(observer, "convert"),
     )
 
@@ -168,11 +172,27 @@ def read_qparams(reading: ObserverReading) -> QParams:
         if reading.granularity not in (None, PerTensor(), PerToken()):
             raise ConversionError(_no_op(reading))
         return replace(form, per_token=isinstance(reading.granularity, PerToken))
-    scale, zero_point = (tensor.detach() for tensor in reading.observer.calculate_qparams())  # type: ignore[operator]
+    scale, zero_point = _settled(reading)
     settled = replace(form, scale=scale, zero_point=zero_point)
     if isinstance(reading.granularity, Granularity):
         return _of_blocks(reading, settled)
     return replace(settled, axis=int(reading.axis) if is_per_channel(reading.qscheme) else None)  # type: ignore[arg-type]
+
+
+def _settled(reading: ObserverReading) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, known to be tensors that stand for real numbers."""
+    what = f"calculate_qparams of {type(reading.observer).__name__} on {reading.place}"
+    with code_of(what, ConversionError):
+        answer = reading.observer.calculate_qparams()  # type: ignore[operator]
+    if not isinstance(answer, (tuple, list)) or [isinstance(one, Tensor) for one in answer] != [True, True]:
+        raise ConversionError(f"{what}\n  returned {answer!r}, where two tensors, (scale, zero_point), are needed")
+    scale, zero_point = (tensor.detach() for tensor in answer)
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise ConversionError(
+            f"{what}\n  returned a scale that is not finite and greater than 0: {scale.flatten()[:8].tolist()}. "
+            "Calibrate again, or with another observer."
+        )
+    return scale, zero_point
 
 
 def _of_blocks(reading: ObserverReading, settled: QParams) -> QParams:
