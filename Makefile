@@ -3,7 +3,9 @@
 #   make test       linters and the quick tests, branch coverage at the end
 #   make test-all   the same with the slow tests
 #   make lint       format, lint, types, import contracts
-#   make bench      all benchmarks, beside the peers, which it installs
+#   make bench      all benchmarks, beside the peers
+# `make demo` installs what the demo needs; `make test` adds the linters and the peers of the tests, `make bench` those of
+# the benchmarks. All share .venv, and nothing is installed twice.
 # Another interpreter or place: make test PYTHON=python3.12 VENV=.venv312
 
 PYTHON ?= python3
@@ -11,18 +13,23 @@ VENV ?= .venv
 WORKERS ?= 2
 HASHSEED ?= 0# the test workers must agree on the order of sets, which stand in names of tests
 PINS := requirements/pins.txt
-# ExecuTorch's Arm quantizers import its serializer. It asks for an old numpy that it does not need here, so it comes without
-# what it asks for; where it has no build, the tests of those quantizers are skipped with that reason.
+# Packages of which the tests need a part that works without their dependencies. Where one cannot be installed, its tests
+# are skipped and name it.
+# ExecuTorch's Arm quantizers import the serializer of tosa-tools, which asks for an old numpy that it does not need here.
 TOSA := tosa-tools==2026.8.0
-STAMP := $(VENV)/.installed
+# The classes and the reader of Model Explorer are 2 MB; the viewer that it asks for is 130 MB.
+EXPLORER := ai-edge-model-explorer==0.1.34
 BIN := $(VENV)/bin
+FOR_DEMO := $(VENV)/.installed-for-demo
+FOR_TESTS := $(VENV)/.installed-for-tests
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=$(HASHSEED) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
 
 .PHONY: demo test test-all lint bench format clean
 .DELETE_ON_ERROR:
 
-demo: $(STAMP)
-	$(BIN)/python -m demo.digits
+demo: $(FOR_DEMO)
+	@$(BIN)/python -m demo.digits
 
 test: lint
 	$(PYTEST)
@@ -30,18 +37,17 @@ test: lint
 test-all: lint
 	$(PYTEST) -m ""
 
-lint: $(STAMP)
+lint: $(FOR_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS) \
-		--no-build-isolation --editable ".[dev,bench]"
+bench: $(FOR_TESTS)
+	$(INSTALL) --no-build-isolation --editable ".[dev,bench]"
 	$(BIN)/python -m benchmarks
 
-format: $(STAMP)
+format: $(FOR_TESTS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -50,10 +56,16 @@ clean:
 
 # torch first and alone, so that pip takes the CPU build where one is offered; the pins then keep it where it is.
 # --no-build-isolation builds with the pinned setuptools instead of the newest one.
-$(STAMP): pyproject.toml $(PINS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS) torch==2.13.0 setuptools
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS) \
-		--no-build-isolation --editable ".[dev]"
-	-$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $(TOSA)
-	touch $@
+$(FOR_DEMO): Makefile pyproject.toml $(PINS)
+	@echo "Installing torch and ExecuTorch in $(VENV): a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch==2.13.0 setuptools
+	@$(INSTALL) --no-build-isolation --editable ".[demo]"
+	@touch $@
+
+$(FOR_TESTS): $(FOR_DEMO)
+	@echo "Installing the linters, and the packages that the tests compare with, in $(VENV): a few minutes the first time"
+	@$(INSTALL) --no-build-isolation --editable ".[dev]"
+	-@$(INSTALL) --no-deps $(TOSA)
+	-@$(INSTALL) --no-deps $(EXPLORER)
+	@touch $@

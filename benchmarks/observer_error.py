@@ -66,25 +66,7 @@ a granularity (PerAxis, PerRow, PerGroup, PerBlock, PerToken).
   the range, with one CalibrationWarning per observer that names the place, and saturate in the quantized model.
 - Empty tensors, and tensors of nothing but masks, are no data. `convert_pt2e` names observers without data.
 
-## Merging, and calibration as a file
-
-`observer.merge(other)` takes in what another observer of the same class and arguments saw. For ranges and for the
-counts of MSEObserver, LpNormObserver, PercentileObserver and EntropyObserver, the parts of any partition of the data,
-in any order, give the state of one pass, bit for bit. A moving average depends on the order of batches, so merged
-averages are the range that holds them all; HistogramObserver keeps all counts, but in bins that follow the range.
-
-```python
-from pt2e_quant.calibration import calibration_report, load_calibration, save_calibration
-
-save_calibration(prepared, "part1.safetensors")  # the same state gives the same bytes
-load_calibration(prepared, "part1.safetensors")  # go on where it stopped
-load_calibration(prepared, "part1.safetensors", "part2.safetensors")  # parts of one calibration
-load_calibration(prepared_for_int4, "part1.safetensors")  # another configuration of the same exported model
-print(calibration_report(prepared, held_back).text())  # sites never reached, values that saturate
-```
-
-Counts serve every configuration: calibrate once with MSEObserver, then load into models prepared with other bounds,
-schemes or observers of this page that need no more than counts and a range (MinMaxObserver included).
+Calibration in parts, as a file, for several configurations: [calibration.md](calibration.md).
 
 A file is written as a whole or not at all, has a version and a checksum, and is not believed without looking: what no
 data can have led to (negative counts, a range that the counts do not have, NaN) is a CalibrationError, like any damage.

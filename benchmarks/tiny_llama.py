@@ -92,7 +92,7 @@ def _rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind an RMSNorm and added to its input."""
+    """Attention and SwiGLU, each after an RMSNorm and added to its input."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ def int8_quantizers() -> dict[str, Quantizer]:
 
 
 def perplexity(prefill: Step, text: Tensor, windows: int, length: int) -> float:
-    """exp of the mean negative log-likelihood of the bytes behind the first one of each window."""
+    """exp of the mean negative log-likelihood of the bytes after the first one of each window."""
     losses = []
     with torch.no_grad():
         for index in range(windows):

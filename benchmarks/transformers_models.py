@@ -122,7 +122,7 @@ def dynamic_recipe(exported: ExportedProgram) -> ExecutorchProgram:
 
 
 def static_recipe(exported: ExportedProgram, batches: list[Batch], target: float = 22.0) -> ExecutorchProgram:
-    """Static linears behind SmoothQuant, with the worst of them dynamic; everything else float in the delegate."""
+    """Static linears after SmoothQuant, with the worst of them dynamic; everything else float in the delegate."""
     smoothed, _ = smooth_quant(exported, batches)
     fallen, _ = worst_linears(smoothed, batches[:2], target=target)
     config = get_symmetric_quantization_config(is_per_channel=True)
@@ -147,7 +147,7 @@ def _calibrated(model: Any, quantizer: Any, batches: list[Batch]) -> torch.fx.Gr
 
 
 def inductor_dynamic(exported: ExportedProgram, batches: list[Batch]) -> InductorProgram:
-    """The recommended one: activations per tensor at run time behind SmoothQuant, weights and embeddings per row.
+    """The recommended one: activations per tensor at run time after SmoothQuant, weights and embeddings per row.
 
     One scale for a whole tensor leaves little to ordinary channels beside outliers, so these are smoothed first, which
     is all that the data is for.
@@ -158,7 +158,7 @@ def inductor_dynamic(exported: ExportedProgram, batches: list[Batch]) -> Inducto
 
 
 def inductor_static(exported: ExportedProgram, batches: list[Batch], target: float = 22.0) -> InductorProgram:
-    """Static linears behind SmoothQuant, with the worst of them dynamic."""
+    """Static linears after SmoothQuant, with the worst of them dynamic."""
     smoothed, _ = smooth_quant(exported, batches)
     fallen, _ = worst_linears(smoothed, batches[:2], target=target)
     config = get_default_x86_inductor_quantization_config()

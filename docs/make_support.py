@@ -44,7 +44,7 @@ class Probe:
 
 
 class Net(nn.Module):
-    """Everything that a probe may call; `last` reads integers behind the operator in question."""
+    """Everything that a probe may call; `last` reads integers after the operator in question."""
 
     def __init__(self, probe: Probe) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Net(nn.Module):
         self.conv, self.other, self.last = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
         self.conv1d, self.up1d, self.conv3d = nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3), nn.Conv3d(4, 4, 2)
         self.up, self.depthwise = nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, 3, groups=4)
-        self.linear, self.behind = nn.Linear(12, 16), nn.Linear(16, 12)
+        self.linear, self.after = nn.Linear(12, 16), nn.Linear(16, 12)
         self.table, self.matrix = nn.Embedding(9, 12), nn.Parameter(torch.randn(12, 16))
         self.bags = nn.EmbeddingBag(9, 12)
 
@@ -67,7 +67,7 @@ def image(function: Callable[[Tensor], Tensor]) -> Probe:
 
 
 def flat(function: Callable[[Tensor], Tensor]) -> Probe:
-    """The operator behind a convolution, in front of a linear."""
+    """The operator after a convolution, before a linear."""
     return Probe(lambda n, x: F.linear(function(n.conv(x)), n.linear.weight), (1, 4, 3, 12))
 
 
@@ -79,22 +79,22 @@ PROBES: dict[str, Probe] = {
     "conv3d": Probe(lambda n, x: n.conv3d(x), (1, 4, 4, 4, 4)),
     "conv_transpose1d": Probe(lambda n, x: n.up1d(x), SIGNAL),
     "conv_transpose2d": Probe(lambda n, x: n.up(x), IMAGE),
-    "relu behind conv_transpose2d": Probe(lambda n, x: F.relu(n.up(x)), IMAGE),
-    "relu behind uneven pad and conv2d": Probe(lambda n, x: F.relu(n.conv(F.pad(x, (1, 0, 1, 0)))), IMAGE),
-    "conv2d behind uneven pad": Probe(lambda n, x: n.conv(F.pad(x, (1, 0, 1, 0))), IMAGE),
-    "relu behind conv2d": Probe(lambda n, x: F.relu(n.conv(x)), IMAGE),
-    "hardtanh behind conv2d": Probe(lambda n, x: F.hardtanh(n.conv(x), 0.0, 6.0), IMAGE),
-    "hardswish behind conv2d": Probe(lambda n, x: F.hardswish(n.conv(x)), IMAGE),
-    "silu behind conv2d": Probe(lambda n, x: F.silu(n.conv(x)), IMAGE),
-    "sigmoid behind conv2d": Probe(lambda n, x: torch.sigmoid(n.conv(x)), IMAGE),
+    "relu after conv_transpose2d": Probe(lambda n, x: F.relu(n.up(x)), IMAGE),
+    "relu after uneven pad and conv2d": Probe(lambda n, x: F.relu(n.conv(F.pad(x, (1, 0, 1, 0)))), IMAGE),
+    "conv2d after uneven pad": Probe(lambda n, x: n.conv(F.pad(x, (1, 0, 1, 0))), IMAGE),
+    "relu after conv2d": Probe(lambda n, x: F.relu(n.conv(x)), IMAGE),
+    "hardtanh after conv2d": Probe(lambda n, x: F.hardtanh(n.conv(x), 0.0, 6.0), IMAGE),
+    "hardswish after conv2d": Probe(lambda n, x: F.hardswish(n.conv(x)), IMAGE),
+    "silu after conv2d": Probe(lambda n, x: F.silu(n.conv(x)), IMAGE),
+    "sigmoid after conv2d": Probe(lambda n, x: torch.sigmoid(n.conv(x)), IMAGE),
     "add of conv2d": Probe(lambda n, x: n.last(n.conv(x) + n.other(x)), IMAGE),
-    "relu behind add of conv2d": Probe(lambda n, x: n.last(F.relu(n.conv(x) + n.other(x))), IMAGE),
+    "relu after add of conv2d": Probe(lambda n, x: n.last(F.relu(n.conv(x) + n.other(x))), IMAGE),
     "linear": Probe(lambda n, x: n.linear(x), ROWS),
     "linear, from addmm": Probe(lambda n, x: torch.addmm(n.linear.bias, x, n.matrix), (3, 12)),
-    "relu behind linear": Probe(lambda n, x: F.relu(n.linear(x)), ROWS),
-    "gelu behind linear": Probe(lambda n, x: n.behind(F.gelu(n.linear(x))), ROWS),
-    "add of linear": Probe(lambda n, x: n.behind(n.linear(x)) + x, ROWS),
-    "relu behind add of linear": Probe(lambda n, x: F.relu(n.behind(n.linear(x)) + x), ROWS),
+    "relu after linear": Probe(lambda n, x: F.relu(n.linear(x)), ROWS),
+    "gelu after linear": Probe(lambda n, x: n.after(F.gelu(n.linear(x))), ROWS),
+    "add of linear": Probe(lambda n, x: n.after(n.linear(x)) + x, ROWS),
+    "relu after add of linear": Probe(lambda n, x: F.relu(n.after(n.linear(x)) + x), ROWS),
     "matmul": Probe(lambda n, x: n.linear(x) @ n.linear(x).transpose(1, 2), ROWS),
     "embedding": Probe(lambda n, x: n.linear(n.table(x)), (2, 3), tokens=True),
     "embedding_bag": Probe(lambda n, x: n.linear(n.bags(x)), (2, 3), tokens=True),

@@ -5,7 +5,7 @@ order of the roundings, are fixed by what torch.ao 2.13 registers: `qparams` is 
 `ops.register_quantized_decomposed` asks torch.ao first and comes here for what is missing then.
 
 Each op is one function under a decorator with its schema, what it returns on meta tensors, and what it demands of its
-arguments. The dispatcher hands over every argument by position, those behind the `*` of a schema by name.
+arguments. The dispatcher hands over every argument by position, those after the `*` of a schema by name.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""Typed errors, and the one way to say where in a model something went wrong.
+"""Typed errors, and what to say after a name that does not exist.
 
 Every error that a user can cause derives from QuantizationError. A message says what happened, where (graph node,
-module path, source line), why, and the way out; `locate` writes the "where" part, so that all messages look alike.
+module path, source line), why, and the way out; `locate` (where.py) writes the "where" part, so that all messages look
+alike.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 __all__ = [
     "AnnotationError",
@@ -20,7 +24,10 @@ __all__ = [
     "SharingError",
     "SpecError",
     "TargetingError",
+    "did_you_mean",
 ]
+
+_SUGGESTED = 5
 
 
 class QuantizationError(Exception):
@@ -73,3 +80,16 @@ class ConversionError(QuantizationError):
 
 class LoweringError(QuantizationError):
     """A converted graph breaks a rule of the backend; raised before anything is lowered."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence to put after a message on a name that does not exist, with a blank before it; '' for no suggestion.
+
+    Names the nearest of the known names, or the first ones where none is near. An empty name (the root module) is none.
+    """
+    names = sorted({one for one in known if one})
+    close = difflib.get_close_matches(name, names, n=_SUGGESTED, cutoff=0.3)
+    if close:
+        return f" Did you mean {' or '.join(map(repr, close))}?"
+    more = " and others" if len(names) > _SUGGESTED else ""
+    return f" Known names: {', '.join(map(repr, names[:_SUGGESTED]))}{more}." if names else ""

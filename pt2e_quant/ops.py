@@ -463,7 +463,7 @@ def resolve(op: OpOverload | OpOverloadPacket) -> frozenset[OpOverload]:
     if isinstance(op, OpOverloadPacket):
         return frozenset(twin for name in op.overloads() for twin in twins(getattr(op, name)))
     raise TargetingError(
-        f"{op!r} is no operator: pass an overload such as torch.ops.aten.add.Tensor, "
+        f"{op!r} is not an operator: pass an overload such as torch.ops.aten.add.Tensor, "
         "or a packet such as torch.ops.aten.add, which means all of its overloads"
     )
 

@@ -31,7 +31,7 @@ __all__ = [
 
 
 def node_id(node: Node) -> str:
-    """The name of a node, behind the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
+    """The name of a node, after the path of its graph when that is nested: 'conv2d', 'true_graph_0.conv2d'."""
     return in_graph(node.graph.owning_module, node.name)
 
 

@@ -34,7 +34,7 @@ def get_cache_config() -> QuantizationConfig:
 
 
 def no_buffer(match: Match) -> str | None:
-    return None if match.memory.op == "get_attr" else f"it writes to {match.memory}, which is no buffer of the model"
+    return None if match.memory.op == "get_attr" else f"it writes to {match.memory}, which is not a buffer of the model"
 
 
 def static_only(match: Match) -> str | None:

@@ -53,7 +53,7 @@ def no_weight(match: Match) -> str | None:
 
 
 def computed_table(match: Match) -> str | None:
-    return None if match.is_constant("w") else f"{match.captures['w']} is computed at run time, no table is stored"
+    return None if match.is_constant("w") else f"{match.captures['w']} is computed at run time; no table is stored"
 
 
 def uneven_groups(match: Match) -> str | None:

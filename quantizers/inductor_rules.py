@@ -129,7 +129,7 @@ _IN_FLOAT = "the configuration keeps activations in float, so Inductor computes 
 
 def run_time_qparams(match: Match) -> str | None:
     dynamic = config_of(match).is_dynamic
-    return "its qparams would be computed at run time, which Inductor has for linear only" if dynamic else None
+    return "its qparams would be computed at run time, which Inductor supports for linear only" if dynamic else None
 
 
 def float_activations(match: Match) -> str | None:
@@ -178,7 +178,7 @@ def not_weight_only(match: Match) -> str | None:
 
 def no_table(match: Match) -> str | None:
     if not match.is_constant("w"):
-        return f"{match.captures['w']} is computed at run time, no table is stored"
+        return f"{match.captures['w']} is computed at run time; no table is stored"
     w = match.value("w")
     return None if w is None else limits.grouped_rows(w.shape[1], config_of(match).group_size)
 
@@ -227,9 +227,9 @@ def not_in_place_sum(match: Match) -> str | None:
     """oneDNN adds into the memory of the other operand; Inductor checks that when it compiles."""
     other, x = match.captures["other"], match.captures["x"]
     if other is x:
-        return "it adds its own input, the kernel would overwrite what it still reads"
+        return "it adds its own input; the kernel would overwrite what it still reads"
     if isinstance(other, Node) and other.target in (*reshaping.targets, *copying.targets):
-        return "it adds a view of another tensor, the kernel needs memory of its own"
+        return "it adds a view of another tensor; the kernel needs memory of its own"
     return not_fused_sum(match)
 
 

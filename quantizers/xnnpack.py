@@ -159,7 +159,11 @@ def half_in_float(match: Match) -> str | None:
 
 def not_static(match: Match) -> str | None:
     static = _config(match).output_activation is not None and not _config(match).is_dynamic
-    return None if static else "XNNPACK runs it in integers with static qparams only, which the configuration has not"
+    return (
+        None
+        if static
+        else "XNNPACK runs it in integers with static qparams only, which this configuration does not use"
+    )
 
 
 def dynamic_per_tensor(match: Match) -> str | None:
@@ -175,7 +179,7 @@ def grouped_weights(match: Match) -> str | None:
         return None
     w = match.value("w")
     if w is None or w.dim() != 2:
-        return "XNNPACK's convolutions take one weight scale per channel, none per group"
+        return "XNNPACK's convolutions take one weight scale per channel, not one per group"
     if not _config(match).is_dynamic:
         return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
     return f"its {w.shape[1]} inputs do not split into groups of {size}" if w.shape[1] % size else None
@@ -184,7 +188,7 @@ def grouped_weights(match: Match) -> str | None:
 def computed_parameters(match: Match) -> str | None:
     for name in ("w", "b"):
         if match.captures.get(name) is not None and not match.is_constant(name):
-            return f"{match.captures[name]} is computed at run time, XNNPACK packs constant weights and biases only"
+            return f"{match.captures[name]} is computed at run time; XNNPACK packs constant weights and biases only"
     return None
 
 
@@ -192,7 +196,7 @@ def unbatched(match: Match) -> str | None:
     x, w = match.value("x"), match.value("w")
     if x is None or w is None or x.dim() == w.dim():
         return None
-    return "the input has no batch dimension, XNNPACK's convolutions need one"
+    return "the input has no batch dimension; XNNPACK's convolutions need one"
 
 
 def not_zero_padding(match: Match) -> str | None:
@@ -223,12 +227,12 @@ def grouped_transpose(match: Match) -> str | None:
     groups = match.argument(conv_transpose, "groups")
     if groups == 1 or not is_per_channel(getattr(_config(match).weight, "qscheme", None)):
         return None
-    return f"groups={groups}, XNNPACK's transposed convolution with weights per channel takes 1"
+    return f"groups={groups}; XNNPACK's transposed convolution with weights per channel takes groups=1"
 
 
 def scaled_operand(match: Match) -> str | None:
     alpha = next((a for a in (match.argument(plus, "alpha"), match.argument(minus, "alpha")) if a is not None), 1)
-    return f"alpha={alpha}, the integer kernel takes 1" if alpha != 1 else None
+    return f"alpha={alpha}; the integer kernel takes alpha=1" if alpha != 1 else None
 
 
 def huge_constant(match: Match) -> str | None:
@@ -236,7 +240,7 @@ def huge_constant(match: Match) -> str | None:
     for name in ("a", "b"):
         node = match.captures[name]
         if isinstance(node, Node) and node in match.constants and _largest(match.constants.value(node)) > _HUGE:
-            return f"the constant {node} reaches beyond {_HUGE:g}, next to it all other values would round to one"
+            return f"the constant {node} reaches beyond {_HUGE:g}; next to it all other values would round to one"
     return None
 
 
@@ -244,7 +248,7 @@ def scalar_operand(match: Match) -> str | None:
     for name in ("a", "b"):
         x = match.value(name)
         if x is not None and x.dim() == 0 and not match.is_constant(name):
-            return f"{match.captures[name]} is a single number computed at run time, ExecuTorch fails to lower such"
+            return f"{match.captures[name]} is a single number computed at run time; ExecuTorch fails to lower those"
     return None
 
 
@@ -256,13 +260,13 @@ def drops_values(match: Match) -> str | None:
 def alone(match: Match) -> str | None:
     tensors = match.captures["tensors"]
     one = isinstance(tensors, tuple) and len(tensors) == 1
-    return "XNNPACK joins two tensors or more" if one else None
+    return "XNNPACK concatenates two tensors or more" if one else None
 
 
 def not_spatial_mean(match: Match) -> str | None:
     x, dims = match.value("x"), match.argument(mean_of, "dim")
     if match.argument(mean_of, "dtype") is not None:
-        return f"dtype={match.argument(mean_of, 'dtype')}, XNNPACK's mean converts nothing; leave it out"
+        return f"dtype={match.argument(mean_of, 'dtype')}, which XNNPACK's mean does not convert to; leave it out"
     if (
         x is None
         or x.dim() != 4
@@ -276,16 +280,16 @@ def not_spatial_mean(match: Match) -> str | None:
 def not_to_one(match: Match) -> str | None:
     x, size = match.value("x"), match.argument(average, "output_size")
     one = list(size) in ([1], [1, 1]) and x is not None and x.dim() == 4
-    return None if one else f"output size {list(size)}, XNNPACK pools in integers to 1 x 1 of a batch only"
+    return None if one else f"output size {list(size)}; XNNPACK pools in integers to 1 x 1 of a batch only"
 
 
 def unusual_pool(match: Match) -> str | None:
     x, kernel = match.value("x"), _pair(match.argument(maximum_of, "kernel_size"))
     stride = _pair(match.argument(maximum_of, "stride") or kernel)
     if x is not None and x.dim() != 4:
-        return "the input has no batch dimension, XNNPACK's max pooling needs one"
+        return "the input has no batch dimension; XNNPACK's max pooling needs one"
     if any(step > size for step, size in zip(stride, kernel, strict=True)):
-        return f"stride {stride} is larger than the kernel {kernel}, XNNPACK's max pooling cannot skip"
+        return f"stride {stride} is larger than the kernel {kernel}; XNNPACK's max pooling cannot skip"
     if match.argument(maximum_of, "ceil_mode") and x is not None and not all(isinstance(n, int) for n in x.shape):
         return "ceil_mode with dynamic shapes"
     return None
@@ -294,7 +298,7 @@ def unusual_pool(match: Match) -> str | None:
 def stepped_slice(match: Match) -> str | None:
     x, step = match.value("x"), match.argument(slicing, "step")
     if step not in (None, 1):
-        return f"step={step}, XNNPACK slices with step 1 only"
+        return f"step={step}; XNNPACK slices with step 1 only"
     return None if x is not None and all(isinstance(n, int) for n in x.shape) else "XNNPACK slices static shapes only"
 
 
@@ -302,7 +306,7 @@ def unknown_sizes(match: Match) -> str | None:
     """XNNPACK has neither squeeze nor an inner unsqueeze; lowering writes them as a view with at most one free size."""
     x = match.value("x")
     dynamic = [] if x is None else [size for size in x.shape if not isinstance(size, int)]
-    return f"{len(dynamic)} sizes are dynamic, XNNPACK reshapes with one" if len(dynamic) > 1 else None
+    return f"{len(dynamic)} sizes are dynamic; XNNPACK reshapes with one" if len(dynamic) > 1 else None
 
 
 def _config(match: Match) -> QuantizationConfig:
@@ -345,7 +349,7 @@ def conv_only(x, w, b):
 
 @rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*PARAMETERS, not_static, unbatched, not_zero_padding])
 def pad_conv_relu(x, w, b):
-    """Zero padding in front of a convolution becomes the kernel's own, so nothing is quantized between the two."""
+    """Zero padding before a convolution becomes the kernel's own, so nothing is quantized between the two."""
     return activation(conv(padding(x), w, b))
 
 
@@ -378,7 +382,7 @@ def linear_only(x, w, b):
 
 @rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scaled_operand, scalar_operand, huge_constant])
 def add_relu(a, b):
-    """Only relu: with other bounds XNNPACK adds in float. Those stay behind an integer add of their own."""
+    """Only relu: with other bounds XNNPACK adds in float. Those stay after an integer add of their own."""
     return rectify(plus(a, b))
 
 
@@ -394,7 +398,7 @@ def sub(a, b):
 
 @rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, scalar_operand, huge_constant])
 def mul(a, b):
-    """A relu behind it is not fused: XNNPACK would run both in float. As two integer kernels the relu is exact."""
+    """A relu after it is not fused: XNNPACK would run both in float. As two integer kernels the relu is exact."""
     return times(a, b)
 
 
@@ -421,7 +425,7 @@ def max_pool2d(x):
 
 @rule(x=INHERIT, output=same_as("x"))
 def clamp(x):
-    """relu, relu6, hardtanh, clamp behind a quantized tensor: exact on its own integers."""
+    """relu, relu6, hardtanh, clamp after a quantized tensor: exact on its own integers."""
     return clamping(x)
 
 
@@ -475,8 +479,8 @@ OF_ACTIVATIONS = (aten.mm.default, aten.matmul.default, aten.addmm.default)
 
 REASONS = MappingProxyType(
     dict.fromkeys(IN_FLOAT, "XNNPACK runs it in float, inside the delegate")
-    | dict.fromkeys(OUTSIDE, "XNNPACK does not run it, it stays a portable float kernel")
-    | dict.fromkeys(OF_ACTIVATIONS, "both factors are computed at run time, and XNNPACK multiplies such in float only")
+    | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it; it stays a portable float kernel")
+    | dict.fromkeys(OF_ACTIVATIONS, "both factors are computed at run time; XNNPACK multiplies those in float only")
 )
 
 

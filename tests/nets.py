@@ -56,7 +56,7 @@ class ConvNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions whose results are added, then relu; a scalar multiply behind."""
+    """Two convolutions whose results are added, then relu; a scalar multiply after."""
 
     def __init__(self) -> None:
         super().__init__()

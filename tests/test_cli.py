@@ -63,7 +63,7 @@ def failed(monkeypatch, capsys, *arguments: str) -> str:
 
 def test_a_wrong_name_ends_with_the_nearest_ones(saved, monkeypatch, capsys):
     told = failed(monkeypatch, capsys, "why", str(saved[1]), "dwon")
-    assert re.fullmatch(r"TargetingError: .*'dwon'.* the nearest: .*down.*\n", told)
+    assert re.fullmatch(r"TargetingError: .*'dwon'.* Did you mean .*down.*\n", told)
 
 
 @pytest.mark.parametrize("command", [("show",), ("why", "down")], ids=["show", "why"])

@@ -145,3 +145,18 @@ def test_the_line_is_the_users_innermost(trace, line):
 )
 def test_a_type_is_named_by_module_and_class(kind, name):
     assert type_name(kind) == name
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        (["", "encoder.0", "encoder.1", "head"], " Did you mean 'encoder.1' or 'encoder.0'?"),
+        (["", "xyz", "wvu"], " Known names: 'wvu', 'xyz'."),
+        (list("uvwxyz"), " Known names: 'u', 'v', 'w', 'x', 'y' and others."),
+        ([""], ""),
+        ([], ""),
+    ],
+    ids=["near", "far", "many", "the root module", "nothing"],
+)
+def test_a_wrong_name_is_answered_with_names_that_exist_and_never_with_an_empty_one(known, sentence):
+    assert errors.did_you_mean("encodr.1", known) == sentence

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -91,13 +95,24 @@ def test_costs_are_the_bits_that_sharing_takes(saved):
     assert results["conv2d"]["value"] > 2
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def explorer() -> tuple[ModuleType, ModuleType]:
+    """Their classes of node data and their reader of .pt2 files; both work without the viewer, a server of 130 MB."""
+    package = importlib.util.find_spec("model_explorer")
+    if package is None:
+        pytest.skip("needs Model Explorer: pip install --no-deps ai-edge-model-explorer")
+    with pytest.MonkeyPatch.context() as patch:
+        bare = ModuleType("model_explorer")  # its own __init__ starts with the server
+        bare.__path__ = list(package.submodule_search_locations)
+        patch.setitem(sys.modules, "model_explorer", bare)
+        names = "node_data_builder", "pytorch_exported_program_adapter_impl"
+        return tuple(importlib.import_module(f"model_explorer.{name}") for name in names)
+
+
 @pytest.mark.parametrize("column", COLUMNS)
-def test_model_explorer_itself_reads_it_and_shows_the_nodes(saved, column, tmp_path):
+def test_model_explorer_itself_reads_it_and_shows_the_nodes(saved, explorer, column, tmp_path):
     """With the package's own classes and its adapter for .pt2 files."""
-    reason = "pip install ai-edge-model-explorer (130 MB, hence no development dependency)"
-    builder = pytest.importorskip("model_explorer.node_data_builder", reason=reason)
-    adapter = pytest.importorskip("model_explorer.pytorch_exported_program_adapter_impl", reason=reason)
+    builder, adapter = explorer
     model, report = saved
     fields = report.to_model_explorer(column)["graph"]
     results = {name: builder.NodeDataResult(**result) for name, result in fields.pop("results").items()}

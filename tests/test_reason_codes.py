@@ -30,7 +30,7 @@ class Odd(nn.Module):
         x = self.kept(self.norm(x))  # no layer to fold into; kept in float by a selector
         x = self.taken(x)  # marked by another quantizer
         doubles = x.double() + x.double()  # a dtype that q/dq do not take
-        shaped = torch.sigmoid(x).view(2, 2, 4)  # an integer op behind a float one
+        shaped = torch.sigmoid(x).view(2, 2, 4)  # an integer op after a float one
         written = self.linear(x)
         view = written[:, :2]
         written.mul_(0.25)  # what linear computed is overwritten

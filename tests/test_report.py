@@ -144,7 +144,7 @@ def test_why_says_why_not(indexed):
 
 def test_why_names_the_nearest_when_nothing_has_the_name(indexed):
     with pytest.raises(
-        TargetingError, match=r"no op 'liner_1' and no module 'liner_1' in this report; the nearest: .*linear_1"
+        TargetingError, match=r"no op 'liner_1' and no module 'liner_1' in this report. Did you mean '.*linear_1"
     ):
         explain(indexed[0]).why("liner_1")
 
@@ -167,7 +167,7 @@ def test_the_text_says_all_that_the_record_holds(indexed):
         "1 x no rule for aten.sigmoid.default",
         "5 scales in [",
         "zero point ",
-        "Rules that fitted nothing: conv_relu, conv_only, linear_relu, add, cat, move",
+        "Rules that matched nothing: conv_relu, conv_only, linear_relu, add, cat, move",
     ):
         assert piece in text
 

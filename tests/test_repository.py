@@ -16,12 +16,11 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path for room in ("pt2e_quant", "quantizers") for path in (ROOT / room).rglob("*.py"))
+ROOMS = ("pt2e_quant", "quantizers", "demo", "docs", "tutorials", "tests", "benchmarks", "requirements", ".ci")
 OURS = sorted(
-    path
-    for room in ("pt2e_quant", "quantizers", "demo", "tutorials", "tests", "benchmarks", "requirements", ".ci")
-    for path in (ROOT / room).rglob("*")
-    if path.is_file() and "__pycache__" not in path.parts
+    path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts
 ) + [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml"} or path.name in {"Makefile", "LICENSE"}]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400  # lines; a file's without prose, blank lines and comments
 
 
@@ -93,24 +92,57 @@ def test_the_core_needs_torch_alone():
     assert done.stdout.strip() == "[]"
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if "```python" in path.read_text()], ids=named)
+def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
     """All blocks, one after the other in one namespace, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
-    namespace: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+    namespace: dict[str, object] = {"__name__": document.stem}
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+        source = tmp_path / "block.py"  # where reports look for the lines of a model
+        source.write_text(block)
+        exec(compile(block, str(source), "exec"), namespace)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_commands_of_a_document_can_be_given():
+    """Targets of the Makefile, extras of the package, the pinned torch: what stands in a block of commands."""
+    makefile = (ROOT / "Makefile").read_text()
+    allowed = {f"make {target}" for target in re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)}
+    allowed |= {f'pip install -e ".[{extra}]"' for extra in metadata("pt2e-quant").get_all("Provides-Extra")}
+    allowed |= {f"pip install {torch}" for torch in re.findall(r"torch==[\d.]+", makefile)}
+    blocks = [
+        block for path in DOCUMENTS for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.M | re.DOTALL)
+    ]
+    commands = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    assert commands
+    assert set(commands) <= allowed
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_paths_and_targets_that_a_document_names_exist(document):
-    text = (ROOT / document).read_text()
+    text = document.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []
     paths = re.findall(r"`((?:pt2e_quant|quantizers|demo|tests|tutorials|benchmarks|requirements)/[\w./]*)`", text)
-    assert [path for path in links + paths if not (ROOT / path).exists()] == []
+    assert [path for path in paths if not (ROOT / path).exists()] == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def test_the_index_of_the_documentation_lists_every_page_and_tutorial():
+    linked = re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "docs/README.md").read_text())
+    listed = {(ROOT / "docs" / link).resolve() for link in linked}
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "tutorials").glob("*.py")]
+    assert [named(page) for page in pages if page not in listed] == ["docs/README.md"]
+
+
+def test_tutorials_are_numbered_without_gaps():
+    """And each calls itself by its number, in its first line, and by its file."""
+    tutorials = sorted((ROOT / "tutorials").glob("*.py"))
+    assert [path.name[:3] for path in tutorials] == [f"{number:02}_" for number in range(1, len(tutorials) + 1)]
+    for number, path in enumerate(tutorials, 1):
+        head = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert head.startswith(f"Tutorial {number}: ")
+        assert f"python tutorials/{path.name}" in head
 
 
 def test_the_changelog_opens_with_this_version():

@@ -38,7 +38,7 @@ ITEMS = {
 
 @functools.cache
 def named_in_docstrings() -> set[int]:
-    """Numbers behind "users' item", or "users' pain", in the docstring of a test or of its file."""
+    """Numbers after "users' item", or "users' pain", in the docstring of a test or of its file."""
     found: set[int] = set()
     for path in TESTS.rglob("test_*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -98,7 +98,7 @@ report = explain(prepared, batches)
 print(f"\nwhy 'cat'?\n{report.why('cat')}")
 
 #    Almost five bits of eight are gone. What helps: bring the branches to one scale before they meet (here, multiply by
-#    20 behind the cat), or keep the cat in float, which is one more selector:
+#    20 after the cat), or keep the cat in float, which is one more selector:
 quantizer = XNNPACKQuantizer().set_global(config).set_operator_type(torch.ops.aten.cat, None)
 other = prepare_pt2e(exported, quantizer)
 for batch in batches:

@@ -2,7 +2,7 @@
 
 Each linear is quantized alone: its input and its output per tensor with the range of the data, its weight per channel.
 Then the outputs of the whole model are compared. Errors of different places are nearly independent: their powers add.
-Of a model with n linears this takes, for each batch, two runs and n times what comes behind a linear: about 2 + n / 2.
+Of a model with n linears this takes, for each batch, two runs and n times what comes after a linear: about 2 + n / 2.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def worst_linears(
         for linear in linears:
             noise[linear] += _power(exact, run_again(gm, values, linear, instead[linear]))
     found = [
-        Sensitivity(
-            linear.name, _decibels(signal, power), power / max(sum(noise.values()), 1e-300), module_path(linear)
-        )
+        Sensitivity(linear.name, _sqnr(signal, power), power / max(sum(noise.values()), 1e-300), module_path(linear))
         for linear, power in sorted(noise.items(), key=lambda item: -item[1])
     ]
     powers = sorted(noise.values(), reverse=True)
@@ -118,12 +116,12 @@ class _Codes:
 class _Static:
     """A linear on int8: input and, where it is rounded, output on one grid each, weights per output channel."""
 
-    def __init__(self, before: _Codes, behind: _Codes | None) -> None:
-        self._before, self._behind = before, behind
+    def __init__(self, before: _Codes, after: _Codes | None) -> None:
+        self._before, self._after = before, after
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         value = torch.nn.functional.linear(self._before(x), rounded_weight(weight), bias)
-        return value if self._behind is None else self._behind(value)
+        return value if self._after is None else self._after(value)
 
 
 def _power(exact: object, other: object = None) -> float:
@@ -136,5 +134,5 @@ def _power(exact: object, other: object = None) -> float:
     return total
 
 
-def _decibels(signal: float, noise: float) -> float:
+def _sqnr(signal: float, noise: float) -> float:
     return 10 * math.log10(max(signal, 1e-300) / max(noise, 1e-300))

@@ -44,7 +44,7 @@ class Differences:
     histogram: how many values differ by how many LSB (steps of the grid); empty for a tensor without a grid
     largest:   largest |difference| in LSB, or in units of the tensor where there is no grid
     first:     (batch, then index in the tensor) of the first value off by more than 1 LSB, or by any where none is
-    sqnr:      signal to difference in dB; only for a tensor without a grid, infinite where both agree
+    sqnr:      signal-to-quantization-noise ratio, in dB; only for a tensor without a grid, infinite where both agree
     """
 
     pair: tuple[str, str]
@@ -134,7 +134,7 @@ class LsbComparison:
         return self.text()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; histograms as lists of [LSB, count], infinite decibels as None."""
+        """Plain values, ready for JSON; histograms as lists of [LSB, count], infinite dB as None."""
         plain: dict[str, Any] = asdict(self)
         for output in plain["outputs"]:
             if output["grid"] is not None:

@@ -122,7 +122,7 @@ def _restore_graph_module(data: bytes, root: nn.Module, meta: dict[str, Any]) ->
 
 
 def _guard_code(guards: nn.Module) -> types.CodeType:
-    """The code of the function that torch.export generated, behind the wrappers that keep it traceable."""
+    """The code of the function that torch.export generated, inside the wrappers that keep it traceable."""
     function: Any = guards.forward
     while function.__name__ != "_":
         inside = inspect.getclosurevars(function).nonlocals.values()

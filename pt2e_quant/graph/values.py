@@ -63,7 +63,7 @@ def fake_like(value: Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = N
 
 
 def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:
-    """Record anew the values behind nodes whose memory layout (strides) a pass has changed."""
+    """Record anew the values of nodes whose memory layout (strides) a pass has changed."""
     stale = set(changed)
     for node in gm.graph.nodes:
         old = node.meta.get("val")

@@ -31,7 +31,7 @@ _COMPARED = 2**12
 
 
 class Writer:
-    """Inserts nodes in front of one node of a graph, with the origin of that node or of another one.
+    """Inserts nodes before one node of a graph, with the origin of that node or of another one.
 
     Args:
         gm: the graph.
@@ -59,7 +59,7 @@ class Writer:
 
     @contextmanager
     def before(self, node: Node, like: Node | None = None) -> Iterator[None]:
-        """Write in front of `node`, with the origin of `like`, which is the node itself when it is left out."""
+        """Write before `node`, with the origin of `like`, which is the node itself when it is left out."""
         outer, self._like = self._like, like or node
         try:
             with self._gm.graph.inserting_before(node):

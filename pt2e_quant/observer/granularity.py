@@ -109,7 +109,7 @@ def get_block_size(input_shape: tuple[int, ...], granularity: Granularity) -> tu
     elif isinstance(granularity, PerBlock):
         block = tuple(granularity.block_size)
     else:
-        raise SpecError(f"{granularity!r} is no granularity; pass an object such as PerTensor() or PerGroup(32)")
+        raise SpecError(f"{granularity!r} is not a granularity; pass an object such as PerTensor() or PerGroup(32)")
     missing = len(shape) - len(block)
     block = (*(1,) * missing, *block)
     if missing < 0 or any(size < 1 or whole % size for size, whole in zip(block, shape, strict=False)):

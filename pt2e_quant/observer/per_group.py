@@ -63,7 +63,7 @@ class PerGroupMinMaxObserver(PerChannelMinMaxObserver):
         size = min(self.group_size, x.shape[-1])
         if x.dim() != 2 or x.shape[-1] % size:
             raise SpecError(
-                f"{self._where}: a tensor of shape {tuple(x.shape)} is no matrix whose rows split into groups of "
+                f"{self._where}: a tensor of shape {tuple(x.shape)} is not a matrix whose rows split into groups of "
                 f"{self.group_size}; choose a divisor of the width, or one scale for each row"
             )
         self.block_size = (1, size)

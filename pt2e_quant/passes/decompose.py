@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 
 from torch.fx import GraphModule
 
-from ..errors import CaptureError
+from ..errors import CaptureError, did_you_mean
 from .decompose_attention import decompose_attention
 from .decompose_rnn import decompose_rnn
 
@@ -29,6 +28,5 @@ def decompositions(asked: Iterable[str] | None, quantizer: object) -> list[Step]
     names = getattr(quantizer, "decompose", ()) if asked is None else asked
     names = {names} if isinstance(names, str) else set(names)
     for name in sorted(names - set(DECOMPOSITIONS)):
-        close = difflib.get_close_matches(name, DECOMPOSITIONS) or list(DECOMPOSITIONS)
-        raise CaptureError(f"decompose={name!r} is not known; there is: {', '.join(close)}")
+        raise CaptureError(f"decompose={name!r} is not known.{did_you_mean(name, DECOMPOSITIONS)}")
     return [step for name, step in DECOMPOSITIONS.items() if name in names]

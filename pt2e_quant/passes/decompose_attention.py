@@ -27,7 +27,7 @@ def decompose_attention(gm: GraphModule) -> GraphModule:
     """Replace each call of scaled_dot_product_attention in inference.
 
     Values agree up to rounding, with one exception: rows whose every position is masked, which torch sets to zero.
-    A boolean mask keeps that; behind a mask of numbers that is computed while running, such a row becomes the mean of
+    A boolean mask keeps that; after a mask of numbers that is computed while running, such a row becomes the mean of
     the values, as in the usual implementation with finite numbers.
     """
     calls = gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)

@@ -16,7 +16,7 @@ __all__ = ["follow_in_place"]
 
 
 def follow_in_place(gm: GraphModule) -> GraphModule:
-    """Redirect each read behind an in-place op from the op's first argument to its result."""
+    """Redirect each read after an in-place op from the op's first argument to its result."""
     newest: dict[Node, Node] = {}
     changed = False
     for node in gm.graph.nodes:

@@ -22,7 +22,7 @@ __all__ = ["inline_regions"]
 _GRAD_MODE = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _BODY: dict[Any, int] = {_GRAD_MODE: 1, _AUTOCAST: 4}
-"""Position of the body among the arguments; what it reads comes behind."""
+"""Position of the body among the arguments; what it reads comes after it."""
 
 
 def inline_regions(gm: GraphModule, *, in_autocast: bool = False) -> GraphModule:

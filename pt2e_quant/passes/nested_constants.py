@@ -1,4 +1,4 @@
-"""Parameters of nested graphs: into the graphs that read them before quantization, out again behind it.
+"""Parameters of nested graphs: into the graphs that read them before quantization, out again after it.
 
 torch.export hands a parameter that the branches of cond read to cond as an operand. Seen from inside it is an input
 like any other, which cannot be stored in integers. So the engine, and quantizers with it, work on bodies that hold

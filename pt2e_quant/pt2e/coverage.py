@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable
 
-from ..errors import CoverageError, TargetingError
+from ..errors import CoverageError, TargetingError, did_you_mean
 from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR, MATMUL
 from .record import Decision
 
@@ -59,10 +58,9 @@ def _named(entry: str, decisions: list[Decision]) -> list[Decision]:
         found += [decision for decision in inside if decision.op in _WITH_WEIGHTS] or inside
     if not found:
         known = {d.node for d in decisions} | {d.module for d in decisions if d.module}
-        close = difflib.get_close_matches(entry, sorted(known), n=5, cutoff=0.3)
         raise TargetingError(
-            f"require names {entry!r}, but the graph has no such op or module. The nearest: "
-            f"{', '.join(close) or 'none'}. Families are {', '.join(_FAMILIES)}."
+            f"require names {entry!r}, but the graph has no such op or module.{did_you_mean(entry, known)} "
+            f"Families are {', '.join(_FAMILIES)}."
         )
     return found
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..arguments import mutates
-from ..errors import ConversionError
+from ..errors import ConversionError, did_you_mean
 from ..graph.attributes import attribute, written_attributes
 from ..graph.module import is_guard, tidy
 from ..graph.values import is_float_tensor, set_value, with_value
@@ -51,8 +51,8 @@ def make_buffers_integer(gm: GraphModule, wanted: Iterable[str], record: Record)
         found = fnmatch.filter(written, entry)
         if not found:
             raise ConversionError(
-                f"integer_buffers names {entry!r}; the float buffers that this model writes to are "
-                f"{', '.join(written) or 'none'}"
+                f"integer_buffers names {entry!r}, but this model writes to no such float buffer."
+                f"{did_you_mean(entry, written)}"
             )
         chosen.update((name, _convert(gm, name)) for name in found if name not in chosen)
     if chosen:

@@ -87,7 +87,6 @@ def prepare_pt2e(
         points += _insert(part, plan, made, names)
         groups += _group_records(part, plan, made, names)
         observers += made
-    gm.meta[AROUND_KEY] = calibrating
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -100,10 +99,16 @@ def prepare_pt2e(
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
+    return finish(run_pass(to_plain_functions, _guarded(gm, points)))
+
+
+def _guarded(gm: ExportedModule, points: list[PointRecord]) -> ExportedModule:
+    """Runs count for observers as a whole or not at all; observers of weights outlive dead-code elimination."""
+    gm.meta[AROUND_KEY] = calibrating
     gm.meta[WEIGHT_OBSERVERS_KEY] = {
         point.observer: attribute(gm, point.observer) for point in points if point.constant
     }
-    return finish(run_pass(to_plain_functions, gm))
+    return gm
 
 
 def _checked_name(quantizer: object) -> str:
@@ -208,8 +213,8 @@ def _insert(gm: GraphModule, plan: Plan, observers: list[nn.Module], names: list
             observer.site = location  # type: ignore[assignment]
         value = watched.get(id(point.source), point.producer)
         deferred = point.producer in seen_once
-        behind = last_input if value.op == "placeholder" and last_input is not None else value
-        with gm.graph.inserting_after(behind):
+        after = last_input if value.op == "placeholder" and last_input is not None else value
+        with gm.graph.inserting_after(after):
             node = gm.graph.get_attr(name) if deferred else gm.graph.call_module(name, (value,))
         copy_origin(node, _spoken_for(point), "prepare_pt2e")
         if not deferred:

@@ -68,7 +68,7 @@ def _pick(items: list[Any], index: int, what: str) -> Node:
     if not isinstance(index, int) or not 0 <= index < len(items):
         raise ConversionError(f"quantized_io names {what} {index!r}; the model has {what}s 0 to {len(items) - 1}")
     if not isinstance(items[index], Node):
-        raise ConversionError(f"quantized_io names {what} {index}, which is {items[index]!r} and no tensor")
+        raise ConversionError(f"quantized_io names {what} {index}, which is {items[index]!r}, not a tensor")
     return items[index]  # type: ignore[no-any-return]
 
 

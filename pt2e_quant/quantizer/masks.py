@@ -21,7 +21,7 @@ __all__ = ["HUGE", "MASK_REASON", "masked"]
 HUGE = 1e6
 """From this magnitude on, a number says 'not this one'."""
 
-MASK_REASON = "it holds an attention mask, next to whose numbers all other values would round to one"
+MASK_REASON = "it holds an attention mask; next to its numbers all other values would round to one"
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset((aten.softmax.int, aten._softmax.default))

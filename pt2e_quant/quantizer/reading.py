@@ -1,4 +1,4 @@
-"""The door for annotations: specs of any package are read here, once; behind it they are values of ours.
+"""The door for annotations: specs of any package are read here, once; inside it they are values of ours.
 
 A Quantizer may build the specs and annotations of torch.ao, torchao or its own. `read_annotations` looks at each of
 their fields one time, and refuses what fits nowhere with the node that carries it. Nothing else asks a spec for a field
@@ -48,7 +48,7 @@ class Constructor:
     """What makes an observer or fake quantizer.
 
     call: to be called with the fields of a spec
-    made: the class (or function) that it comes down to, behind Class.with_args(...) and functools.partial
+    made: the class (or function) that it comes down to, inside Class.with_args(...) and functools.partial
     positional, arguments: those fixed on the way
     """
 
@@ -249,8 +249,8 @@ def _site(site: Any, what: str, carrier: Node | None) -> EdgeOrNode:
     if isinstance(site, list) and _is_edge(tuple(site)):
         return (site[0], site[1])
     raise AnnotationError(
-        f"{what} names {site!r}, which is no tensor of the graph: it takes a node, or (producer, consumer) for one use "
-        f"of a tensor{_at(carrier)}"
+        f"{what} names {site!r}, which is not a tensor of the graph: it takes a node, or (producer, consumer) for one "
+        f"use of a tensor{_at(carrier)}"
     )
 
 

@@ -8,10 +8,9 @@ A package announces one in its pyproject.toml:
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import TargetingError
+from ..errors import TargetingError, did_you_mean
 from .base import Quantizer
 
 __all__ = ["GROUP", "find_quantizers", "load_quantizer"]
@@ -32,8 +31,7 @@ def load_quantizer(name: str) -> type[Quantizer]:
     """
     known = find_quantizers()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)
-        raise TargetingError(f"no quantizer {name!r} is installed; there is: {', '.join(close) or 'none'}")
+        raise TargetingError(f"no quantizer {name!r} is installed.{did_you_mean(name, known)}")
     try:
         loaded = known[name].load()
     except (ImportError, AttributeError) as error:

@@ -8,7 +8,6 @@ nearest candidates.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import sys
 from collections import defaultdict
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import TargetingError
+from ..errors import TargetingError, did_you_mean
 from ..graph.nested import graphs
 from ..meta import NESTED_KEY
 from ..ops import resolve
@@ -144,13 +143,12 @@ class Targets:
             fold = next((gone[place] for place in gone if fnmatch.fnmatchcase(place, name)), None)
             if fold is not None:
                 where = f" (module {fold.into_module!r})" if fold.into_module else ""
-                hint = f"The batch norm {fold.node} was folded into {fold.into}{where}; select that instead."
+                hint = f" The batch norm {fold.node} was folded into {fold.into}{where}; select that instead."
             elif not known:
-                hint = f"This graph records no {what} at all; export the model again with torch.export.export."
+                hint = f" This graph records no {what} at all; export the model again with torch.export.export."
             else:
-                close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3) or sorted(known)[:5]
-                hint = f"The nearest in this graph: {', '.join(close)}."
-            raise TargetingError(f"the selector {what} {name!r} matches nothing. {hint}")
+                hint = did_you_mean(name, known)
+            raise TargetingError(f"the selector {what} {name!r} matches nothing.{hint}")
 
 
 def _calls(gm: GraphModule) -> list[Node]:

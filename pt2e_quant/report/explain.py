@@ -52,8 +52,8 @@ def explain(model: object, data: Iterable[Any] | None = None) -> Report:
     if data is not None:
         if record.stage == "converted":
             raise CaptureError(
-                "explain(model, data) measures on the prepared model, this one is converted and has no observers. Call "
-                "it on what prepare_pt2e returned."
+                "explain(model, data) measures on the prepared model, but this one is converted and has no observers. "
+                "Call it on what prepare_pt2e returned."
             )
         record = measure_ranges(model, record, data)  # type: ignore[arg-type]  # record_of found it on a GraphModule
     return Report(record)

@@ -66,7 +66,7 @@ def as_text(record: Record) -> str:
     if record.folded:
         sections.append("Batch norm folded\n" + _lines(record.folded))
     if record.unused_rules:
-        sections.append(f"Rules that fitted nothing: {', '.join(record.unused_rules)}")
+        sections.append(f"Rules that matched nothing: {', '.join(record.unused_rules)}")
     return "\n\n".join(sections)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
-from ..errors import TargetingError
+from ..errors import TargetingError, did_you_mean
 from ..pt2e.record import Decision, GroupRecord, Record
 from ..reasons import WAYS_OUT, Folded
 from .text import ends_text, qparams_text, sharing_cost
@@ -32,8 +31,7 @@ def why(record: Record, name: str) -> str:
         return "\n".join(found)
     places: list[Decision | Folded] = [*record.decisions, *record.folded]
     known = {place.node for place in places} | {place.module for place in places if place.module}
-    close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.3)
-    raise TargetingError(f"no op {name!r} and no module {name!r} in this report; the nearest: {', '.join(close)}")
+    raise TargetingError(f"no op {name!r} and no module {name!r} in this report.{did_you_mean(name, known)}")
 
 
 def _inside(module: str, wanted: str) -> bool:

@@ -5,7 +5,7 @@
     mx        the same with scale = 2 ** (floor(log2(largest |x| of the block)) - largest exponent of an element)
               (OCP MX v1.0, section 6.3: elements beyond the largest normal one saturate)
 
-A tensor is cut into blocks that lie one behind the other, so that every granularity is one scale per row of a matrix.
+A tensor is cut into blocks that lie one after the other, so that every granularity is one scale per row of a matrix.
 
 Before this: `scheme`. After it: `modules`.
 """

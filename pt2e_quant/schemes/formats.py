@@ -78,5 +78,5 @@ def format_of(dtype: str | torch.dtype) -> Format:
     name = str(dtype).removeprefix("torch.")
     name = {"qint8": "int8", "quint8": "uint8"}.get(name, name)
     if name not in FORMATS:
-        raise SpecError(f"{dtype} is no format to quantize to; choose one of {', '.join(FORMATS)}")
+        raise SpecError(f"{dtype} is not a format to quantize to; choose one of {', '.join(FORMATS)}")
     return FORMATS[name]

@@ -130,7 +130,7 @@ def _weights(gm: GraphModule, every: list[Claim]) -> Found:
                 "constant-weights",
                 claim.where,
                 f"{claim.tensor.name} is computed from the model's input, no integer weight can be stored for it; "
-                "leave it alone and say why (refuse)",
+                "skip it and record the reason (refuse)",
             )
 
 

@@ -47,7 +47,7 @@ RULES = {
     "ops-and-values-only": "with meta['val'] as the only metadata, a graph gets the same annotations",
     "disjoint-claims": "no two parts of a composed quantizer want the same node differently",
     "keys-are-inputs": "an annotation gives specs to inputs of its own node",
-    "one-tensor": "what gets a spec is one tensor: for an op with several outputs, the getitem behind it",
+    "one-tensor": "what gets a spec is one tensor: for an op with several outputs, the getitem after it",
     "floats-only": "integers and booleans get no spec",
     "legal-specs": "range, scheme and axis of each spec fit its dtype and tensor, and an observer can be made of it",
     "sharing-solvable": "tensors that share or derive their qparams lead to one that has a spec of its own",
@@ -180,11 +180,11 @@ class _Case:
         try:
             actual = run(clone(graph), self.model)
         except Exception as error:  # noqa: BLE001  # whatever an op says to arguments that it was not made for
-            text = f"behind transform_for_annotation the model raises {type(error).__name__}: {first_line(error)}"
+            text = f"after transform_for_annotation the model raises {type(error).__name__}: {first_line(error)}"
             yield "same-model", "", text
             return
         if len(expected) != len(actual):
-            yield "same-model", "", f"{len(expected)} outputs before transform_for_annotation, {len(actual)} behind it"
+            yield "same-model", "", f"{len(expected)} outputs before transform_for_annotation, {len(actual)} after it"
             return
         for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
             if isinstance(one, Tensor) and (other.shape != one.shape or not _is_close(other, one)):

@@ -23,7 +23,7 @@ CONVERTED_RULES = {
     "one-dequantize-per-use": "every dequantize is read once, by one node",
     "pairs-agree": "a dequantize has the qparams of the quantize that it undoes",
     "no-float-copy": "a constant that is quantized is stored as integers, and only what the graph reads is stored",
-    "nothing-left-over": "no observer, no annotation and no call that computes nothing stays behind",
+    "nothing-left-over": "no observer, no annotation and no call that computes nothing is left",
     "values-recorded": "meta['val'] says what each node computes: dtype and shape",
 }
 """The rules of `check_converted`, with what each demands."""

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import mutates
 from ..graph.module import ExportedModule, clone
+from ..graph.pickle import quiet_copies
 
 __all__ = ["backwards", "reordered", "shuffled", "without_metadata"]
 
@@ -41,7 +42,8 @@ def reordered(gm: GraphModule, priority: Priority) -> ExportedModule:
     copies: dict[Node, Node] = {}
     for node in _order(gm.graph, priority):
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph._codegen = copy.deepcopy(gm.graph._codegen)
+    with quiet_copies():
+        graph._codegen = copy.deepcopy(gm.graph._codegen)
     copied = clone(gm)
     copied.graph = graph
     return copied

@@ -71,7 +71,7 @@ def test_the_grid_is_found_behind_ops_that_move_values_and_not_where_there_is_no
     assert added.grid is None
 
 
-def test_an_output_without_a_grid_gets_the_largest_difference_and_decibels():
+def test_an_output_without_a_grid_gets_the_largest_difference_and_sqnr():
     converted = graph(lambda m, x: torch.exp(GRID(x)), x := torch.zeros(3, 4))
     runtime = torch.ones(3, 4)
     runtime[1, 1] = 1.1

@@ -24,7 +24,7 @@ CACHES = ("blocks.0.attention.key_cache", "blocks.0.attention.value_cache")
 
 
 def small() -> TinyLlama:
-    """With weights of norms other than 1: behind those, values of a quantized table lie between two codes for ever."""
+    """With weights of norms other than 1: after those, values of a quantized table lie between two codes for ever."""
     torch.manual_seed(0)
     model = TinyLlama(CONFIG).eval()
     for module in model.modules():
@@ -156,8 +156,8 @@ def test_what_has_no_kernel_is_an_error(arguments, message):
         get_decoder_quantizer(*arguments)
 
 
-def test_attention_that_stays_whole_hides_no_linear_behind_its_mask(made):
-    """On x86 attention is one operator; what its mask holds ends there, and the linears behind it are quantized."""
+def test_attention_that_stays_whole_hides_no_linear_after_its_mask(made):
+    """On x86 attention is one operator; what its mask holds ends there, and the linears after it are quantized."""
     report = explain(prepare_pt2e(made.exported, int8_quantizers()["inductor"]))
     assert [decision.op for decision in report.quantized].count("aten.linear.default") == 8
 
@@ -213,7 +213,7 @@ REFUSED = {
         WRITES["index_copy_"], get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True), "index_copy_",
         "a buffer keeps its integers",
     ),
-    "no buffer": (_onto_a_result, get_cache_config(), "index_copy_", "which is no buffer of the model"),
+    "no buffer": (_onto_a_result, get_cache_config(), "index_copy_", "which is not a buffer of the model"),
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ DIFFERENCES = (
     Difference(
         ("tosa", "ethos-u", "vgf"),
         "attention",
-        "a parameter is stored as it is read, behind the reshape that the quantizer put there",
+        "a parameter is stored as it is read, after the reshape that the quantizer put there",
         (
             "add.Tensor#1[1]: int8 per tensor of a constant / int8 per tensor of reshape.default#5",
             "mul.Tensor#5[1]: int8 per tensor of a constant / int8 per tensor of reshape.default#4",
@@ -79,7 +79,7 @@ DIFFERENCES = (
     Difference(
         ("CadenceWith16BitLinearActivationsQuantizer",),
         "cnn",
-        "batch norm is folded into every kind of convolution; torchao leaves it behind aten.convolution",
+        "batch norm is folded into every kind of convolution; torchao leaves it after aten.convolution",
         (
             "<built-in function getitem>#0[0]: float of max_pool2d_with_indices.default#0 "
             "/ float of _native_batch_norm_legit_no_training.default#0",

@@ -57,7 +57,7 @@ CLAIMS = {
         ("linear_unary", "linear_unary", "linear_add", "linear_add"),
     ),
     "xpu: conv1d alone": ("xpu", lambda: nn.Conv1d(3, 4, 3, padding=2), SIGNAL, ("conv_only",)),
-    "xpu: conv1d in front of an op that nothing fuses": (
+    "xpu: conv1d before an op that nothing fuses": (
         "xpu", lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.Sigmoid()), SIGNAL, ("conv_only", None)
     ),
     "xpu: integers pass through": (
@@ -126,7 +126,7 @@ def test_arm_computes_signed_qparams_at_run_time():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_arm_has_floats_between_its_kernels(name):
-    """Each quantize is undone in front of one convolution or linear, and nothing else reads it."""
+    """Each quantize is undone before one convolution or linear, and nothing else reads it."""
     graph, _, _ = converted(name, quantizer("arm"))
     reads = readers(graph, Q.dequantize_per_tensor.default)
     assert {node.target for node in reads} <= {aten.conv2d.default, aten.linear.default}
@@ -231,7 +231,7 @@ REFUSALS = {
     ),
     "arm: transposed": (
         ArmInductorQuantizer, ARM, lambda: nn.ConvTranspose2d(3, 4, 3), IMAGE, "aten.conv_transpose2d.input",
-        "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers",
+        "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers",
     ),
     "arm: relu": (
         ArmInductorQuantizer, ARM, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), IMAGE, "aten.relu.default",
@@ -266,11 +266,11 @@ REFUSALS = {
     ),
     "xpu: dynamic convolution": (
         XPUInductorQuantizer, RECIPES["arm, dynamic"][1], lambda: nn.Conv2d(3, 4, 3), IMAGE, "aten.conv2d.default",
-        "its qparams would be computed at run time, which Inductor has for linear only",
+        "its qparams would be computed at run time, which Inductor supports for linear only",
     ),
     "xpu: no batch": (
         XPUInductorQuantizer, XPU, lambda: nn.Conv2d(3, 4, 3), (3, 8, 8), "aten.conv2d.default",
-        "the input has no batch dimension, Inductor's integer kernels need one",
+        "the input has no batch dimension; Inductor's integer kernels need one",
     ),
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ xpu = pytest.importorskip("torchao.quantization.pt2e.quantizer.xpu_inductor_quan
 x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
 engine = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
 
-DYNAMIC_CONV = "torchao computes qparams of convolutions at run time, which Inductor has for linear only"
+DYNAMIC_CONV = "torchao computes qparams of convolutions at run time, which Inductor supports for linear only"
 NO_CONV1D = "torchao's quantizer for Arm has no conv1d, Inductor packs it as it does conv2d"
 CONV1D_RELU = "Inductor fuses the relu into it, and the kernel of Intel GPUs raises when it runs"
 # (model, recipe): (only ours, only theirs, why)

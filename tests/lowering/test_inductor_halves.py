@@ -1,4 +1,4 @@
-"""Graphs in half precision: behind the passes float32 lies between integers, the model's dtype everywhere else."""
+"""Graphs in half precision: after the passes float32 lies between integers, the model's dtype everywhere else."""
 
 from __future__ import annotations
 

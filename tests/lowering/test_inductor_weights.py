@@ -20,7 +20,7 @@ BAG = torch.ops.quantized.embedding_bag_byte_rowwise_offsets.default
 
 
 def passed(function, *inputs: Tensor, rounding: float = 2.0**-21, **parts) -> GraphModule:
-    """The graph behind the pass; what it computes is asserted to be what it was, within `rounding` of the largest."""
+    """The graph after the pass; what it computes is asserted to be what it was, within `rounding` of the largest."""
     before = torch.export.export(Body(function, **parts), inputs).module()
     after = finish(integer_weights(clone(before)))
     with torch.no_grad():
@@ -165,7 +165,7 @@ BAGS = {
     "mean": {"mode": "mean"},
     "sum with weights": {"mode": "sum", "per_sample_weights": torch.randn(7)},
     "sum without a row": {"mode": "sum", "padding_idx": 8},
-    "sum without the last row, counted from behind": {"mode": "sum", "padding_idx": -1},
+    "sum without the last row, counted from the end": {"mode": "sum", "padding_idx": -1},
     "sum up to the last offset": {"mode": "sum", "include_last_offset": True},
     "mean up to the last offset": {"mode": "mean", "include_last_offset": True},
 }

@@ -56,7 +56,7 @@ def test_granularities_are_values():
         ((6, 8), ours.PerBlock((1, 2, 2)), "does not divide"),
         ((6, 8), ours.PerAxis(2), "names a dimension"),
         ((), ours.PerToken(), "names a dimension"),
-        ((6, 8), ours.PerGroup, "is no granularity"),
+        ((6, 8), ours.PerGroup, "is not a granularity"),
         ((6, 8), ours.PerGroup(0), "does not divide"),
     ],
     ids=["group", "rank", "axis", "scalar", "class", "zero"],

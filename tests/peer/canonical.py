@@ -1,7 +1,7 @@
 """A converted graph in a form that two engines can be compared in: what each input of each float op comes from.
 
 A *site* is one tensor argument of one float op (or of the graph's output), followed back through quantize and
-dequantize to the float op, graph input or constant behind them. Names of nodes and buffers and the order of independent
+dequantize to the float op, graph input or constant before them. Names of nodes and buffers and the order of independent
 nodes do not count; op overloads, scales, zero points, ranges, dtypes, axes and the integer values of weights do.
 """
 

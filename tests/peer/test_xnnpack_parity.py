@@ -45,7 +45,7 @@ PER_ROW = (
     "other numbers than those that the device computes"
 )
 DYNAMIC_RELU = (
-    "the peer skips a dynamic convolution before relu; XNNPACK runs it in integers and the relu behind it in float"
+    "the peer skips a dynamic convolution before relu; XNNPACK runs it in integers and the relu after it in float"
 )
 OWN_SCALE = "a mean of many values has a smaller range than they have, so it gets a scale of its own"
 TO_LINEAR = (

@@ -159,10 +159,10 @@ def observing(**methods: object) -> Quantizer:
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ({"calculate_qparams": boom}, r"calculate_qparams of Own on .*\n?.*failed: RuntimeError: boom"),
-        ({"calculate_qparams": lambda _: None}, "returned None, where two tensors"),
-        ({"calculate_qparams": lambda _: (torch.tensor([float("nan")]), torch.zeros(1))}, "not finite and greater"),
-        ({"calculate_qparams": lambda _: (torch.tensor([-0.5]), torch.zeros(1))}, r"greater than 0: \[-0.5\]"),
+        ({"calculate_qparams": boom}, "calculate_qparams of Own does not give .* RuntimeError: boom"),
+        ({"calculate_qparams": lambda _: None}, "calculate_qparams of Own does not give a scale"),
+        ({"calculate_qparams": lambda _: (torch.tensor([float("nan")]), torch.zeros(1))}, "Own answers with scale nan"),
+        ({"calculate_qparams": lambda _: (torch.tensor([-0.5]), torch.zeros(1))}, "Own answers with scale -0.5"),
         ({"has_data": property(boom)}, "has_data of Own"),
     ],
 )
@@ -171,7 +171,7 @@ def test_an_observer_that_fails_at_convert_is_named_with_its_place(methods: dict
     prepared(torch.randn(3, 5))
     with pytest.raises(ConversionError, match=f"(?s){message}") as caught:
         convert_pt2e(prepared)
-    assert "on input input_1" in str(caught.value)
+    assert "input input_1" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Cond(nn.Module):
 
 
 class Nested(nn.Module):
-    """cond in cond, behind a linear."""
+    """cond in cond, after a linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class While(nn.Module):
 
 
 class Scan(nn.Module):
-    """A recurrent cell, behind a linear, so that what it reads has a gradient."""
+    """A recurrent cell, after a linear, so that what it reads has a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def quantize(model: nn.Module | str, quantizer: Any = None) -> GraphModule:
 
 
 def close(actual: Any, expected: Any) -> None:
-    """A step of the grid is 1/236 of a range, up to three grids lie behind each other, and gains are about 1."""
+    """A step of the grid is 1/236 of a range, up to three grids follow each other, and gains are about 1."""
     for ours, theirs in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         reach = max(1.0, float(theirs.abs().max()))
         assert ours.dtype == theirs.dtype

@@ -119,7 +119,7 @@ BACKENDS = [
 
 @pytest.mark.parametrize(("case", "name"), BACKENDS)
 def test_the_backend_runs_its_linears_in_integers_and_returns_outputs_and_states(case, name):
-    """A value on the edge of two codes may fall to the other side behind a float sum in another order: 40 dB are left.
+    """A value on the edge of two codes may fall to the other side after a float sum in another order: 40 dB are left.
 
     A step has a linear of its own in each direction, and there is one for all inputs: 2 * (3 + 1).
     """

@@ -16,7 +16,7 @@ from tests.pt2e.kit import STATIC, Nothing, Toy, calls, relative_error
 
 aten = torch.ops.aten
 
-# Folding multiplies each float32 weight before the sum instead of the sum behind it: one rounding (2**-24) more for
+# Folding multiplies each float32 weight before the sum instead of the sum after it: one rounding (2**-24) more for
 # each of the at most 54 products of a sum, relative to the largest result.
 REASSOCIATION = 1e-5
 
@@ -56,7 +56,7 @@ def stays(module: nn.Module, *inputs: Tensor) -> list[str | None]:
 
 
 class Chain(nn.Module):
-    """A layer and the batch norms behind it, under names that tests can look for."""
+    """A layer and the batch norms after it, under names that tests can look for."""
 
     def __init__(self, layer: nn.Module, *norms: nn.Module) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_a_module_called_twice_folds_once_into_parameters_that_both_calls_share(
 
 
 class TwiceAndOnce(Twice):
-    """The same, with a further batch norm behind one of the calls."""
+    """The same, with a further batch norm after one of the calls."""
 
     def __init__(self) -> None:
         super().__init__()

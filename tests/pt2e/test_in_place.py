@@ -41,7 +41,7 @@ class Model(nn.Module):
 
 
 def then_read(y: Tensor) -> Tensor:
-    """The in-place op's argument is read behind it, where it has the new values."""
+    """The in-place op's argument is read after it, where it has the new values."""
     torch.relu_(y)
     return y + y
 
@@ -157,7 +157,7 @@ def test_a_buffer_that_the_model_writes_to_keeps_what_is_written(strict):
     torch.testing.assert_close(converted.state, x + x, rtol=0, atol=0)
 
 
-def test_the_linear_behind_such_a_buffer_is_quantized():
+def test_the_linear_after_such_a_buffer_is_quantized():
     prepared = prepare_pt2e(export(Cache(), torch.randn(2, 4)), Toy(STATIC))
     assert [decision.node for decision in explain(prepared).quantized] == ["linear"]
 

@@ -30,7 +30,7 @@ TRUE, FALSE = "true_graph_0", "false_graph_0"
 
 
 class Branches(nn.Module):
-    """Another layer on each side of cond, and one behind it."""
+    """Another layer on each side of cond, and one after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def test_a_weight_that_both_branches_and_the_graph_around_them_read_is_stored_on
     assert torch.equal(again(-X), converted(-X))
 
 
-@torch.no_grad()  # with gradients, torch warns while it exports a cond behind a cond
+@torch.no_grad()  # with gradients, torch warns while it exports a cond after a cond
 def test_branches_one_after_the_other_keep_their_own_qparams():
     """The tensors of all branches get names next to each other; results are those of the exported graph as well."""
 
@@ -426,7 +426,7 @@ def test_what_the_caller_exported_stays_as_it_was():
     assert all(torch.equal(value, state[name]) for name, value in exported.state_dict().items())
 
 
-# --- behind convert ---------------------------------------------------------------------------------------------------
+# --- after convert ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Branches, Convs])

@@ -230,7 +230,7 @@ WITHIN_ONE_LSB: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = 
         ),
         (torch.randn(2, 6, 11),),
     ),
-    "relu in front of a mean": lambda: (
+    "relu before a mean": lambda: (
         Body(lambda m, x: OUT(F.relu(IN(x)).mean((1,)))),
         (torch.randn(9, 8),),
     ),

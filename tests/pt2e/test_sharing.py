@@ -193,7 +193,7 @@ def specs_read(specs: dict[Node, object]) -> dict[Node, SpecReading]:
 
 
 def linked(count: int) -> dict[Node, object]:
-    """A chain of references, each to the one behind, the concrete spec at its end."""
+    """A chain of references, each to the one after it, the concrete spec at its end."""
     graph = Graph()
     nodes = [graph.placeholder(f"x{number}") for number in range(count)]
     return {**{a: SharedQuantizationSpec(b) for a, b in itertools.pairwise(nodes)}, nodes[-1]: ACT}

@@ -33,7 +33,7 @@ class Function(nn.Module):
 def transformed(
     transform: Callable[[GraphModule], GraphModule], function: Callable[..., Tensor], x: Tensor
 ) -> GraphModule:
-    """The graph behind the transform, whose values are asserted to be those of the function."""
+    """The graph after the transform, whose values are asserted to be those of the function."""
     model = Function(function)
     gm = finish(transform(clone(export(model, x).module())))
     torch.testing.assert_close(gm(x), model(x))
@@ -62,7 +62,7 @@ def test_numbers_become_buffers(function, op):
 
 
 def test_an_integer_plus_one_stays_an_integer():
-    """It would become a float, and an embedding behind it would crash."""
+    """It would become a float, and an embedding after it would crash."""
     gm = transformed(lift_scalars, lambda x, m: x + 1, torch.tensor([1, 2]))
     assert the_call(gm, aten.add.Tensor).args[1] == 1
 

@@ -145,8 +145,8 @@ def test_an_illegal_cell_names_its_reason_and_a_legal_neighbour(cell):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int9"}, "int9 is no format to quantize to; choose one of int2, "),
-        ({"dtype": torch.float32}, "torch.float32 is no format"),
+        ({"dtype": "int9"}, "int9 is not a format to quantize to; choose one of int2, "),
+        ({"dtype": torch.float32}, "torch.float32 is not a format"),
         ({"dtype": "int8", "granularity": "channel"}, "granularity must be one of 'tensor', 'axis', .*, got 'channel'"),
         ({"dtype": "int8", "timing": "qat"}, "timing must be one of .*, got 'qat'"),
         ({"dtype": "float8_e5m2", "symmetric": False}, "have no zero point"),

@@ -295,7 +295,7 @@ FAULTS: list[tuple[str, object, str, str]] = [
     ("claims-something", Nothing(), "", "no node of mlp, branches, tokens, by input was annotated"),
     ("same-model", Transforms(drop_relu), "mlp", "transform_for_annotation changed its value"),
     ("same-model", Transforms(numbers_become_floats), "tokens", "the model raises RuntimeError"),
-    ("same-model", Transforms(one_output_less), "tokens", "3 outputs before transform_for_annotation, 1 behind it"),
+    ("same-model", Transforms(one_output_less), "tokens", "3 outputs before transform_for_annotation, 1 after it"),
     ("only-annotates", but(insert_a_node), "neg", "annotate added this node"),
     ("only-annotates", ByHand(lambda gm: (drop_relu(gm), good(gm))), "relu", "annotate removed this node"),
     ("only-annotates", but(set_an_argument), "chunk", "annotate changed its arguments"),

@@ -32,7 +32,7 @@ class SoftWeights(nn.Module):
 
 
 def test_a_constant_and_the_constant_computed_from_it_are_both_quantized():
-    """The value of the second was looked for behind the observer of the first, which cannot be called by then."""
+    """The value of the second was looked for after the observer of the first, which cannot be called by then."""
 
     def function(gm: GraphModule) -> None:
         softmax, add = the_call(gm, aten.softmax.int), the_call(gm, aten.add.Tensor)

@@ -61,7 +61,7 @@ CASES = {
     "expand": (expands_to_products, lambda n, x: (x * 2)[:, :, None].expand(2, 3, 4, 6), aten.expand.default),
     "factor": (fold_factors_into_linears, lambda n, x: n.linear(x).transpose(0, 1) * 0.3, aten.mul.Tensor),
     "quotient": (fold_factors_into_linears, lambda n, x: n.linear(x) / 4.0, aten.div.Tensor),
-    "factor behind a product": (
+    "factor after a product": (
         fold_factors_into_linears,
         lambda n, x: (n.linear(x) @ x.transpose(1, 2)) * 0.3,
         aten.mul.Tensor,
@@ -87,7 +87,7 @@ KEPT = {
     "expand of integers": (expands_to_products, lambda n, x: (x > 0)[:, :, None].expand(2, 3, 4, 6)),
     "factor of a value read twice": (fold_factors_into_linears, lambda n, x: (lambda y: y * 0.3 + y)(n.linear(x))),
     "negative factor": (fold_factors_into_linears, lambda n, x: n.linear(x) * -0.3),
-    "factor behind gelu": (fold_factors_into_linears, lambda n, x: F.gelu(n.linear(x)) * 0.3),
+    "factor after gelu": (fold_factors_into_linears, lambda n, x: F.gelu(n.linear(x)) * 0.3),
 }
 
 

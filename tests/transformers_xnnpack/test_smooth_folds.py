@@ -87,7 +87,7 @@ FOLDED = {
     "linear, leaky_relu": (lambda n, x: F.leaky_relu(n.first(x), 0.2), "linear"),
     "linear, moved": (lambda n, x: n.first(x).transpose(0, 1).clone(), "linear"),
     "gate": (lambda n, x: F.silu(n.gate(x)) * n.first(x), "linear"),
-    "gate behind": (lambda n, x: n.first(x) * F.gelu(n.gate(x)), "linear"),
+    "gate after": (lambda n, x: n.first(x) * F.gelu(n.gate(x)), "linear"),
     "attention": (lambda n, x: attend(heads(n.gate(x), HEADS), heads(n.first(x), HEADS)), "linear"),
     "attention, eager": (lambda n, x: eager(n, x, heads(n.first(x), HEADS)), "linear"),
     "attention, grouped heads": (

@@ -23,7 +23,7 @@ DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True
 
 
 class Block(nn.Module):
-    """Pre-norm attention of two heads and a gated MLP, with channels far larger than the others behind the norms."""
+    """Pre-norm attention of two heads and a gated MLP, with channels far larger than the others after the norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ def test_the_division_goes_into_norms_and_linears_where_the_algebra_holds(smooth
     folded = {linear: one.folded_into for one in smoothed[1] for linear in one.linears}
     assert folded == {
         "linear": "layer_norm", "linear_1": "layer_norm", "linear_2": "layer_norm",
-        "linear_3": "linear_2",  # out behind v, through attention
+        "linear_3": "linear_2",  # out after v, through attention
         "linear_4": "rms_norm", "linear_5": "rms_norm",
-        "linear_6": "linear_5",  # down behind up, through the product with the gate
+        "linear_6": "linear_5",  # down after up, through the product with the gate
     }  # fmt: skip
     assert len(calls(smoothed[0], torch.ops.aten.mul.Tensor)) == 2  # as before: q * 0.01 and the gate
 
@@ -185,7 +185,7 @@ def test_falling_back_to_dynamic_reaches_the_target(model, exported):
 
 
 class InPlace(nn.Module):
-    """A value is written to behind the linear that made it, and one that a linear reads beside it."""
+    """A value is written to after the linear that made it, and one that a linear reads beside it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -138,7 +138,7 @@ def test_every_rule_is_driven():
 
 
 SIGNED = "int8 activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
-TRANSPOSED = "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers"
+TRANSPOSED = "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers"
 # name: (model, shape, recipe, op, reason)
 REFUSALS = {
     "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3), IMAGE, "static", "aten.conv_transpose2d.input", TRANSPOSED),
@@ -148,19 +148,19 @@ REFUSALS = {
     ),
     "no batch": (
         conv, (3, 8, 8), "static", "aten.conv2d.default",
-        "the input has no batch dimension, Inductor's integer kernels need one",
+        "the input has no batch dimension; Inductor's integer kernels need one",
     ),
     "a vector": (
         linear, (6,), "static", "aten.linear.default",
-        "the input has no batch dimension, Inductor's integer kernels need one",
+        "the input has no batch dimension; Inductor's integer kernels need one",
     ),
     "same with an even kernel": (
         lambda: conv(size=4, padding="same", dilation=1), IMAGE, "static", "aten.conv2d.padding",
-        "padding='same' pads unevenly here, oneDNN pads both sides alike",
+        "padding='same' pads unevenly here; oneDNN pads both sides alike",
     ),
     "dynamic conv": (
         conv, IMAGE, "dynamic", "aten.conv2d.default",
-        "its qparams would be computed at run time, which Inductor has for linear only",
+        "its qparams would be computed at run time, which Inductor supports for linear only",
     ),
     "fp16 conv": (
         conv, IMAGE, "fp16", "aten.conv2d.default",
@@ -168,7 +168,7 @@ REFUSALS = {
     ),
     "computed weight": (
         lambda: Net(lambda n, x: F.linear(x, n.w * x.mean()), w=torch.randn(4, 6)), ROWS, "static",
-        "aten.linear.default", "mul is computed at run time, Inductor packs constant weights and biases only",
+        "aten.linear.default", "mul is computed at run time; Inductor packs constant weights and biases only",
     ),
     "matmul unasked": (
         lambda: Net(lambda n, x: x @ x.transpose(1, 2)), ROWS, "static", "aten.matmul.default",
@@ -325,7 +325,7 @@ def test_bags_that_the_kernel_does_not_take_stay_in_float_with_the_reason(name):
 
 
 def test_a_table_that_is_computed_is_no_table():
-    assert bags(RECIPES["weight only"], computed=True) == (False, "mul is computed at run time, no table is stored")
+    assert bags(RECIPES["weight only"], computed=True) == (False, "mul is computed at run time; no table is stored")
 
 
 @pytest.mark.parametrize("size", [16, 48, 512])

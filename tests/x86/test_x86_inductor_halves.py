@@ -65,7 +65,7 @@ def judge(dtype: torch.dtype, mode: str) -> None:
     assert {r.text for r in program.remarks} == {f"its kernel computes in float32, where the graph rounds to {half}"}
     assert found.dtype is wanted.dtype is dtype
     assert noise(found, real) <= 1.1 * noise(wanted, real)
-    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0.0)  # a step of the coarsest grid behind the sigmoid
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0.0)  # a step of the coarsest grid after the sigmoid
 
 
 def test_bfloat16_has_the_kernels_of_float32():

@@ -1,6 +1,6 @@
 """What X86InductorQuantizer claims becomes an integer kernel in Inductor, and computes what the converted graph says.
 
-A relu, relu6 or hardtanh in front of a quantize is none of a kernel's steps where the quantize saturates there anyway.
+A relu, relu6 or hardtanh before a quantize is none of a kernel's steps where the quantize saturates there anyway.
 
 Tolerance: float rounding, a few 1e-7 of numbers around 1. Where it puts a value on the other side of the border between
 two integers, what reads that integer changes by one step of its grid, under a hundredth of the largest output. A value

@@ -143,7 +143,7 @@ def test_what_differs_on_purpose(exported, name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (("module_name", "blok", "float"), "module name 'blok' matches nothing. The nearest in this graph: block"),
+        (("module_name", "blok", "float"), "module name 'blok' matches nothing. Did you mean 'block"),
         (("module_type", nn.Conv3d, "float"), "module type 'torch.nn.modules.conv.Conv3d' matches nothing"),
         (("function_type", F.conv3d, "float"), "operator 'aten.conv3d' matches nothing"),
     ],

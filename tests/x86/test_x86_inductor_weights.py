@@ -1,6 +1,6 @@
 """Weights alone in 8 and 4 bits, tables, and models in half precision: through Inductor, in both modes.
 
-One model holds an embedding, bags, linears in front of 3-d inputs with and without bias, and a head of 5 outputs. It is
+One model holds an embedding, bags, linears with 3-d inputs with and without bias, and a head of 5 outputs. It is
 compiled for a batch of 1 to 64 and runs with another batch than it was compiled with.
 """
 
@@ -59,7 +59,7 @@ def x86(recipe: str) -> X86InductorQuantizer:
     return X86InductorQuantizer().set_global(RECIPES[recipe])
 
 
-def decibels(found: Tensor, wanted: Tensor) -> float:
+def sqnr(found: Tensor, wanted: Tensor) -> float:
     noise = (found.double() - wanted.double()).square().sum().clamp_min(1e-30)
     return float(10 * torch.log10(wanted.double().square().sum() / noise))
 
@@ -84,7 +84,7 @@ def ran(mode: str, dtype: torch.dtype, *quantizers) -> Ran:
         found, wanted = program(*inputs(9)), graph(*inputs(9))
         real = Ranker().float()
         real.load_state_dict(model.state_dict())
-        return Ran(program, decibels(found, wanted), decibels(found, real(*inputs(9))))
+        return Ran(program, sqnr(found, wanted), sqnr(found, real(*inputs(9))))
 
 
 def test_a_package_holds_weights_of_four_bits():

@@ -94,7 +94,7 @@ CLAIMS: dict[str, tuple[Row, tuple[str, ...]]] = {
     "mul by a number": (Row(lambda: Net(lambda n, x: 2 * x), VECTOR), ("mul",)),
     "mul relu": (Row(lambda: Net(lambda n, x, y: torch.relu(x * y)), PAIR), ("mul", "clamp")),
     "cat": (Row(lambda: Net(lambda n, x, y: torch.cat([x, y], 1)), PAIR), ("cat",)),
-    "cat behind conv": (after_conv(lambda y: torch.cat([y, torch.relu(y)], 1)), ("conv_only", "clamp", "cat")),
+    "cat after conv": (after_conv(lambda y: torch.cat([y, torch.relu(y)], 1)), ("conv_only", "clamp", "cat")),
     "mean": (after_conv(lambda y: y.mean((2, 3), keepdim=True)), ("conv_only", "mean")),
     "mean, dims dropped": (after_conv(lambda y: y.mean((-1, -2))), ("conv_only", "mean", "reshape")),
     "average pool": (after_conv(lambda y: F.adaptive_avg_pool2d(y, 1)), ("conv_only", "adaptive_avg_pool2d")),

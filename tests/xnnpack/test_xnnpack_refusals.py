@@ -18,8 +18,8 @@ from tests.xnnpack.rows import Net, Outcome, Row, after_conv, outcomes, report
 pytest.importorskip("executorch")
 
 IMAGE, ONE_IMAGE, VECTOR, PAIR = ((2, 3, 6, 6),), ((1, 3, 6, 6),), ((2, 6),), ((2, 6), (2, 6))
-STATIC_ONLY = "XNNPACK runs it in integers with static qparams only, which the configuration has not"
-NO_BATCH = "the input has no batch dimension, XNNPACK's convolutions need one"
+STATIC_ONLY = "XNNPACK runs it in integers with static qparams only, which this configuration does not use"
+NO_BATCH = "the input has no batch dimension; XNNPACK's convolutions need one"
 MEAN = "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
 
 
@@ -64,7 +64,7 @@ REFUSALS = {
     ),
     "convolution, groups of weights": Refusal(
         Row(conv, ONE_IMAGE, "groups"), "aten.conv2d.default", "grouped_weights",
-        "XNNPACK's convolutions take one weight scale per channel, none per group", runs=False,
+        "XNNPACK's convolutions take one weight scale per channel, not one per group", runs=False,
     ),
     "static, groups of weights": Refusal(
         Row(lambda: nn.Linear(32, 6), ((2, 32),), "static groups"), "aten.linear.default", "grouped_weights",
@@ -76,12 +76,12 @@ REFUSALS = {
     ),
     "computed weight": Refusal(
         Row(lambda: Net(lambda n, x, w: F.conv2d(x, w)), (*IMAGE, (4, 3, 1, 1))), "aten.conv2d.default",
-        "computed_parameters", "inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
+        "computed_parameters", "inputs_1 is computed at run time; XNNPACK packs constant weights and biases only",
     ),
     "computed bias": Refusal(
         Row(lambda: Net(lambda n, x, b: F.linear(x, n.w, b), w=torch.randn(6, 6)), (*VECTOR, (6,))),
         "aten.linear.default", "computed_parameters",
-        "inputs_1 is computed at run time, XNNPACK packs constant weights and biases only",
+        "inputs_1 is computed at run time; XNNPACK packs constant weights and biases only",
     ),
     "dynamic add": Refusal(
         Row(lambda: Net(lambda n, x: n.f(x) + x, f=linear()), VECTOR, "dynamic"), "aten.add.Tensor", "not_static",
@@ -131,28 +131,28 @@ REFUSALS = {
     ),
     "transposed, grouped": Refusal(
         Row(lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), ((2, 4, 5, 5),)), "aten.conv_transpose2d.input",
-        "grouped_transpose", "groups=2, XNNPACK's transposed convolution with weights per channel takes 1",
+        "grouped_transpose", "groups=2; XNNPACK's transposed convolution with weights per channel takes groups=1",
     ),
     "add, alpha": Refusal(
         Row(lambda: Net(lambda n, x, y: torch.add(n.f(x), y, alpha=2), f=linear()), PAIR), "aten.add.Tensor",
-        "scaled_operand", "alpha=2, the integer kernel takes 1",
+        "scaled_operand", "alpha=2; the integer kernel takes alpha=1",
     ),
     "sub, alpha": Refusal(
         Row(lambda: Net(lambda n, x, y: torch.sub(n.f(x), y, alpha=0.5), f=linear()), PAIR), "aten.sub.Tensor",
-        "scaled_operand", "alpha=0.5, the integer kernel takes 1",
+        "scaled_operand", "alpha=0.5; the integer kernel takes alpha=1",
     ),
     "attention mask": Refusal(
         Row(_net(lambda n, x: torch.sigmoid(n.f(x) + n.mask), f=linear(), mask=torch.tensor([0.0] * 5 + [-1e9])),
             VECTOR),
         "aten.add.Tensor", "huge_constant",
-        "the constant mask reaches beyond 1e+06, next to it all other values would round to one",
+        "the constant mask reaches beyond 1e+06; next to it all other values would round to one",
     ),
     "a number computed at run time": Refusal(
         Row(lambda: Net(lambda n, x, y: n.f(x) * y, f=linear()), (*VECTOR, ())), "aten.mul.Tensor", "scalar_operand",
-        "inputs_1 is a single number computed at run time, ExecuTorch fails to lower such",
+        "inputs_1 is a single number computed at run time; ExecuTorch fails to lower those",
     ),
     "cat of one": Refusal(
-        after_conv(lambda y: torch.cat([y], 1)), "aten.cat.default", "alone", "XNNPACK joins two tensors or more"
+        after_conv(lambda y: torch.cat([y], 1)), "aten.cat.default", "alone", "XNNPACK concatenates two tensors or more"
     ),
     "mean over channels": Refusal(
         after_conv(lambda y: y.mean((1, 3), keepdim=True)), "aten.mean.dim", "not_spatial_mean", MEAN
@@ -162,11 +162,11 @@ REFUSALS = {
     ),
     "mean with dtype": Refusal(
         after_conv(lambda y: y.mean((2, 3), keepdim=True, dtype=torch.float32)), "aten.mean.dim", "not_spatial_mean",
-        "dtype=torch.float32, XNNPACK's mean converts nothing; leave it out",
+        "dtype=torch.float32, which XNNPACK's mean does not convert to; leave it out",
     ),
     "pool to 2 x 2": Refusal(
         after_conv(lambda y: F.adaptive_avg_pool2d(y, 2)), "aten.adaptive_avg_pool2d.default", "not_to_one",
-        "output size [2, 2], XNNPACK pools in integers to 1 x 1 of a batch only",
+        "output size [2, 2]; XNNPACK pools in integers to 1 x 1 of a batch only",
     ),
     "max pool that skips": Refusal(
         after_conv(lambda y: F.max_pool2d(y, 2, 3)), "aten.max_pool2d.default", "unusual_pool",
@@ -174,11 +174,11 @@ REFUSALS = {
     ),
     "max pool without batch": Refusal(
         after_conv(lambda y: F.max_pool2d(y[0], 2)), "aten.max_pool2d.default", "unusual_pool",
-        "the input has no batch dimension, XNNPACK's max pooling needs one", runs=False,
+        "the input has no batch dimension; XNNPACK's max pooling needs one", runs=False,
     ),
     "slice with steps": Refusal(
         after_conv(lambda y: y[..., ::2]), "aten.slice.Tensor", "stepped_slice",
-        "step=2, XNNPACK slices with step 1 only",
+        "step=2; XNNPACK slices with step 1 only",
     ),
     "dropout that drops": Refusal(
         after_conv(lambda y: F.dropout(y, 0.3, training=True)), "aten.dropout.default", "drops_values",
@@ -235,7 +235,7 @@ DYNAMIC_SHAPES = {
     "unsqueeze": (
         Refusal(
             after_conv(lambda y: y.unsqueeze(1)), "aten.unsqueeze.default", "unknown_sizes",
-            "2 sizes are dynamic, XNNPACK reshapes with one",
+            "2 sizes are dynamic; XNNPACK reshapes with one",
         ),
         ((SIZES,),),
     ),

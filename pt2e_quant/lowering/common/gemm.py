@@ -51,9 +51,9 @@ class Gemm:
 
     Args:
         node: the operator.
-        activation, bias: its operands; in front of a convolution, zeros padded to the activation are part of it.
+        activation, bias: its operands; before a convolution, zeros padded to the activation are part of it.
         weight: the dequantize of its weight.
-        quantize: the quantize of its output, behind an optional relu or hardtanh that fuses; None without one.
+        quantize: the quantize of its output, after an optional relu or hardtanh that fuses; None without one.
         dynamic: the activation's qparams are computed while the program runs.
     """
 

@@ -35,8 +35,8 @@ _TRANSLATED = {
 }
 _WAY_OUT = "export with fewer dynamic dimensions"
 _OF_SHAPES = {
-    "aten.view_copy.default": f"{{}} of its sizes are dynamic, XNNPACK reshapes with one; {_WAY_OUT}",
-    "aten.slice_copy.Tensor": f"{{}} of its sizes are dynamic, XNNPACK slices tensors of fixed shape; {_WAY_OUT}",
+    "aten.view_copy.default": f"{{}} of its sizes are dynamic; XNNPACK reshapes with one; {_WAY_OUT}",
+    "aten.slice_copy.Tensor": f"{{}} of its sizes are dynamic; XNNPACK slices tensors of fixed shape; {_WAY_OUT}",
 }
 
 
@@ -203,7 +203,7 @@ def _precision(
 ) -> Literal["int8", "dynamic", "float"]:
     fused = [known[source] for source in node.all_input_nodes if source in known]
     if any(user for user in node.users if "quantize_per_" in _name(user) and is_implicit(user)) and fused == ["int8"]:
-        return "int8"  # relu behind a convolution: one kernel
+        return "int8"  # relu after a convolution: one kernel
     implicit = [n for n in node.all_input_nodes if "dequantize_per_" in _name(n) and is_implicit(n)]
     if not implicit:
         return "float"

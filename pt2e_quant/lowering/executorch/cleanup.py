@@ -41,7 +41,7 @@ __all__ = [
 
 aten = torch.ops.aten
 Step = tuple[Any, tuple[Any, ...]]
-"""An operator and its arguments behind the first."""
+"""An operator and its arguments after the first."""
 
 _COPIES = frozenset(("clone", "contiguous", "to", "_to_copy", "alias", "detach", "lift_fresh", "expand", "slice"))
 _RESHAPES = frozenset(
@@ -127,7 +127,7 @@ def spell_out_shapes(gm: GraphModule) -> GraphModule:
 
 
 def _reshaped(node: Node, sizes: list[int]) -> list[Step]:
-    """A view, behind a copy where it needs one: for a reshape, export writes computed sizes instead of -1."""
+    """A view, after a copy where it needs one: for a reshape, export writes computed sizes instead of -1."""
     if op_name(node) in ("squeeze", "unsqueeze", "view"):
         return [(aten.view.default, (sizes,))]
     if -1 in sizes:
@@ -223,7 +223,7 @@ def own_biases(gm: GraphModule) -> GraphModule:
 
 
 def quantize_padding(gm: GraphModule) -> GraphModule:
-    """Put quantize and dequantize, on the grid of the input, behind zeros padded to a dequantized tensor.
+    """Put quantize and dequantize, on the grid of the input, after zeros padded to a dequantized tensor.
 
     Zero and the tensor's own values lie on that grid, so no value changes. XNNPACK marks every such pad as one on
     integers; when no integer kernel follows, its delegate would fail to load.
@@ -327,7 +327,7 @@ def _replace(node: Node, steps: list[Step], source: Node | None = None) -> None:
 
 
 def _enclosing_quantize(source: Node, node: Node) -> Node | None:
-    """The quantize behind the node, when source is a dequantize on the same grid."""
+    """The quantize after the node, when source is a dequantize on the same grid."""
     users, grid = list(node.users), Grid.of(source)
     same = grid is not None and len(users) == 1 and is_quantize(users[0]) and Grid.of(users[0]) == grid
     return users[0] if same else None

@@ -39,12 +39,12 @@ def check_control_flow(gm: GraphModule) -> None:
         raise LoweringError(
             f"{len(inner)} calls of nested graphs lie inside of nested graphs, which ExecuTorch runs with wrong "
             f"results (executorch issue 21490):\n{locate_all(inner, limit=3)}\n"
-            "  Write them one behind the other, or choose with torch.where."
+            "  Write them one after the other, or choose with torch.where."
         )
 
 
 def copy_results_of_branches(gm: GraphModule) -> GraphModule:
-    """Copy what cond returns, when more nested graphs run behind it. Nodes are marked with their origin already."""
+    """Copy what cond returns, when more nested graphs run after it. Nodes are marked with their origin already."""
     calls = _calls(gm)
     branches = [call for call in calls[:-1] if call.target is _HIGHER_ORDER.cond]
     for result in [result for call in branches for result in call.users]:

@@ -215,7 +215,7 @@ def fold_factors_into_linears(gm: GraphModule) -> GraphModule:
         factor = _factor(node)
         if factor is None:
             continue
-        linear = _linear_behind(node.all_input_nodes[0])
+        linear = _linear_before(node.all_input_nodes[0])
         if linear is not None and _scale(gm, linear, factor, names):
             node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)
@@ -236,7 +236,7 @@ def _factor(node: Node) -> float | None:
     return 1 / number if node.target is aten.div.Tensor else float(number)
 
 
-def _linear_behind(value: Node) -> Node | None:
+def _linear_before(value: Node) -> Node | None:
     """The linear whose output this is, moved or multiplied from the right on the way and read by nobody else."""
     while is_call(value) and len(value.users) == 1:
         if value.target in LINEAR:

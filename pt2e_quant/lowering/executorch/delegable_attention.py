@@ -57,7 +57,7 @@ def attention_on_merged_heads(gm: GraphModule) -> GraphModule:
 def _attention_chain(scores: Node) -> list[Node] | None:
     """matmul, its scaling and mask, softmax over the last dimension, matmul; each read by the next only.
 
-    Where sizes are free also the product behind, which zeroes rows that see nothing.
+    Where sizes are free also the product after it, which zeroes rows that see nothing.
     """
     chain = [scores]
     if not is_call(scores) or scores.target is not aten.matmul.default or scores.meta["val"].dim() < 4:

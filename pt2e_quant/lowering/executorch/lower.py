@@ -146,7 +146,7 @@ def _verified(
 
 @dataclass(frozen=True)
 class _Ready:
-    """A method behind all passes, exported again."""
+    """A method after all passes, exported again."""
 
     exported: ExportedProgram
     gm: GraphModule

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ...errors import LoweringError
+from ...errors import LoweringError, did_you_mean
 from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
@@ -220,8 +220,7 @@ class ExecutorchProgram:
         """
         constants = self.loaded.constants()
         if name not in constants:
-            known = ", ".join(sorted(constants)) or "none"
-            raise LoweringError(f"the program has no constant {name!r}; there is: {known}")
+            raise LoweringError(f"the program has no constant {name!r}.{did_you_mean(name, constants)}")
         return constants[name].execute([])[0]
 
     def reset(self) -> None:

@@ -17,6 +17,7 @@ from ...errors import LoweringError
 from ...meta import PORTABLE
 from ..common.entry import origin, quietly
 from .partition import by_level
+from .startup import start_threads
 
 __all__ = [
     "Rejections",
@@ -74,6 +75,7 @@ def runtime() -> Any:
     with quietly():
         from executorch.runtime import Runtime
 
+        start_threads()
         return Runtime.get()
 
 
@@ -97,7 +99,7 @@ def constants(program: Any, method: str) -> dict[int, int]:
 def xnnpack_partitioner(method: str, rejections: Rejections) -> Any:
     """XNNPACK's partitioner for a method of a program, repaired; `rejections` learns what it says of that method.
 
-    To judge a convolution or matrix product, the partitioner marks the dequantize in front of it as part of the integer
+    To judge a convolution or matrix product, the partitioner marks the dequantize before it as part of the integer
     kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
     the portable kernel, with wrong results. Here a refusal leaves no mark behind. And partitions are merged by level,
     see `partition`.

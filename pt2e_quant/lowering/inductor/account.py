@@ -1,7 +1,7 @@
 """Which kernel every quantized operator became: read from the graph that Inductor generates code from.
 
 Nodes carry the name that they had in the converted graph; of a fused kernel, that of its last operator. So an operator
-is joined with the first kernel that bears its name or that of one of the operators behind it, up to its quantize.
+is joined with the first kernel that bears its name or that of one of the operators after it, up to its quantize.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def take_account(
     """(kernels, fallbacks) of the quantized operators, in the order of the graph.
 
     Args:
-        converted: the graph that was exported again for Inductor, behind the passes of the lowering.
+        converted: the graph that was exported again for Inductor, after the passes of the lowering.
         ops: the operator of each node of the converted graph as the user has it, by the node's name.
         recorder: what Inductor's own graph showed.
     """

@@ -33,7 +33,7 @@ def check_inductor_contract(model: GraphModule) -> None:
     if found:
         places = "\n".join(f"- {reason}\n    {locate(node)}".replace("\n  in ", "\n    in ") for node, reason in found)
         raise LoweringError(
-            f"{len(found)} finding{'s' * (len(found) > 1)} against the contract of Inductor, nothing was compiled:\n"
+            f"the model breaks {len(found)} Inductor requirement{'s' * (len(found) > 1)} and was not compiled:\n"
             f"{places}"
         )
 

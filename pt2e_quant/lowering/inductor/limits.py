@@ -59,7 +59,7 @@ GROUPS = (32, 64, 128, 256)
 WITHOUT_VNNI = 127
 """Largest activation that processors without VNNI multiply rightly: they add two products in 16 bits."""
 
-TRANSPOSED = "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers"
+TRANSPOSED = "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers"
 
 BAGS = {
     "max": "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum",
@@ -95,7 +95,7 @@ def weight(axis: int, zero_points: torch.Tensor | None, scales: torch.Tensor | N
     if axis != 0:
         found.append(f"the weight has its channels on axis {axis}, Inductor reads axis 0")
     if scales is not None and scales.dtype is not torch.float32:
-        found.append(f"the scales of the weight are {_name(scales.dtype)}, oneDNN reads float32")
+        found.append(f"the scales of the weight are {_name(scales.dtype)}; oneDNN reads float32")
     return found
 
 
@@ -103,26 +103,26 @@ def half_weights(dtype: torch.dtype) -> str | None:
     """Of the input of a linear with a weight in float16."""
     if dtype is torch.float32:
         return None
-    return f"the input is {_name(dtype)}, oneDNN has float16 weights beside float32 only"
+    return f"the input is {_name(dtype)}; oneDNN has float16 weights beside float32 only"
 
 
 # Products -------------------------------------------------------------------------------------------------------------
 
 
 def computed(name: str) -> str:
-    return f"{name} is computed at run time, Inductor packs constant weights and biases only"
+    return f"{name} is computed at run time; Inductor packs constant weights and biases only"
 
 
 def unbatched(x: int, w: int) -> str | None:
     """Of the dimensions of input and weight."""
     if x == w or (w == 2 and x > 2):
         return None
-    return "the input has no batch dimension, Inductor's integer kernels need one"
+    return "the input has no batch dimension; Inductor's integer kernels need one"
 
 
 def uneven_padding(padding: object, kernel: Sequence[int], dilation: Sequence[int]) -> str | None:
     spans = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)] if padding == "same" else []
-    return "padding='same' pads unevenly here, oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
+    return "padding='same' pads unevenly here; oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
 
 
 def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
@@ -140,25 +140,25 @@ def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
 def bounds(low: object, high: object) -> str | None:
     """Of the clamp after a convolution."""
     if not all(isinstance(bound, (int, float)) for bound in (low, high)):
-        return "it clamps at bounds that are computed, the kernel needs numbers"
+        return "it clamps at bounds that are computed; the kernel needs numbers"
     return f"it clamps at {low} and {high}, the wrong way round for the kernel" if low > high else None  # type: ignore[operator]
 
 
 def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | None, same: bool) -> str | None:
     """Of an add after a product: the factor, both operands, and whether the other one is the product itself."""
     if alpha not in (None, 1):
-        return f"alpha={alpha}, the kernel adds with 1"
+        return f"alpha={alpha}; the kernel adds with 1"
     if same:
-        return "it adds the product to itself, the kernel needs another operand"
+        return "it adds the product to itself; the kernel needs another operand"
     if product is None or other is None:
         return None
     if other.dtype != product.dtype:
-        return f"it adds {_name(other.dtype)} to {_name(product.dtype)}, the kernel converts nothing"
-    return None if other.shape == product.shape else "its operands have different shapes, the kernel does not broadcast"
+        return f"it adds {_name(other.dtype)} to {_name(product.dtype)}; the kernel converts nothing"
+    return None if other.shape == product.shape else "its operands have different shapes; the kernel does not broadcast"
 
 
 def pooled_without_batch(dimensions: int) -> str | None:
-    return None if dimensions == 4 else "the input has no batch dimension, Inductor's integer max pooling needs one"
+    return None if dimensions == 4 else "the input has no batch dimension; Inductor's integer max pooling needs one"
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from .passes.cast_float16 import cast_float16
 from .passes.contiguous_rows import contiguous_rows
 from .passes.conv1d_as_conv2d import conv1d_as_conv2d
 from .passes.drop_unread_rounding import drop_unread_rounding
+from .passes.exact_without_vnni import exact_without_vnni
 from .passes.float32_between_integers import float32_between_integers
 from .passes.integer_weights import integer_weights
 from .passes.keep_apart import keep_apart
@@ -50,4 +51,4 @@ IN_INDUCTOR = (own_memory,)
 def recipe(tuned: bool) -> tuple[Callable[[GraphModule], GraphModule], ...]:
     """With what pays when Inductor tunes its own kernels: without that, oneDNN's for both forms take the same time."""
     # At last, when nothing moves any more between a kernel and what it may be fused with.
-    return (*ALWAYS, *((pointwise_as_linear,) if tuned else ()), keep_apart, whole_codes)
+    return (*ALWAYS, *((pointwise_as_linear,) if tuned else ()), exact_without_vnni, keep_apart, whole_codes)

@@ -123,7 +123,7 @@ def embedding(call: Call) -> Value:
     of = bind(weight)
     table, scale, zero_point = (call.constant(of[name]) for name in ("input", "scales", "zero_points"))
     if table is None or scale is None or int(of["axis"]) % table.dim():
-        raise NoIntegerForm("its table is no constant with a scale for each row")
+        raise NoIntegerForm("its table is not a constant with a scale for each row")
     zero_point = torch.zeros_like(scale, dtype=torch.int64) if zero_point is None else zero_point
     codes = call.symbol(of["input"])
     return Lookup(table, scale.double()[:, None], zero_point[:, None], codes, indices)
@@ -173,7 +173,7 @@ def _largest_sum(call: Call, w: Integers, axis: int) -> int:
 def _bias(call: Call, operand: object, x: Integers, scale: Tensor) -> Tensor | None:
     """The bias in int32 with scale s_x * s_w, rounded as ExecuTorch rounds it for XNNPACK: to float32, half to even.
 
-    None where there is none, or where s_x is known at run time only and the bias is added behind the scale.
+    None where there is none, or where s_x is known at run time only and the bias is added after the scale.
     """
     if operand is None or x.run_time is not None:
         return None

@@ -40,7 +40,7 @@ def reference_representation_rewrite(
 ) -> ExportedModule:
     """A converted model in integer arithmetic: between its quantized ops only integer tensors flow.
 
-    Float remains at the borders (the quantize of an input, the dequantize of an output or in front of a float op), in
+    Float remains at the borders (the quantize of an input, the dequantize of an output or before a float op), in
     the qparams that dynamic quantization computes at run time, and in ops without an integer form;
     `explain(result)` names those with the reason. Nested graphs (the branches of cond, the bodies of loops) stay as
     they are.
@@ -118,7 +118,7 @@ class _Walk:
             self._form(node)
 
     def _reads_integers(self, node: Node) -> bool:
-        """Whether a node takes part at all: a dequantize, or a float op behind one."""
+        """Whether a node takes part at all: a dequantize, or a float op after one."""
         if node.target in DEQUANTIZE:
             return True
         takes_part = node.target not in QUANTIZE and (Call.is_real(node) or "val" not in node.meta)

@@ -67,7 +67,7 @@ class Integers:
             step = limit / float(self.scale.flatten()[0])
             if limit not in (0.0, math.inf, -math.inf) and (self.scale.numel() > 1 or step != round(step)):
                 raise NoIntegerForm(
-                    f"it computes with values that end at {limit:g}, which is no multiple of their scale"
+                    f"it computes with values that end at {limit:g}, which is not a multiple of their scale"
                 )
             limits.append(None if math.isinf(limit) else round(step))
         clamped = call(aten.clamp.default, self.centred(), *limits)
@@ -179,7 +179,7 @@ Value = Integers | Sum | Lookup
 
 
 def bounded(value: Value, low: float, high: float) -> Value:
-    """clamp(value, low, high), behind the bounds that it has."""
+    """clamp(value, low, high), after the bounds that it has."""
     return replace(value, low=min(max(value.low, low), high), high=min(max(value.high, low), high))
 
 

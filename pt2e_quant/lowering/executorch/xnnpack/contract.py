@@ -111,8 +111,8 @@ def raise_fatal(violations: tuple[Violation, ...]) -> None:
     if fatal:
         listing = "\n".join(f"- {str(violation).replace(chr(10), chr(10) + '  ')}" for violation in fatal)
         raise LoweringError(
-            f"{len(fatal)} finding{'s' * (len(fatal) > 1)} against the contract of XNNPACK, nothing was lowered "
-            f"(preflight=False lowers nevertheless):\n{listing}"
+            f"the model breaks {len(fatal)} XNNPACK requirement{'s' * (len(fatal) > 1)} and was not lowered "
+            f"(preflight=False lowers it anyway):\n{listing}"
         )
 
 

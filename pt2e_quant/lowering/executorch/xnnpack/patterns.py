@@ -105,7 +105,7 @@ def _static_refusals(gemm: Gemm) -> Iterator[str]:
         return
     users = list(gemm.node.users)
     if len(users) != 1:
-        yield f"its output has {len(users)} users; XNNPACK needs one: a quantize, behind an optional relu or hardtanh"
+        yield f"its output has {len(users)} users; XNNPACK needs one: a quantize, after an optional relu or hardtanh"
     elif users[0].op == "output" or not _leads_to_quantize(users[0]):
         yield "its output is not quantized; XNNPACK's integer kernel ends in a quantize"
     else:

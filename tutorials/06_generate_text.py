@@ -1,9 +1,12 @@
-"""Tutorial 8: a decoder that writes text: 4-bit weights, a cache of 8 bits, one .pte to read prompts and to write.
+"""Tutorial 6: a decoder that writes text: 4-bit weights, a cache of 8 bits, one .pte to read prompts and to write.
 
 A small Llama of transformers learns lines of the Zen of Python by heart, which takes seconds; then it has to recite
-them from the .pte, and through Inductor. Run it from anywhere:
+them from the .pte, and through Inductor. Needs transformers. Run it from anywhere, it takes a minute:
 
-    python tutorials/08_generate_text.py
+    python tutorials/06_generate_text.py
+
+transformers imports torchao, which may first print "Failed to load ..." for kernels of GPUs, and a line for each of two
+Enum classes. Both are harmless.
 """
 
 from __future__ import annotations
