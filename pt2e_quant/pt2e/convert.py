@@ -11,6 +11,7 @@ from typing import Any
 from torch._ops import OpOverloadPacket
 from torch.fx import GraphModule, Node
 
+from ..checks import checked
 from ..errors import CalibrationError, ConversionError
 from ..graph.attributes import attribute, own_written, set_attribute, state_bytes
 from ..graph.constants import Constants
@@ -38,6 +39,7 @@ Readings = dict[str, ObserverReading]
 
 
 @collector_paused()
+@checked(ConversionError, but=("model",))
 def convert_pt2e(
     model: GraphModule,
     *,

@@ -19,6 +19,7 @@ from ..observer.derived import DerivedObserver
 from ..qparams import FLOAT32_EPS, storage_dtype
 from ..schemes import Scheme
 from ..specs import FLOAT8, integer_range, is_per_channel, is_symmetric, range_of
+from .authors import code_of
 from .record import GroupRecord
 
 __all__ = ["ObserverReading", "QParams", "read_observer", "read_qparams", "with_qparams"]
@@ -66,9 +67,12 @@ def read_observer(observer: Any) -> ObserverReading:
     is_integer = isinstance(dtype, torch.dtype) and integer_range(dtype) is not None
     scheme, block = getattr(observer, "scheme", None), getattr(inner, "block_size", None)
     is_dynamic = bool(getattr(observer, "is_dynamic", False))
+    place = str(getattr(observer, "site", "") or type(observer).__name__)
+    with code_of(f"has_data of {type(observer).__name__} on {place}", ConversionError):
+        has_data = _has_data(observer)
     return ObserverReading(
         observer=observer,
-        place=str(getattr(observer, "site", "") or type(observer).__name__),
+        place=place,
         dtype=dtype,
         is_integer=is_integer,
         bounds=_bounds(observer, dtype if is_integer else None),
@@ -79,7 +83,7 @@ def read_observer(observer: Any) -> ObserverReading:
         rank=None if block is None else len(block),
         eps=_eps(observer, inner) if is_dynamic else FLOAT32_EPS,
         is_dynamic=is_dynamic,
-        has_data=_has_data(observer),
+        has_data=has_data,
         writes_pairs=hasattr(observer, "convert"),
     )
 

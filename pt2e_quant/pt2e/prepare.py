@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ..checks import checked
 from ..errors import AnnotationError, CaptureError, CoverageError
 from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute, free_name, written_attributes
@@ -18,7 +19,6 @@ from ..graph.module import ExportedModule, collector_paused, finish, is_guard
 from ..graph.nested import graphs, mark
 from ..graph.values import copy_value
 from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY, WEIGHT_OBSERVERS_KEY
-from ..observer.batch import whole_batch
 from ..observer.derived import DerivedObserver
 from ..passes.decompose import decompositions
 from ..passes.plain_control_flow import to_plain_functions
@@ -27,6 +27,7 @@ from ..quantizer.base import Quantizer
 from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from ..where import copy_origin, describe_site, in_graph, locate, node_id
+from .authors import calibrating, code_of
 from .capture import capture
 from .coverage import check_required
 from .decisions import nothing_quantized, opaque_decisions
@@ -38,6 +39,7 @@ __all__ = ["prepare_pt2e"]
 
 
 @collector_paused()
+@checked(CaptureError, but=("model", "quantizer"))
 def prepare_pt2e(
     model: ExportedProgram | GraphModule,
     quantizer: Quantizer,
@@ -102,7 +104,7 @@ def prepare_pt2e(
 
 def _guarded(gm: ExportedModule, points: list[PointRecord]) -> ExportedModule:
     """Runs count for observers as a whole or not at all; observers of weights outlive dead-code elimination."""
-    gm.meta[AROUND_KEY] = whole_batch
+    gm.meta[AROUND_KEY] = calibrating
     gm.meta[WEIGHT_OBSERVERS_KEY] = {
         point.observer: attribute(gm, point.observer) for point in points if point.constant
     }
@@ -125,7 +127,8 @@ def _annotate(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
     mark(gm)
     gm = run_everywhere(lambda graph: quantizer.annotate(graph) or graph, gm, name="annotate")
     for _, part in graphs(gm, opaque=False):
-        quantizer.validate(part)
+        with code_of(f"validate() of {quantizer_name(quantizer)}"):
+            quantizer.validate(part)
     return gm
 
 
@@ -155,7 +158,9 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
     if callback is None:
         return
     table: dict[EdgeOrNode, nn.Module] = {site: observers[number] for site, number in plan.group_of.items()}
-    callback(gm, table)
+    with code_of(f"prepare_obs_or_fq_callback of {quantizer_name(quantizer)}"):
+        callback(gm, table)
+    _check_table(quantizer_name(quantizer), table, plan)
     exchanged: dict[int, nn.Module] = {}
     for number, group in enumerate(plan.groups):
         chosen = {id(table[site]): table[site] for site in group.members}
@@ -170,6 +175,16 @@ def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.M
     for observer in observers:
         if isinstance(observer, DerivedObserver):
             observer.sources = [exchanged.get(id(source), source) for source in observer.sources]
+
+
+def _check_table(name: str, table: dict[EdgeOrNode, nn.Module], plan: Plan) -> None:
+    for site in plan.group_of:
+        if not isinstance(table.get(site), nn.Module):
+            what = f"gave {table[site]!r} to" if site in table else "took out"
+            raise AnnotationError(
+                f"prepare_obs_or_fq_callback of {name} {what} {describe_site(site)}. Each tensor keeps an observer, a "
+                "module; to leave it in float, do not annotate it."
+            )
 
 
 def _register(gm: GraphModule, observers: list[nn.Module]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ..checks import check_fields
 from ..errors import ConversionError
 from ..graph.module import is_guard, tidy
 from ..graph.values import with_value
@@ -34,6 +35,9 @@ class QuantizedIO:
 
     inputs: Sequence[int] = ()
     outputs: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, ConversionError)
 
 
 def quantize_io(gm: GraphModule, wanted: QuantizedIO, record: Record) -> Record:
@@ -61,8 +65,8 @@ def quantize_io(gm: GraphModule, wanted: QuantizedIO, record: Record) -> Record:
 
 
 def _pick(items: list[Any], index: int, what: str) -> Node:
-    if not 0 <= index < len(items):
-        raise ConversionError(f"quantized_io names {what} {index}; the model has {what}s 0 to {len(items) - 1}")
+    if not isinstance(index, int) or not 0 <= index < len(items):
+        raise ConversionError(f"quantized_io names {what} {index!r}; the model has {what}s 0 to {len(items) - 1}")
     if not isinstance(items[index], Node):
         raise ConversionError(f"quantized_io names {what} {index}, which is {items[index]!r}, not a tensor")
     return items[index]  # type: ignore[no-any-return]

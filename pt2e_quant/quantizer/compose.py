@@ -29,9 +29,9 @@ class ComposableQuantizer(Quantizer):
     """
 
     def __init__(self, quantizers: Iterable[Quantizer]) -> None:
-        self.quantizers = list(quantizers)
-        if not self.quantizers:
-            raise AnnotationError("ComposableQuantizer needs at least one quantizer")
+        self.quantizers = list(quantizers) if isinstance(quantizers, Iterable) else []
+        if not self.quantizers or not all(callable(getattr(part, "annotate", None)) for part in self.quantizers):
+            raise AnnotationError(f"ComposableQuantizer needs a list of at least one quantizer, got {quantizers!r}")
 
     @property
     def name(self) -> str:

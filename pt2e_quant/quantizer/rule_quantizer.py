@@ -81,26 +81,31 @@ class RuleQuantizer(Quantizer):
 
     def set_global(self: Self, config: QuantizationConfig | None) -> Self:
         """Configuration of every node that no other selector matches; None is float."""
+        _check_config(config)
         self._targets.everything = config
         return self
 
     def set_operator_type(self: Self, operator: Any, config: QuantizationConfig | None) -> Self:
         """Configuration of an operator: an overload (aten.conv2d.default) or a packet (aten.conv2d, all overloads)."""
+        _check_config(config)
         self._targets.operators[operator] = config
         return self
 
     def set_module_type(self: Self, module_type: type | str, config: QuantizationConfig | None) -> Self:
         """Configuration of all ops inside modules of a class (or its subclasses), given as class or qualified name."""
+        _check_config(config)
         self._targets.module_types[module_type] = config
         return self
 
     def set_module_name(self: Self, module_name: str, config: QuantizationConfig | None) -> Self:
         """Configuration of all ops inside the module at a dotted path, or at each path that fits a glob ("block.*")."""
+        _check_config(config)
         self._targets.module_names[module_name] = config
         return self
 
     def set_node_name(self: Self, node_name: str, config: QuantizationConfig | None) -> Self:
         """Configuration of a graph node by its name, or of every node whose name fits a glob ("conv2d_*")."""
+        _check_config(config)
         self._targets.nodes[node_name] = config
         return self
 
@@ -251,3 +256,12 @@ class _Annotator:
 
 def _reads_integers(user: Node, node: Node) -> bool:
     return input_specs(user).get(node) is not None
+
+
+def _check_config(config: object) -> None:
+    """Configurations of other packages have the same fields."""
+    if config is not None and not (hasattr(config, "input_activation") and hasattr(config, "weight")):
+        raise TargetingError(
+            f"a selector takes a QuantizationConfig, or None for float, got {config!r}; each backend has a function "
+            "that makes one, such as get_symmetric_quantization_config()"
+        )

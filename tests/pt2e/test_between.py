@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import AnnotationError, ConversionError
-from pt2e_quant.quantizer import ComposableQuantizer, Quantizer
+from pt2e_quant import QuantizedIO, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.errors import (
+    AnnotationError,
+    CalibrationError,
+    CaptureError,
+    ConversionError,
+    QuantizationError,
+    TargetingError,
+)
+from pt2e_quant.observer import MinMaxObserver
+from pt2e_quant.quantizer import ComposableQuantizer, QuantizationConfig, Quantizer
 from tests.nets import export
 from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, annotate, calls, the_call
 
@@ -129,3 +138,99 @@ def test_a_spec_on_the_way_to_a_view_that_is_written_later_takes_no_write_away()
     reason = "add_ writes to the memory of hist, which a quantized copy would miss"
     assert f"asked for and left in float: {reason}" in report.why("add")
     assert f"add: {reason}" in report.text()
+
+
+# --- code of authors, and what users hand in --------------------------------------------------------------------------
+
+
+def boom(*_: object, **__: object) -> None:
+    raise RuntimeError("boom")
+
+
+def prepared_linear(quantizer: Quantizer) -> GraphModule:
+    return prepare_pt2e(export(nn.Sequential(nn.Linear(5, 4), nn.ReLU()), torch.randn(3, 5)), quantizer)
+
+
+def observing(**methods: object) -> Quantizer:
+    spec = replace(ACT, observer_or_fake_quant_ctr=type("Own", (MinMaxObserver,), methods))
+    return Toy(QuantizationConfig(spec, spec, None))
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"calculate_qparams": boom}, "calculate_qparams of Own does not give .* RuntimeError: boom"),
+        ({"calculate_qparams": lambda _: None}, "calculate_qparams of Own does not give a scale"),
+        ({"calculate_qparams": lambda _: (torch.tensor([float("nan")]), torch.zeros(1))}, "Own answers with scale nan"),
+        ({"calculate_qparams": lambda _: (torch.tensor([-0.5]), torch.zeros(1))}, "Own answers with scale -0.5"),
+        ({"has_data": property(boom)}, "has_data of Own"),
+    ],
+)
+def test_an_observer_that_fails_at_convert_is_named_with_its_place(methods: dict[str, object], message: str):
+    prepared = prepared_linear(observing(**methods))
+    prepared(torch.randn(3, 5))
+    with pytest.raises(ConversionError, match=f"(?s){message}") as caught:
+        convert_pt2e(prepared)
+    assert "input input_1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"validate": boom}, r"validate\(\) of Q failed: RuntimeError: boom"),
+        ({"prepare_obs_or_fq_callback": boom}, "prepare_obs_or_fq_callback of Q failed"),
+        ({"prepare_obs_or_fq_callback": lambda _, __, table: table.clear()}, "of Q took out input_1 -> linear"),
+        (
+            {"prepare_obs_or_fq_callback": lambda _, __, table: table.update(dict.fromkeys(table))},
+            "of Q gave None to input_1 -> linear",
+        ),
+    ],
+)
+def test_a_quantizer_that_fails_is_named_with_its_method(methods: dict[str, object], message: str):
+    with pytest.raises(QuantizationError, match=message):
+        prepared_linear(type("Q", (Toy,), methods)(STATIC))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.randn(3, 6),),
+        (torch.randn(2, 5),),
+        (torch.randn(3, 5), torch.zeros(3)),
+        (torch.zeros(3, 5, dtype=torch.uint8),),
+        ("x",),
+    ],
+    ids=["width", "batch size", "with labels", "uint8", "text"],
+)
+def test_a_batch_that_does_not_fit_says_what_the_model_takes(batch: tuple[object, ...]):
+    prepared = prepared_linear(Toy(STATIC))
+    with pytest.raises(
+        CalibrationError, match=r"exported for input_1: float32 \[3, 5\].*without labels.*dynamic_shapes"
+    ):
+        prepared(*batch)
+
+
+def test_an_observer_that_fails_while_calibrating_is_an_error_at_its_node():
+    with pytest.raises(CalibrationError, match=r"(?s)RuntimeError: boom\n  at node activation_post_process_0"):
+        prepared_linear(observing(forward=boom))(torch.randn(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda p: prepare_pt2e(p, Toy(STATIC), require=None), CaptureError),
+        (lambda p: prepare_pt2e(p, Toy(STATIC), decompose=1), CaptureError),
+        (lambda p: convert_pt2e(p, quantized_io=True), ConversionError),
+        (lambda p: convert_pt2e(p, integer_buffers=None), ConversionError),
+        (lambda p: convert_pt2e(p, quantized_io=QuantizedIO(inputs=["x"])), ConversionError),
+        (lambda _: QuantizedIO(inputs=0), ConversionError),
+        (lambda _: ComposableQuantizer(None), AnnotationError),
+        (lambda _: Toy().set_global("int8"), TargetingError),
+        (lambda _: Toy().set_node_name("linear", 0), TargetingError),
+    ],
+)
+def test_an_argument_of_a_wrong_kind_is_a_typed_error(call: Callable[[GraphModule], object], error: type[Exception]):
+    prepared = prepared_linear(Toy(STATIC))
+    prepared(torch.randn(3, 5))
+    with pytest.raises(error):
+        call(prepared)
