@@ -22,7 +22,7 @@ from ..arguments import bind, set_argument
 from ..graph.attributes import attribute, free_name, insert_attribute
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, finish, tidy
-from ..graph.write import emit
+from ..graph.write import Writer
 from ..qparams import affine_qparams, fake_quantize
 from .calibrated import Batches, constant_linears, inputs_of, private_copy, rounded_weight
 from .smooth_folds import Fold, Place, find_fold
@@ -153,10 +153,11 @@ def _apply(
         return
     with gm.graph.inserting_after(x):
         stored = insert_attribute(gm, next(names), 1 / factor, like=x, by="smooth_quant")
-    with gm.graph.inserting_before(linears[0]):
-        product = emit(x, "smooth_quant", aten.mul.Tensor, x, stored)
+    write = Writer(gm, "smooth_quant")
+    with write.before(linears[0], like=x):
+        product = write(x) * write(stored)
     for linear in linears:
-        linear.replace_input_with(x, product)
+        linear.replace_input_with(x, product.node)
 
 
 def _divide(gm: GraphModule, place: Place, factor: Tensor, names: Iterator[str]) -> None:

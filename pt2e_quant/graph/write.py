@@ -23,7 +23,7 @@ from ..where import copy_origin
 from .attributes import free_name, insert_attribute
 from .values import copy_value, with_value
 
-__all__ = ["Symbol", "Writer", "call", "emit", "function"]
+__all__ = ["Symbol", "Writer", "call", "function"]
 
 aten = torch.ops.aten
 
@@ -205,13 +205,6 @@ def function(target: Any) -> Callable[..., Any]:
 def nodes_of(arguments: Any) -> Any:
     """Arguments with the nodes that symbols among them stand for."""
     return pytree.tree_map_only(Symbol, lambda symbol: symbol.node, arguments)
-
-
-def emit(like: Node, by: str, target: Any, *args: Any, **kwargs: Any) -> Node:
-    """Add a call at the insertion point, with the origin of `like` and, where its inputs have one, its value."""
-    write = Writer(like.graph.owning_module, by)  # type: ignore[arg-type]
-    with write.origin(like):
-        return write.call(target, *args, **kwargs).node
 
 
 def _is_same(held: Tensor, tensor: Tensor) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,15 +23,17 @@ from ..arguments import mutates
 from ..errors import ConversionError, did_you_mean
 from ..graph.attributes import attribute, written_attributes
 from ..graph.module import is_guard, tidy
-from ..graph.values import is_float_tensor, set_value, with_value
+from ..graph.values import is_float_tensor, with_value
+from ..graph.write import Writer
 from ..grid import Grid
 from ..ops import is_dequantize, is_value_preserving, memory_of
-from ..where import copy_origin, locate
+from ..where import locate
 from .record import Record
 
 __all__ = ["make_buffers_integer"]
 
 _Q = torch.ops.quantized_decomposed
+_DEQUANTIZE = _Q.dequantize_per_tensor.default
 _WAY_OUT = "  Leave this buffer out of integer_buffers, or"
 
 
@@ -73,9 +75,9 @@ def _convert(gm: GraphModule, name: str) -> Grid:
     qparams = _common_grid(name, writes, aliases)
     for write in writes:
         for written in _values(write, aliases):
-            write.replace_input_with(written, _integers(written, write, qparams))
+            write.replace_input_with(written, _integers(gm, written, write, qparams))
     for node in aliases:
-        _read_dequantized(node, aliases, qparams)
+        _read_dequantized(gm, node, aliases, qparams)
     for node in aliases:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
@@ -130,32 +132,25 @@ def _common_grid(name: str, writes: list[Node], aliases: dict[Node, None]) -> Gr
     return next(iter(grids))
 
 
-def _integers(value: Node, write: Node, qparams: Grid) -> Node:
+def _integers(gm: GraphModule, value: Node, write: Node, qparams: Grid) -> Node:
     """The integers that stand for what is written. Values on the grid are quantized without an error."""
-    if value.target is _Q.dequantize_per_tensor.default:
+    if value.target is _DEQUANTIZE:
         return value.args[0]  # type: ignore[return-value]
-    with write.graph.inserting_before(write):
-        return _call(_Q.quantize_per_tensor.default, value, write, qparams, {})
+    made = Writer(gm, "integer_buffers")
+    with made.before(write):
+        return made.call(_Q.quantize_per_tensor.default, value, *qparams.arguments).node
 
 
-def _read_dequantized(node: Node, aliases: dict[Node, None], qparams: Grid) -> None:
+def _read_dequantized(gm: GraphModule, node: Node, aliases: dict[Node, None], qparams: Grid) -> None:
     """Give each reader of the buffer, or of a view of it, a dequantize of its own."""
     dtype = node.meta["val"].dtype if is_float_tensor(node) else torch.float32
     kwargs = {} if dtype is torch.float32 else {"out_dtype": dtype}
+    made = Writer(gm, "integer_buffers")
     for reader in [user for user in node.users if user not in aliases and not is_guard(user)]:
-        with node.graph.inserting_before(reader):
-            value = _call(_Q.dequantize_per_tensor.default, node, reader, qparams, kwargs)
-        if "val" in node.meta:
-            set_value(value, node.meta["val"])
+        with made.before(reader, like=reader if reader.op == "call_function" else node):
+            arguments = (node, *qparams.arguments)  # the buffer's value is float here still, so the op cannot take it
+            value = made.call_with_value(_DEQUANTIZE, arguments, kwargs, partial(node.meta.get, "val")).node
         reader.replace_input_with(node, value)
-
-
-def _call(target: Any, value: Node, like: Node, qparams: Grid, kwargs: dict[str, Any]) -> Node:
-    node = value.graph.call_function(target, (value, *qparams.arguments), kwargs)
-    copy_origin(node, like if like.op == "call_function" else value, "integer_buffers")
-    if "val" in value.meta and target is _Q.quantize_per_tensor.default:
-        with_value(node, value, lambda: torch.empty_like(value.meta["val"], dtype=qparams.dtype))
-    return node
 
 
 def _quantized(name: str, value: Tensor, qparams: Grid) -> Tensor:
