@@ -23,6 +23,7 @@ __all__ = [
     "mutates",
     "set_argument",
     "training_argument",
+    "written_values",
 ]
 
 _REQUIRED = object()
@@ -143,6 +144,18 @@ def mutated_arguments(op: object) -> tuple[int, ...]:
         return ()
     aliases = ((index, argument.alias_info) for index, argument in enumerate(op._schema.arguments))
     return tuple(index for index, alias in aliases if alias is not None and alias.is_write)
+
+
+def written_values(node: Node) -> list[Node]:
+    """The nodes whose values a node writes to, given by position or by name (`out=`)."""
+    found = []
+    for index in mutated_arguments(node.target):
+        name = node.target._schema.arguments[index].name  # type: ignore[union-attr]  # an OpOverload, or none mutate
+        given: object = node.args[index] if index < len(node.args) else node.kwargs.get(name)
+        found += [
+            value for value in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(value, Node)
+        ]
+    return found
 
 
 def mutates(op: object) -> bool:

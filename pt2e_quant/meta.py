@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ANNOTATION_KEY",
+    "AROUND_KEY",
     "DROPPED_KEY",
     "FOLDED_KEY",
     "MERGED_KEY",
@@ -13,7 +14,11 @@ __all__ = [
     "RECORD_KEY",
     "REFUSALS_KEY",
     "UNUSED_RULES_KEY",
+    "WEIGHT_OBSERVERS_KEY",
 ]
+
+AROUND_KEY = "pt2e_quant_around"
+"""GraphModule.meta key: a function that takes the module and returns what each of its runs happens inside."""
 
 NESTED_KEY = "pt2e_quant_nested_in"
 """GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""
@@ -35,6 +40,10 @@ RECORD_KEY = "pt2e_quant"
 
 REFUSALS_KEY = "quantization_refusals"
 """node.meta key: the list of Refusal values that quantizers left on the node."""
+
+WEIGHT_OBSERVERS_KEY = "pt2e_quant_weight_observers"
+"""GraphModule.meta key: the observers of constants by name. Nothing calls them before convert, so that dead-code
+elimination drops their nodes, and copies of the module then lack them."""
 
 UNUSED_RULES_KEY = "quantization_unused_rules"
 """GraphModule.meta key: names of the rules that fitted no node."""

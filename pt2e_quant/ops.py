@@ -429,8 +429,9 @@ def memory_of(node: Node) -> Node | None:
         return node.args[0]  # type: ignore[return-value]
     if not isinstance(node.target, OpOverload) or not any(out.alias_info for out in node.target._schema.returns):
         return None
-    shared = (value for value, said in zip(node.args, node.target._schema.arguments, strict=False) if said.alias_info)
-    first = next(shared, None)
+    arguments = node.target._schema.arguments
+    given = [*node.args, *(node.kwargs.get(said.name) for said in arguments[len(node.args) :])]  # out= comes by name
+    first = next((value for value, said in zip(given, arguments, strict=False) if said.alias_info), None)
     return first if isinstance(first, Node) else None
 
 

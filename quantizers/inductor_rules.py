@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import PerChannelMinMaxObserver
 from pt2e_quant.quantizer import (
     INHERIT,
@@ -60,7 +61,6 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
-_MEAN, _MAX = 1, 2
 
 
 def refusing(rules: tuple[Rule, ...], *reasons: Callable[[Match], str | None]) -> tuple[Rule, ...]:
@@ -97,10 +97,8 @@ def config_of(match: Match) -> QuantizationConfig:
 conv = op(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
 linear = op(aten.linear.default)
 rectify = op(aten.relu.default)
-after_conv = op(
-    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default
-)  # fmt: skip
-after_linear = op(aten.relu.default, aten.gelu.default)
+after_conv = op(*limits.AFTER_CONV)
+after_linear = op(*limits.AFTER_LINEAR)
 plus = op(aten.add.Tensor)
 product = op(aten.matmul.default, aten.bmm.default)
 concatenate = op(aten.cat.default, aten.concat.default, aten.concatenate.default)
@@ -157,17 +155,15 @@ def weight_format(match: Match) -> str | None:
 
 def not_unsigned(match: Match) -> str | None:
     """On processors; Intel GPUs take both."""
-    dtype = getattr(config_of(match).input_activation, "dtype", torch.uint8)
-    if dtype is torch.uint8:
-        return None
-    return f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
+    return limits.signed_convolution(_activation(match))
 
 
 def not_8_bits(match: Match) -> str | None:
-    dtype = getattr(config_of(match).input_activation, "dtype", torch.uint8)
-    if dtype in (torch.uint8, torch.int8):
-        return None
-    return f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
+    return limits.not_8_bits(_activation(match))
+
+
+def _activation(match: Match) -> torch.dtype:
+    return getattr(config_of(match).input_activation, "dtype", torch.uint8)
 
 
 def not_weight_only(match: Match) -> str | None:
@@ -183,22 +179,13 @@ def not_weight_only(match: Match) -> str | None:
 def no_table(match: Match) -> str | None:
     if not match.is_constant("w"):
         return f"{match.captures['w']} is computed at run time; no table is stored"
-    size, w = config_of(match).group_size, match.value("w")
-    if size and w is not None and w.shape[1] % min(size, w.shape[1]):
-        return f"rows of {w.shape[1]} do not split into groups of {size}"
-    return None
+    w = match.value("w")
+    return None if w is None else limits.grouped_rows(w.shape[1], config_of(match).group_size)
 
 
 def no_kernel_for_bags(match: Match) -> str | None:
-    """torch's kernel sums rows of 8 bits with a scale each; a mean divides what it returns."""
     mode, left_out = match.argument(lookup_bags, "mode"), match.argument(lookup_bags, "padding_idx")
-    if mode == _MAX:
-        return "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum"
-    if mode == _MEAN and left_out is not None:
-        return f"mode='mean' with padding_idx={left_out}: torch's kernel does not count what it leaves out"
-    if config_of(match).group_size:
-        return "weights in groups: torch's kernel for bags takes one scale for each row"
-    return None
+    return limits.bags(mode, left_out, grouped=bool(config_of(match).group_size))
 
 
 def not_asked_for(match: Match) -> str | None:
@@ -209,66 +196,56 @@ def not_asked_for(match: Match) -> str | None:
 
 def half_weights_in_half_models(match: Match) -> str | None:
     x, weight = match.value("x"), config_of(match).weight
-    if x is None or x.dtype is torch.float32 or getattr(weight, "dtype", None) is not torch.float16:
-        return None
-    return f"the input is {_name(x.dtype)}, oneDNN takes float16 weights with float32 inputs only"
+    return limits.half_weights(x.dtype) if x is not None and getattr(weight, "dtype", None) is torch.float16 else None
 
 
 def computed_parameters(match: Match) -> str | None:
     for name in ("w", "b"):
         if match.captures.get(name) is not None and not match.is_constant(name):
-            return f"{match.captures[name]} is computed at run time; Inductor packs constant weights and biases only"
+            return limits.computed(str(match.captures[name]))
     return None
 
 
 def unbatched(match: Match) -> str | None:
     x, w = match.value("x"), match.value("w")
-    if x is None or w is None or (x.dim() == w.dim() or (w.dim() == 2 and x.dim() > 2)):
-        return None
-    return "the input has no batch dimension; Inductor's integer kernels need one"
+    return None if x is None or w is None else limits.unbatched(x.dim(), w.dim())
 
 
 def uneven_same_padding(match: Match) -> str | None:
     w = match.value("w")
-    if match.argument(conv, "padding") != "same" or w is None:
+    if w is None:
         return None
-    spans = [(size - 1) * step for size, step in zip(w.shape[2:], _steps(match, w.dim() - 2), strict=True)]
-    return "padding='same' pads unevenly here; oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
+    return limits.uneven_padding(match.argument(conv, "padding"), w.shape[2:], _steps(match, w.dim() - 2))
+
+
+def clamps_otherwise(match: Match) -> str | None:
+    low, high = match.argument(after_conv, "min_val"), match.argument(after_conv, "max_val")
+    return None if low is None else limits.bounds(low, high)
 
 
 def not_in_place_sum(match: Match) -> str | None:
-    """oneDNN adds into the memory of the other operand, on the same shape; Inductor checks that at compile time."""
-    if match.argument(plus, "alpha") not in (None, 1):
-        return f"alpha={match.argument(plus, 'alpha')}; the kernel adds with alpha=1"
+    """oneDNN adds into the memory of the other operand; Inductor checks that when it compiles."""
     other, x = match.captures["other"], match.captures["x"]
-    if match.is_constant("other"):
-        return "it adds a constant"
     if other is x:
         return "it adds its own input; the kernel would overwrite what it still reads"
     if isinstance(other, Node) and other.target in (*reshaping.targets, *copying.targets):
         return "it adds a view of another tensor; the kernel needs memory of its own"
-    return _shapes_differ(match)
+    return not_fused_sum(match)
 
 
 def not_fused_sum(match: Match) -> str | None:
-    if match.argument(plus, "alpha") not in (None, 1):
-        return f"alpha={match.argument(plus, 'alpha')}; the kernel adds with alpha=1"
-    return "it adds a constant" if match.is_constant("other") else _shapes_differ(match)
-
-
-def _shapes_differ(match: Match) -> str | None:
-    other, whole = match.value("other"), match.root.meta.get("val")
-    inner = next(node for declared, node in match.calls if declared in (conv, linear)).meta.get("val")
-    if other is None or inner is None or whole is None:
-        return None
-    return None if other.shape == inner.shape else "its operands have different shapes; the kernel does not broadcast"
+    product = next(node for declared, node in match.calls if declared in (conv, linear))
+    if match.is_constant("other"):
+        return "it adds a constant"
+    same = match.captures["other"] is product
+    return limits.summed(match.argument(plus, "alpha"), product.meta.get("val"), match.value("other"), same)
 
 
 def unusual_pool(match: Match) -> str | None:
-    x, mode = match.value("x"), match.argument(maximum_of, "ceil_mode")
-    if x is not None and x.dim() != 4:
-        return "the input has no batch dimension; Inductor's integer max pooling needs one"
-    return "ceil_mode with dynamic shapes" if mode and x is not None and _is_dynamic(x) else None
+    x = match.value("x")
+    if x is None or (reason := limits.pooled_without_batch(x.dim())) is not None:
+        return None if x is None else reason
+    return "ceil_mode with dynamic shapes" if match.argument(maximum_of, "ceil_mode") and _is_dynamic(x) else None
 
 
 def converts(match: Match) -> str | None:
@@ -286,10 +263,6 @@ def not_zero_padding(match: Match) -> str | None:
     if mode not in (None, "constant") or value:
         return f"mode={mode!r}, value={value}: only zeros are padded in integers"
     return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _steps(match: Match, dimensions: int) -> list[int]:
@@ -320,7 +293,7 @@ def conv_add(x, w, b, other):
     return plus(conv(x, w, b), other)
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_CONV)
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*_CONV, clamps_otherwise])
 def conv_unary(x, w, b):
     """relu, relu6 and hardtanh with any bounds, hardswish, silu."""
     return after_conv(conv(x, w, b))
@@ -405,11 +378,10 @@ CONVOLUTIONS = (conv_add_relu, conv_add, conv_unary, conv_only)
 LINEARS = (linear_add_relu, linear_add, linear_unary, linear_only)
 
 NO_TABLES = "this quantizer has no recipe for tables of integers"
-_TRANSPOSED = "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers"
 _FUSED = "Inductor computes it in float, in one loop with its neighbours"
 REASONS = MappingProxyType(
     dict.fromkeys(
-        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), _TRANSPOSED
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), limits.TRANSPOSED
     )
     | dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), "Inductor has integer convolutions in 1-d and 2-d only")
     | dict.fromkeys(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from pt2e_quant.errors import SpecError
+from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, PlaceholderObserver
 from pt2e_quant.quantizer import Match, QuantizationConfig
 from pt2e_quant.specs import QuantizationSpec
@@ -44,8 +45,6 @@ __all__ = [
     "get_x86_inductor_linear_dynamic_fp16_config",
     "get_x86_inductor_weight_only_quantization_config",
 ]
-
-_GROUPS = (32, 64, 128, 256)
 
 
 def get_default_x86_inductor_quantization_config(
@@ -100,7 +99,7 @@ def get_x86_inductor_int4_weight_only_quantization_config(group_size: int = 128)
     Raises:
         SpecError: torch has no kernel for groups of that size.
     """
-    if group_size not in _GROUPS:
+    if group_size not in limits.GROUPS:
         raise SpecError(f"torch has kernels for groups of 32, 64, 128 or 256 weights of 4 bits, got {group_size=}")
     weight = QuantizationSpec(
         dtype=torch.int8, quant_min=-8, quant_max=7, qscheme=torch.per_channel_symmetric, ch_axis=0,
@@ -120,9 +119,8 @@ def not_linear_scheme(match: Match) -> str | None:
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
         return "float16 weights need float activations; set input_activation=None" if mixed else None
-    if w is not None and config.group_size and w.shape[1] % min(config.group_size, w.shape[1]):
-        return f"its {w.shape[1]} inputs do not split into groups of {config.group_size}"
-    return weight_format(match) or not_unsigned(match)
+    uneven = None if w is None else limits.grouped_rows(w.shape[1], config.group_size, f"its {w.shape[1]} inputs")
+    return uneven or weight_format(match) or not_unsigned(match)
 
 
 RULES = (

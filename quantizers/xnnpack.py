@@ -479,8 +479,8 @@ OF_ACTIVATIONS = (aten.mm.default, aten.matmul.default, aten.addmm.default)
 
 REASONS = MappingProxyType(
     dict.fromkeys(IN_FLOAT, "XNNPACK runs it in float, inside the delegate")
-    | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it; it stays a portable float kernel")
-    | dict.fromkeys(OF_ACTIVATIONS, "both factors are computed at run time; XNNPACK multiplies those in float only")
+    | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it, so it stays a portable float kernel")
+    | dict.fromkeys(OF_ACTIVATIONS, "both factors are computed at run time, and XNNPACK multiplies those in float only")
 )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..observer import FixedQParamsObserver, MovingAverageMinMaxObserver
+from ..observer.batch import remember
 from ..specs import integer_range, is_per_channel
 from .base import FakeQuantizeBase
 
@@ -101,6 +102,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _settle(self, scale: Tensor, zero_point: Tensor) -> None:
         """Take over qparams, which get one element per channel with the first batch."""
+        remember(self, "scale", "zero_point")
         for buffer, new in ((self.scale, scale), (self.zero_point, zero_point)):
             if buffer.shape != new.shape:
                 buffer.resize_(new.shape)

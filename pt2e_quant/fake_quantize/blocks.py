@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError, SpecError
 from ..observer import AffineQuantizedMinMaxObserver, AffineQuantizedObserverBase
+from ..observer.batch import remember
 from ..observer.granularity import block_rows, from_block_rows
 from .affine import call_constructor
 from .base import FakeQuantizeBase, straight_through
@@ -92,6 +93,7 @@ class AffineFakeQuantize(FakeQuantizeBase):
             self.activation_post_process.reset_min_max_vals()
         self.activation_post_process(x.detach())
         if self.has_data:
+            remember(self, "scale", "zero_point")
             self.scale, self.zero_point = self.activation_post_process.calculate_qparams()
 
     def _round(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..checks import checked
 from ..errors import SpecError
 from ..observer import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+from ..observer.batch import remember
 from ..specs import is_symmetric
 from .affine import FakeQuantize, channel_axis
 
@@ -95,6 +96,8 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         Raises:
             CalibrationError: x holds NaN; the state is as it was.
         """
+        remember(self, "scale", "zero_point")
+        remember(self.activation_post_process, "min_val", "max_val")
         state = self._state()
         before = [tensor.clone() for tensor in state]
         try:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..checks import checked
 from ..errors import SpecError
+from ..observer.batch import remember
 from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
 from .affine import channel_axis, load_shapes, made_observer, within_int64
@@ -178,6 +179,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         self.activation_post_process(x.detach())
         if not getattr(self.activation_post_process, "has_data", True):  # an empty first batch leaves none
             return
+        remember(self, "scale", "zero_point")
         for parameter, new in zip(
             (self.scale, self.zero_point), self.activation_post_process.calculate_qparams(), strict=True
         ):

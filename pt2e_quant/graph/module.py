@@ -12,10 +12,12 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import bind, set_argument, training_argument
+from ..meta import AROUND_KEY
 from .attributes import set_attribute
 from .devices import device_of, move_graph, recorded_device
 from .nested import bodies, graphs
@@ -57,6 +59,14 @@ class ExportedModule(GraphModule):
 
     def recompile(self) -> Any:
         return None if self._draft else super().recompile()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, inside of what AROUND_KEY in its meta makes."""
+        around = None if torch.compiler.is_compiling() else self.meta.get(AROUND_KEY)
+        if around is None:
+            return super().__call__(*args, **kwargs)
+        with around(self):
+            return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Replaced by generated code once the graph is finished."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..arguments import mutated_arguments
+from ..arguments import written_values
 from ..meta import NESTED_KEY
 from ..ops import memory_of
 
@@ -144,10 +144,9 @@ def written(gm: GraphModule) -> set[Node]:
     """Parameters, buffers and inputs that an op of the graph, or of a graph nested in it, writes to."""
     found = set()
     for node in gm.graph.nodes:
-        for index in mutated_arguments(node.target) if node.op == "call_function" else ():
-            target = node.args[index] if index < len(node.args) else None
-            while isinstance(target, Node) and (viewed := memory_of(target)) is not None:
-                target = viewed
+        for target in written_values(node):
+            while (viewed := memory_of(target)) is not None:
+                target = viewed  # up to where the memory is
             found.add(target)
     for call, called in nested_calls(gm):
         for body in called:

@@ -10,9 +10,10 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import _pytree as fx_pytree
 from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from ..arguments import mutated_arguments
+from ..arguments import written_values
 from ..errors import CalibrationError
 
 __all__ = ["Arguments", "Watcher", "arguments_of", "batches_of", "flat_inputs", "run_batch", "values_of"]
@@ -91,12 +92,12 @@ class Watcher(Interpreter):
         return value
 
     def _run_on_copies(self, n: Node) -> Any:
-        written = mutated_arguments(n.target) if n.op == "call_function" else ()
-        if not written or any(_is_stored(n.args[index]) for index in written if index < len(n.args)):
+        written = written_values(n)
+        if not written or any(value.op == "get_attr" for value in written):
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        copies = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
-        return self.call_function(n.target, tuple(copies), kwargs)
+        copies = {value: self.env[value].clone() for value in written}
+        args, kwargs = map_arg((n.args, n.kwargs), lambda source: copies.get(source, self.env[source]))
+        return self.call_function(n.target, tuple(args), kwargs)
 
     def run_batch(self, batch: Any) -> list[Any]:
         """The outputs for one batch, flat, without gradients."""
@@ -139,7 +140,3 @@ def flat_inputs(gm: GraphModule, batch: Any) -> list[Any]:
 def _described(batch: Any) -> str:
     args, kwargs = arguments_of(batch)
     return ", ".join(filter(None, (f"{len(args)} positional" if args else "", *kwargs))) or "none"
-
-
-def _is_stored(argument: Any) -> bool:
-    return isinstance(argument, Node) and argument.op == "get_attr"

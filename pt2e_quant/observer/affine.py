@@ -20,6 +20,7 @@ from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from ..qparams import FLOAT32_EPS, affine_qparams
 from .base import RangeObserverBase, checked_constant, is_unset, move_range, widen
+from .batch import remember
 from .granularity import Granularity, PerAxis, PerTensor, blocked, get_block_size, own_granularity
 
 __all__ = [
@@ -52,6 +53,7 @@ class ZeroPointDomain(Enum):
     NONE = auto()
 
 
+_STATE = ("min_val", "max_val", "block_size", "original_dtype")
 _Member = TypeVar("_Member", bound=Enum)
 
 
@@ -166,6 +168,7 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
         """Take in the range of each block of x."""
         if x.numel() and not x.is_meta and (ranges := self._block_ranges(x.detach())) is not None:
             low, high = ranges
+            remember(self, *_STATE)
             if not self.has_data:
                 self.min_val, self.max_val = (end.to(self.min_val, copy=True) for end in (low, high))
             elif low.shape == self.min_val.shape:
@@ -202,6 +205,7 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
 
     def reset_min_max_vals(self) -> None:
         """Forget everything that was seen."""
+        remember(self, *_STATE)
         self.min_val, self.max_val = (end.new_empty(0) for end in (self.min_val, self.max_val))
         self.block_size = self.original_dtype = None
 

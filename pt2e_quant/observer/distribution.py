@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,9 +28,10 @@ from ..checks import checked
 from ..errors import SpecError
 from ..specs import PER_TENSOR, integer_range, is_symmetric
 from .base import UniformQuantizationObserverBase, is_unset, widen
+from .batch import remember, take_back
 from .clipping import Search, lp_range
 from .entropy import entropy_range
-from .float_bins import BINS, bin_edges, count_values, in_order
+from .float_bins import BINS, bin_edges, count_values, in_order, uncount
 
 __all__ = ["DistributionObserver", "EntropyObserver", "LpNormObserver", "MSEObserver", "PercentileObserver"]
 
@@ -70,7 +72,8 @@ class DistributionObserver(UniformQuantizationObserverBase):
         """Count the values of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             values, lowest, highest = seen
-            count_values(values.to(torch.float32), self.counts)
+            remember(self, "min_val", "max_val")
+            take_back(partial(uncount, self.counts, count_values(values.to(torch.float32), self.counts)))
             if lowest < self.min_val.item():
                 self.min_val.fill_(lowest)
             if highest > self.max_val.item():

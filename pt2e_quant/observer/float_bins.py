@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..qparams import flat
 
-__all__ = ["BINS", "bin_edges", "count_values", "in_order"]
+__all__ = ["BINS", "bin_edges", "count_values", "in_order", "uncount"]
 
 BINS = 1 << 15
 """Number of bins. The first half holds positive numbers, the second negative ones, both by growing magnitude."""
@@ -29,13 +29,26 @@ _FINITE = 0x7F80_0000 >> _SHIFT  # magnitudes from here on are infinity and NaN
 _CHUNK = 1 << 18  # values that are counted at once: 1 MiB of indices stays in the cache
 
 
-def count_values(x: Tensor, counts: Tensor) -> None:
-    """Add to `counts` (int64, one per bin) how many values of x (float32, finite) fall into each bin."""
+def count_values(x: Tensor, counts: Tensor) -> list[Tensor]:
+    """Add to `counts` (int64, one per bin) how many values of x (float32, finite) fall into each bin.
+
+    Returns:
+        What was added to the first bins, in parts, for `uncount`.
+    """
+    added = []
     for chunk in flat(x).split(_CHUNK):
         if chunk.numel():
             index = (chunk.view(torch.int32) >> _SHIFT).bitwise_and_(BINS - 1)
             seen = torch.bincount(index)  # up to the last bin with a value: short, since exponents are mostly small
             counts[: seen.numel()] += seen.to(counts.device)
+            added.append(seen)
+    return added
+
+
+def uncount(counts: Tensor, added: list[Tensor]) -> None:
+    """Take back what `count_values` added."""
+    for seen in added:
+        counts[: seen.numel()] -= seen.to(counts.device)
 
 
 def in_order(counts: Tensor) -> Tensor:

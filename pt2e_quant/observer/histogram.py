@@ -21,6 +21,7 @@ from ..errors import SpecError
 from ..qparams import FLOAT32_EPS, flat
 from ..specs import PER_TENSOR, integer_range
 from .base import FLOAT32_MAX, UniformQuantizationObserverBase, is_unset, revive_scalar
+from .batch import remember
 from .search import greedy_range
 
 __all__ = ["HistogramObserver"]
@@ -80,6 +81,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         """Add the values of x to the histogram."""
         if x.numel() and not x.is_meta and (found := self._usable(x)) is not None:
             values, lowest, highest = found
+            remember(self, "histogram", "min_val", "max_val")
             low, high = min(self.min_val.item(), lowest), max(self.max_val.item(), highest)
             self._add(low, high, _counts(values.to(torch.float32), self.bins, low, high))
         return x

@@ -24,6 +24,7 @@ from .base import (
     revive_scalar,
     widen,
 )
+from .batch import remember
 
 __all__ = [
     "MinMaxObserver",
@@ -66,8 +67,10 @@ class MinMaxObserver(UniformQuantizationObserverBase):
             buffers: dict[str, Any] = self._buffers  # nn.Module.__getattr__ takes as long as a small aminmax
             _, low, high = seen
             if low < buffers["min_val"].item():
+                remember(self, "min_val")
                 self.min_val.fill_(low)
             if high > buffers["max_val"].item():
+                remember(self, "max_val")
                 self.max_val.fill_(high)
         return x
 
@@ -132,6 +135,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
     def forward(self, x: Tensor) -> Tensor:
         """Move the range towards that of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
+            remember(self, "min_val", "max_val")
             low, high = (torch.tensor(end, dtype=torch.float32) for end in seen[1:])
             if self.min_val.item() > self.max_val.item():
                 self.min_val.copy_(low)
@@ -184,6 +188,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         """Widen the range of each channel to hold x."""
         if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
+            remember(self, "min_val", "max_val")
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:
@@ -288,6 +293,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
         """Move the range of each channel towards that of x."""
         if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
+            remember(self, "min_val", "max_val")
             if self.min_val.numel() == 0:
                 self._set_ranges(low, high)
             else:

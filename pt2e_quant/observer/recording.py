@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import checked
 from ..errors import CalibrationError, SpecError
 from .base import ObserverBase
+from .batch import take_back
 
 __all__ = ["RecordingObserver"]
 
@@ -28,6 +29,7 @@ class RecordingObserver(ObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         self.tensor_val.append(x.detach().clone())
+        take_back(self.tensor_val.pop)
         return x
 
     def get_tensor_value(self) -> list[Tensor]:

@@ -12,12 +12,12 @@ from torch._ops import OpOverloadPacket
 from torch.fx import GraphModule, Node
 
 from ..errors import CalibrationError, ConversionError
-from ..graph.attributes import attribute, own_written, state_bytes
+from ..graph.attributes import attribute, own_written, set_attribute, state_bytes
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy
 from ..graph.nested import graphs
 from ..graph.values import copy_value
-from ..meta import ANNOTATION_KEY, RECORD_KEY, REFUSALS_KEY
+from ..meta import ANNOTATION_KEY, AROUND_KEY, RECORD_KEY, REFUSALS_KEY, WEIGHT_OBSERVERS_KEY
 from ..observer.derived import DerivedObserver
 from ..passes.fold_weights import fold_weights
 from ..passes.nested_constants import move_constants_out
@@ -72,6 +72,8 @@ def convert_pt2e(
     """
     record = _checked(model)
     gm = run_pass(to_operators, clone(model))
+    _restore_observers(gm)
+    gm.meta.pop(AROUND_KEY, None)
     own_written(gm, record.state)
     qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
@@ -109,6 +111,14 @@ def _checked(model: object) -> Record:
     return record
 
 
+def _restore_observers(gm: ExportedModule) -> None:
+    """Bring back the observers of constants that dead-code elimination took out of the graph since prepare."""
+    for name, observer in gm.meta.pop(WEIGHT_OBSERVERS_KEY, {}).items():
+        path, _, leaf = name.rpartition(".")
+        if not hasattr(gm.get_submodule(path), leaf):
+            set_attribute(gm, name, observer)
+
+
 def _replace_observers(gm: GraphModule, record: Record, allow_uncalibrated: bool) -> dict[str, QParams]:
     """Put q/dq pairs in the place of the observers of all graphs; the qparams by the names of the observers."""
     points = record.points_by_graph()
@@ -144,6 +154,12 @@ def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
     watched = [point for point in points if point.constant]
+    gone = [name for point in watched for name in (point.producer, *point.consumers) if name not in nodes]
+    if gone:
+        raise ConversionError(
+            f"nodes that prepare_pt2e saw are gone: {', '.join(dict.fromkeys(gone))}. Between prepare_pt2e and "
+            "convert_pt2e a graph may lose dead nodes only; make other changes before or after both."
+        )
     for point in watched:
         constants.value(nodes[point.producer])  # kept; below, calls come to stand between constants and what they make
     seen: dict[tuple[str, str], Node] = {}

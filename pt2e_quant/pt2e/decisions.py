@@ -19,7 +19,10 @@ from ..where import exported_name, locate_all, module_path, node_id, source_line
 from .record import Decision
 from .sharing import Resolved
 
-__all__ = ["decisions", "nothing_quantized", "opaque_decisions"]
+__all__ = ["PLAN", "decisions", "nothing_quantized", "opaque_decisions"]
+
+PLAN = "plan"
+"""Who refuses what an annotation asks for and the graph does not allow."""
 
 _WITH_PARTS = frozenset((*RNN, *EMBEDDING))
 
@@ -108,6 +111,7 @@ def _decision(
         code=code,
         origin=exported_name(node),
         overlaps=tuple(found.by for found in refused if quantized and found.code == "already_annotated"),
+        left=tuple(found.reason for found in refused if quantized and found.by == PLAN),
     )
 
 

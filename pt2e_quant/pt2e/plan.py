@@ -24,7 +24,7 @@ from ..quantizer.reading import AnnotationReading, SpecReading, read_annotations
 from ..reasons import Refusal
 from ..specs import EdgeOrNode
 from ..where import locate
-from .decisions import decisions
+from .decisions import PLAN, decisions
 from .record import Decision
 from .sharing import Resolved, share
 
@@ -133,7 +133,7 @@ class _Sites:
         return True
 
     def _refuse(self, annotated: Node, reason: str, code: str) -> None:
-        self.refusals.setdefault(annotated, []).append(Refusal("plan", reason, code))
+        self.refusals.setdefault(annotated, []).append(Refusal(PLAN, reason, code))
 
 
 def _value(tensor: Node, annotated: Node) -> Tensor:

@@ -17,7 +17,8 @@ from ..graph.devices import device_of
 from ..graph.module import ExportedModule, collector_paused, finish, is_guard
 from ..graph.nested import graphs, mark
 from ..graph.values import copy_value
-from ..meta import FOLDED_KEY, RECORD_KEY
+from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY, WEIGHT_OBSERVERS_KEY
+from ..observer.batch import whole_batch
 from ..observer.derived import DerivedObserver
 from ..passes.decompose import decompositions
 from ..passes.plain_control_flow import to_plain_functions
@@ -84,6 +85,7 @@ def prepare_pt2e(
         points += _insert(part, plan, made, names)
         groups += _group_records(part, plan, made, names)
         observers += made
+    gm.meta[AROUND_KEY] = whole_batch
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -96,6 +98,9 @@ def prepare_pt2e(
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
+    gm.meta[WEIGHT_OBSERVERS_KEY] = {
+        point.observer: attribute(gm, point.observer) for point in points if point.constant
+    }
     return finish(run_pass(to_plain_functions, gm))
 
 
@@ -113,7 +118,7 @@ def _annotate(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
     """What the quantizer does to the graph and all that are nested in it: rewrites, annotations, its own checks."""
     gm = run_everywhere(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
     mark(gm)
-    gm = run_everywhere(quantizer.annotate, gm)
+    gm = run_everywhere(lambda graph: quantizer.annotate(graph) or graph, gm, name="annotate")
     for _, part in graphs(gm, opaque=False):
         quantizer.validate(part)
     return gm

@@ -34,9 +34,10 @@ class Decision:
 
     rule: the rule that took it, or the quantizer where that has no rules
     inputs, output: specs in words, by the node that computes the tensor
-    code: kind of the reason, a key of pt2e_quant.quantizer.base.WAYS_OUT
+    code: kind of the reason, a key of pt2e_quant.reasons.WAYS_OUT
     origin: the node of the exported program that this one is, or stems from
     overlaps: quantizers that wanted the op as well, after the one that has it
+    left: of a quantized op, why tensors that were asked for stay in float
     """
 
     node: str
@@ -51,6 +52,7 @@ class Decision:
     code: str | None = None
     origin: str = ""
     overlaps: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

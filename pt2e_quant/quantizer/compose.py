@@ -50,18 +50,16 @@ class ComposableQuantizer(Quantizer):
         """Annotate part by part.
 
         Raises:
-            AnnotationError: a part changed the annotation that an earlier one made.
+            AnnotationError: a part changed or removed the annotation that an earlier one made.
         """
         claims: dict[Node, tuple[str, Any]] = {}
         for part in self.quantizers:
-            model = part.annotate(model)
+            model = part.annotate(model) or model  # the reference ignores what annotate returns
             for node in model.graph.nodes:
-                annotation = node.meta.get(ANNOTATION_KEY)
-                if annotation is None:
-                    continue
-                if node not in claims:
-                    claims[node] = (quantizer_name(part), _frozen(annotation))
-                elif claims[node][1] != _frozen(annotation):
+                said = _frozen(node.meta.get(ANNOTATION_KEY))
+                if node not in claims and said is not None:
+                    claims[node] = (quantizer_name(part), said)
+                elif node in claims and claims[node][1] != said:
                     raise AnnotationError(
                         f"{quantizer_name(part)} changed what {claims[node][0]} had annotated on\n{locate(node)}\n"
                         "  A node belongs to the first quantizer that claims it. Change the order, or keep the later "
@@ -87,5 +85,5 @@ def quantizer_name(quantizer: object) -> str:
     return str(getattr(quantizer, "name", type(quantizer).__name__))
 
 
-def _frozen(annotation: Any) -> tuple[Any, ...]:
-    return copy.copy(annotation.input_qspec_map), annotation.output_qspec
+def _frozen(annotation: Any) -> tuple[Any, ...] | None:
+    return None if annotation is None else (copy.copy(annotation.input_qspec_map), annotation.output_qspec)

@@ -58,6 +58,9 @@ def as_text(record: Record) -> str:
     overlaps = [f"{d.node}: {other}" for d in record.quantized for other in d.overlaps]
     if overlaps:
         sections.append("Wanted by another quantizer as well, which came later\n" + _lines(overlaps))
+    left = [f"{d.node}: {reason}" for d in record.quantized for reason in d.left]
+    if left:
+        sections.append("Asked for, and left in float\n" + _lines(left))
     if record.representation is not None:
         sections += _representation(record.representation)
     if record.folded:

@@ -61,6 +61,7 @@ def _decision(decision: Decision, groups: dict[str, GroupRecord]) -> str:
         sites.append(("output", decision.output, name))
     lines = [head, f"  quantized by {decision.rule}"]
     lines += [f"  {other} wanted it as well, and came later" for other in decision.overlaps]
+    lines += [f"  asked for and left in float: {reason}" for reason in decision.left]
     shown: set[str] = set()
     for what, spec, site in sites:
         lines.append(f"  {what}: {spec}")

@@ -10,10 +10,11 @@
 
 from .conformance import RULES, assert_conforms, check_quantizer
 from .converted import CONVERTED_RULES, check_converted
+from .draft import Step
 from .finding import Finding
+from .kinds import OPS
 from .models import default_models
-from .sketch import STARTS, Sketch, Step
-from .steps import OPS
+from .sketch import STARTS, Sketch
 from .strategy import MissingDependencyError, aten_graphs
 
 __all__ = [

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import QuantizationError
-from .sketch import STARTS, Sketch, Step
-from .steps import OPS
+from .draft import Step
+from .kinds import COMMON, OPS
+from .sketch import STARTS, Sketch
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 __all__ = ["MissingDependencyError", "aten_graphs"]
+
+
+_OFTEN = 5  # of all steps, a little under half are of a common kind
 
 
 class MissingDependencyError(QuantizationError, ImportError):
@@ -29,6 +33,7 @@ def aten_graphs(
     starts: Iterable[str] = tuple(STARTS),
     dtypes: Sequence[torch.dtype] = (torch.float32,),
     dynamic: bool = False,
+    nested: bool = False,
 ) -> SearchStrategy[Sketch]:
     """Small float models: `drawn.exported` is the ExportedProgram, `drawn.inputs` and `drawn.batches(n)` its inputs.
 
@@ -42,11 +47,13 @@ def aten_graphs(
 
     Args:
         max_steps: most steps of a model; a step is one op or a few.
-        ops: names of the steps to draw from, of `pt2e_quant.testing.OPS`; all of them by default.
+        ops: names of the steps to draw from, of `pt2e_quant.testing.OPS`; all of them by default, almost half of
+            the time one that backends have integer kernels for.
         without: names to leave out.
         starts: shapes of the input to draw from, of `pt2e_quant.testing.STARTS`.
         dtypes: floating-point types of the model to draw from.
         dynamic: some of the models have a free batch size.
+        nested: some of the models take and return dictionaries with tuples in them.
 
     Raises:
         MissingDependencyError: hypothesis is not installed.
@@ -60,8 +67,9 @@ def aten_graphs(
             "run: pip install 'pt2e-quant[testing]'"
         ) from error
     names = _chosen(OPS if ops is None else ops, set(without), OPS)
-    small = st.integers(0, 3)
-    steps = st.builds(Step, st.sampled_from(names), small, small, st.integers(0, 11))
+    small, newest = st.integers(0, 3), st.sampled_from((0, 0, 0, 1, 2, 3))
+    often = [name for name in names if name in COMMON] * _OFTEN
+    steps = st.builds(Step, st.sampled_from(names + often), newest, small, st.integers(0, 11))
     return st.builds(
         Sketch,
         st.sampled_from(_chosen(starts, set(), STARTS)),
@@ -69,6 +77,7 @@ def aten_graphs(
         st.integers(0, 3),
         st.sampled_from(dtypes),
         st.booleans() if dynamic else st.just(False),
+        st.booleans() if nested else st.just(False),
     )
 
 

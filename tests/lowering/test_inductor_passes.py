@@ -10,17 +10,21 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant.errors import LoweringError
+from pt2e_quant.graph.attributes import attribute
 from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.lowering.inductor.contract import check_inductor_contract
-from pt2e_quant.lowering.inductor.passes import (
-    contiguous_rows,
-    conv1d_as_conv2d,
-    drop_unread_rounding,
-    move_integers,
-    own_dequantizes,
-    second_channel,
-)
-from pt2e_quant.lowering.inductor.speed import absorb_clamps, merge_linears, pointwise_as_linear, store_qparams
+from pt2e_quant.lowering.inductor.passes.absorb_clamps import absorb_clamps
+from pt2e_quant.lowering.inductor.passes.contiguous_rows import contiguous_rows
+from pt2e_quant.lowering.inductor.passes.conv1d_as_conv2d import conv1d_as_conv2d
+from pt2e_quant.lowering.inductor.passes.drop_unread_rounding import drop_unread_rounding
+from pt2e_quant.lowering.inductor.passes.exact_without_vnni import exact_without_vnni
+from pt2e_quant.lowering.inductor.passes.merge_linears import merge_linears
+from pt2e_quant.lowering.inductor.passes.move_integers import move_integers
+from pt2e_quant.lowering.inductor.passes.own_dequantizes import own_dequantizes
+from pt2e_quant.lowering.inductor.passes.pointwise_as_linear import pointwise_as_linear
+from pt2e_quant.lowering.inductor.passes.run_time_qparams import run_time_qparams
+from pt2e_quant.lowering.inductor.passes.second_channel import second_channel
+from pt2e_quant.lowering.inductor.passes.whole_codes import whole_codes
 from pt2e_quant.meta import MERGED_KEY
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
@@ -135,14 +139,18 @@ def test_a_convolution_in_one_dimension_becomes_one_of_height_one(name):
     assert not [node for node in gm.graph.nodes if "conv1d" in str(node.target)]
 
 
-def test_qparams_of_a_tensor_are_stored_before_it_is_quantized_with_them():
-    x = torch.randn(3, 6)
+RANGES = {"around zero": (-3.0, 4.0), "positive": (2.0, 3.0), "negative": (-3.0, -2.0), "zeros": (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_qparams_of_run_time_are_those_of_the_graph_and_stored_before_a_loop_reads_them(name):
+    low, high = RANGES[name]
+    x = torch.rand(3, 7) * (high - low) + low
     before = graph(lambda n, x: dynamic(x), x)
-    after = clone(before)
-    store_qparams(after.graph)
-    (quantize,) = calls(finish(after), Q.quantize_per_tensor.tensor)
-    assert [node.target for node in quantize.args[1:3]] == [aten.as_strided.default] * 2
+    after = finish(run_time_qparams(clone(before)))
     assert torch.equal(after(x), before(x))
+    assert calls(after, Q.choose_qparams.tensor) == calls(after, Q.quantize_per_tensor.tensor) == []
+    assert len(calls(after, aten.as_strided.default)) == 2
 
 
 SATURATED = Grid(6 / 255, 0, 0, 255, torch.uint8)
@@ -241,6 +249,40 @@ def test_rows_out_of_order_are_copied_as_integers():
     assert copied.args[0].target is Q.quantize_per_tensor.default
 
 
+HALVED = {
+    "linear": (lambda n, x: nn.functional.linear(GRID(x), n.w()), (3, 6), (4, 6)),
+    "convolution": (lambda n, x: nn.functional.conv2d(GRID(x), n.w(), padding=1), (2, 4, 5, 5), (6, 4, 3, 3)),
+    "in groups": (lambda n, x: nn.functional.conv2d(GRID(x), n.w(), groups=2), (2, 6, 5, 5), (4, 3, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_without_vnni_a_weight_is_two_halves_that_fit_sixteen_bits(name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    function, shape, kernel = HALVED[name]
+    gm = passed(exact_without_vnni, function, torch.randn(shape), w=Weight(kernel))
+    (weight,) = calls(gm, Q.dequantize_per_channel.default)
+    assert int(weight.args[0].meta["val"].shape[1]) == 2 * kernel[1]
+    assert int(attribute(gm, weight.args[0].target).short().abs().max()) * 2 * 255 < 2**15
+
+
+NARROW = Grid(0.02, 60, 10, 127, torch.uint8)
+
+
+def test_codes_end_at_the_bounds_of_their_grid_where_a_kernel_would_not_look_at_these():
+    def function(n: Body, x: Tensor) -> Tensor:
+        return (
+            NARROW(nn.functional.linear(GRID(x), n.w()))
+            + NARROW(nn.functional.conv1d(GRID(x[..., None]), n.c()))[..., 0]
+        )
+
+    parts = {"w": Weight((4, 6)), "c": Weight((4, 6, 1))}
+    gm = passed(whole_codes, function, 9 * torch.randn(8, 6), **parts)
+    bounds = [node.args[3:5] for node in calls(gm, Q.quantize_per_tensor.default)]
+    assert bounds == [(0, 255)] * 4
+    assert len(calls(gm, aten.hardtanh.default)) == len(calls(gm, aten.clamp_max.default)) == 1
+
+
 def projections(n: Body, x: Tensor, quantize=GRID, bias: bool = True) -> list[Tensor]:
     read = quantize(x)
     return [nn.functional.linear(read, w(), b.bias if bias else None) for w, b in ((n.a, n.c), (n.b, n.d))]
@@ -282,7 +324,7 @@ def test_linears_stay_apart_for(name):
 BREACHES = {
     "transposed": (
         lambda n, x: nn.functional.conv_transpose2d(GRID(x), n.w()), (2, 4, 5, 5), lambda: Weight((4, 3, 2, 2), 1),
-        "computes this transposed convolution as an ordinary one",
+        "for that of an ordinary convolution",
     ),
     "zero point": (
         lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), zero_point=3),
@@ -293,11 +335,11 @@ BREACHES = {
     ),
     "float64": (
         lambda n, x: nn.functional.linear(GRID(x), n.w()), (2, 6), lambda: Weight((4, 6), scale_dtype=torch.float64),
-        "torch.float64",
+        "float64",
     ),
     "signed": (
         lambda n, x: nn.functional.conv2d(Grid(0.02, 3)(x), n.w()), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
-        "input is signed",
+        "int8 activations",
     ),
     "pool": (
         lambda n, x: OTHER(nn.functional.max_pool2d(GRID(x), 2)), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from pt2e_quant.graph.attributes import state_bytes
 from pt2e_quant.graph.module import clone, finish
-from pt2e_quant.lowering.inductor.weights import integer_weights
+from pt2e_quant.lowering.inductor.passes.integer_weights import integer_weights
 from tests.lowering.handmade import Body, Groups, Weight
 from tests.pt2e.kit import calls
 

@@ -17,7 +17,7 @@ from torch.export import Dim
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.errors import CaptureError, LoweringError
 from pt2e_quant.lowering.inductor import lower_to_inductor
-from pt2e_quant.lowering.inductor.contract import remarks_on_this_machine
+from pt2e_quant.lowering.inductor.remarks import remarks_on
 from quantizers.x86_inductor import X86InductorQuantizer
 from tests.nets import MLP, export
 from tests.x86.x86_rows import RECIPES, Net, converted
@@ -170,13 +170,13 @@ def test_a_mode_must_be_known(mlp):
 
 
 def test_a_processor_without_vnni_is_remarked_on(mlp, monkeypatch):
-    assert list(remarks_on_this_machine(mlp)) == [] or not torch.cpu._is_vnni_supported()
+    assert remarks_on(mlp) == [] or not torch.cpu._is_vnni_supported()
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert {node.name for node, text in remarks_on_this_machine(mlp) if "reduce_range=True" in text} == {
+    assert {remark.node for remark in remarks_on(mlp) if "reduce_range=True" in remark.text} == {
         "linear", "linear_1",
     }  # fmt: skip
     reduced = converted(MLP(), (torch.randn(2, 3, 10),), "reduced")
-    assert list(remarks_on_this_machine(reduced)) == []
+    assert remarks_on(reduced) == []
 
 
 @pytest.mark.slow

@@ -267,7 +267,7 @@ def test_the_preflight_names_every_node_at_once() -> None:
         return OUT(F.linear(OUT(F.linear(IN(x), m.w1())), m.w2()))
 
     body = Body(forward, w1=channels(zero_point=1), w2=Weight((5, 17), scale_dtype=torch.float64))
-    with pytest.raises(LoweringError, match="2 findings") as error:
+    with pytest.raises(LoweringError, match="breaks 2 XNNPACK requirements") as error:
         lower_to_executorch(torch.export.export(body.eval(), (torch.randn(ROWS),)))
     assert "node linear = " in str(error.value)
     assert "node linear_1 = " in str(error.value)

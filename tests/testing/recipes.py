@@ -28,6 +28,7 @@ from pt2e_quant.quantizer import (
     Quantizer,
     SharedQuantizationSpec,
 )
+from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.pt2e.kit import DYNAMIC, WEIGHT_ONLY, Toy
 
@@ -132,6 +133,10 @@ def _xnnpack(**kwargs: bool) -> Quantizer:
     return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**kwargs))
 
 
+def _x86(**kwargs: bool) -> Quantizer:
+    return X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(**kwargs))
+
+
 def _mixed() -> Quantizer:
     """Dynamic linears, static everything else, multiplications in float."""
     linears = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
@@ -149,6 +154,8 @@ OTHERS = (
     Recipe("xnnpack per channel", lambda: _xnnpack(is_per_channel=True)),
     Recipe("xnnpack per tensor", lambda: _xnnpack()),
     Recipe("xnnpack dynamic", lambda: _xnnpack(is_per_channel=True, is_dynamic=True)),
+    Recipe("x86", _x86),
+    Recipe("x86 dynamic", lambda: _x86(is_dynamic=True)),
     Recipe("mixed", _mixed),
     Recipe("activations only", lambda: Toy(PER_CHANNEL.activation_only())),
     Recipe("toy dynamic", lambda: Toy(DYNAMIC)),

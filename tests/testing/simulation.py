@@ -21,7 +21,7 @@ from pt2e_quant.graph.nested import graphs
 from pt2e_quant.passes.runner import run_everywhere
 from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.pt2e.plan import make_plan
-from pt2e_quant.specs import integer_range, is_per_channel, is_symmetric
+from pt2e_quant.specs import is_per_channel, is_symmetric
 from pt2e_quant.testing import Sketch
 from pt2e_quant.testing.running import state_kept
 
@@ -61,7 +61,7 @@ class Simulation:
         ranges = _Ranges(gm, self._group_of, groups)
         for batch in batches:
             with state_kept(gm):
-                ranges.run(*(value.clone() for value in batch))
+                ranges.run(*(value.clone() for value in tree_leaves(batch)), enable_io_processing=False)
         self.rms = ranges.rms
         self.qparams = [_by_hand(group.spec, *ranges.ends[number]) for number, group in enumerate(groups)]
 
@@ -69,15 +69,15 @@ class Simulation:
         """All outputs; `only` rounds one group and leaves the others in float."""
         rounding = _Rounding(self._gm, self._group_of, self.qparams, only)
         with state_kept(self._gm):
-            return tree_leaves(rounding.run(*(value.clone() for value in inputs)))
+            return tree_leaves(
+                rounding.run(*(value.clone() for value in tree_leaves(inputs)), enable_io_processing=False)
+            )
 
 
 def _by_hand(spec: Any, low: Tensor, high: Tensor) -> QParams:
-    whole = integer_range(spec.dtype)
-    q_low = whole[0] if spec.quant_min is None else spec.quant_min
-    q_high = whole[1] if spec.quant_max is None else spec.quant_max
+    q_low, q_high = spec.bounds
     low, high = torch.clamp(low, max=0.0), torch.clamp(high, min=0.0)
-    eps = torch.tensor(spec.observer_or_fake_quant_ctr.p.keywords.get("eps", 0.0))
+    eps = torch.tensor(spec.constructor.arguments.get("eps", 0.0))
     if is_symmetric(spec.qscheme):
         scale = torch.maximum(torch.maximum(-low, high) / ((q_high - q_low) / 2), eps)
         return QParams(scale, torch.zeros_like(scale), q_low, q_high)
@@ -125,7 +125,7 @@ class _Ranges(_Interpreter):
             spec = self._groups[number].spec
             dims = tuple(range(value.dim()))
             if is_per_channel(spec.qscheme):
-                dims = tuple(dim for dim in dims if dim != spec.ch_axis % value.dim())
+                dims = tuple(dim for dim in dims if dim != spec.axis % value.dim())
             low = value.amin(dims, keepdim=True) if dims else value.clone()
             high = value.amax(dims, keepdim=True) if dims else value.clone()
             if not is_per_channel(spec.qscheme):

@@ -1,6 +1,6 @@
 """Random models under random configurations: the whole way works, or a typed error says why not.
 
-`make test` draws 100 models, `make test-all` 2,000 more; each goes through two recipes.
+`make test` draws 25 models, `make test-all` 5,000 more, the same ones each time; each goes through two recipes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pt2e_quant import QuantizationError, Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.graph.nested import bodies
@@ -23,14 +23,17 @@ from pt2e_quant.testing.running import state_kept
 from tests.testing.recipes import STATIC_INT8, Recipe, recipes
 from tests.testing.simulation import Simulation, sqnr
 
+pytestmark = pytest.mark.filterwarnings("ignore:The tensor attribute")  # torch, of the weights of a GRU on each export
+
 ENOUGH = 20.0  # dB
-DTYPES = (torch.float32, torch.bfloat16)
+PARTS = 20  # of the 5,000, so that workers share them; the number of a part seeds it
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def run(model: GraphModule, inputs: tuple[Tensor, ...]) -> list[Any]:
     """All outputs; on copies of inputs and buffers, since some models write to them."""
     with state_kept(model):
-        return [leaf.clone() for leaf in tree_leaves(model(*(value.clone() for value in inputs)))]
+        return [leaf.clone() for leaf in tree_leaves(model(*tree_map(torch.clone, inputs)))]
 
 
 def survive(sketch: Sketch, recipe: Recipe) -> GraphModule | None:
@@ -95,20 +98,28 @@ def blame(sketch: Sketch, simulation: Simulation, report: Report, inputs: tuple[
     assert alone[worst] <= total + 10 * math.log10(len(alone)) + 1.0, (sketch, total, group.members, alone)
 
 
-@settings(max_examples=100, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(aten_graphs(dtypes=DTYPES, dynamic=True), recipes(), st.sampled_from(STATIC_INT8))
+@settings(max_examples=25, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(aten_graphs(dtypes=DTYPES, dynamic=True, nested=True), recipes(), st.sampled_from(STATIC_INT8))
 def test_a_random_model_is_quantized_or_refused_with_a_reason(sketch, recipe, static):
     """Users' item 39: random models under random configurations raise errors of this package only."""
-    survive(sketch, recipe)
-    converted = survive(sketch, static)
-    if converted is not None and sketch.dtype is torch.float32:
-        agree_with_hand_arithmetic(sketch, static, converted)
+    check(sketch, recipe, static)
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(aten_graphs(max_steps=12, dtypes=DTYPES, dynamic=True), recipes(), st.sampled_from(STATIC_INT8))
-def test_two_thousand_random_models_are_quantized_or_refused_with_a_reason(sketch, recipe, static):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_five_thousand_random_models_are_quantized_or_refused_with_a_reason(part):
+    @seed(part)
+    @settings(
+        max_examples=5000 // PARTS, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(aten_graphs(max_steps=12, dtypes=DTYPES, dynamic=True, nested=True), recipes(), st.sampled_from(STATIC_INT8))
+    def drawn(sketch: Sketch, recipe: Recipe, static: Recipe) -> None:
+        check(sketch, recipe, static)
+
+    drawn()
+
+
+def check(sketch: Sketch, recipe: Recipe, static: Recipe) -> None:
     survive(sketch, recipe)
     converted = survive(sketch, static)
     if converted is not None and sketch.dtype is torch.float32:

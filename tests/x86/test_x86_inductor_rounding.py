@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pt2e_quant.lowering.inductor import lower as inductor
-from pt2e_quant.lowering.inductor.passes import drop_unread_rounding
+from pt2e_quant.lowering.inductor import lower_to_inductor, recipe
+from pt2e_quant.lowering.inductor.passes.drop_unread_rounding import drop_unread_rounding
 from tests.lowering.handmade import Body, Branches, Grid, Weight
 
 NEAR = 1e-4
@@ -57,13 +57,13 @@ def _body(name: str) -> Body:
 
 @pytest.mark.slow
 def test_a_kernel_differs_by_one_step_and_only_next_to_a_border(monkeypatch):
-    passes = tuple(one for one in inductor.INDUCTOR_PASSES if one is not drop_unread_rounding)
-    monkeypatch.setattr(inductor, "INDUCTOR_PASSES", passes)  # here the rounded numbers are the result
+    passes = tuple(one for one in recipe.ALWAYS if one is not drop_unread_rounding)
+    monkeypatch.setattr(recipe, "ALWAYS", passes)  # here the rounded numbers are the result
     torch.manual_seed(0)
     bodies = {name: _body(name) for name in KERNELS}
     inputs = tuple(torch.randn((64, 16, 12, 12) if name.startswith("conv") else (4096, 64)) for name in KERNELS)
     graph = torch.export.export(Branches(list(bodies.values())), inputs).module()
-    program = inductor.lower_to_inductor(graph, inputs)
+    program = lower_to_inductor(graph, inputs)
     assert program.count("int8") == len(KERNELS)
     with torch.no_grad():
         for (name, body), x, found, wanted in zip(

@@ -35,6 +35,7 @@ RECIPES = {
     "static": get_default_x86_inductor_quantization_config(),
     "reduced": get_default_x86_inductor_quantization_config(reduce_range=True),
     "dynamic": get_default_x86_inductor_quantization_config(is_dynamic=True),
+    "dynamic, reduced": get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=True),
     "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
     "weight only": get_x86_inductor_weight_only_quantization_config(),
     "int4": get_x86_inductor_int4_weight_only_quantization_config(32),

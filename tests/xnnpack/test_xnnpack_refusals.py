@@ -170,7 +170,7 @@ REFUSALS = {
     ),
     "max pool that skips": Refusal(
         after_conv(lambda y: F.max_pool2d(y, 2, 3)), "aten.max_pool2d.default", "unusual_pool",
-        "stride (3, 3) is larger than the kernel (2, 2), XNNPACK's max pooling cannot skip",
+        "stride (3, 3) is larger than the kernel (2, 2); XNNPACK's max pooling cannot skip",
     ),
     "max pool without batch": Refusal(
         after_conv(lambda y: F.max_pool2d(y[0], 2)), "aten.max_pool2d.default", "unusual_pool",

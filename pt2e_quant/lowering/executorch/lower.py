@@ -6,8 +6,8 @@ contract, a new export, partitioning and lowering, and the account of what was d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -16,8 +16,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ...errors import LoweringError
-from ...graph.module import ExportedModule, finish
+from ...graph.module import ExportedModule, clone, finish
 from ...graph.nested import graphs
+from ...graph.run import Arguments
 from ...ops import DEQUANTIZE, QUANTIZE
 from ...pt2e.record import record_of
 from ...where import locate_all
@@ -25,6 +26,7 @@ from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import check_bounds, derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
 from ..common.remarks import Remark
+from ..common.verify import Program, verified
 from . import runtime as _executorch
 from .account import Account, take_account
 from .cleanup import PASSES, XNNPACK_PASSES
@@ -50,6 +52,7 @@ def lower_to_executorch(
     dynamic_shapes: Any = None,
     backend: Backend = "xnnpack",
     preflight: bool = True,
+    verify: bool | Iterable[Any] = True,
 ) -> ExecutorchProgram: ...
 
 
@@ -62,6 +65,7 @@ def lower_to_executorch(
     dynamic_shapes: Mapping[str, Any] | None = None,
     backend: Backend = "xnnpack",
     preflight: bool = True,
+    verify: bool | Iterable[Any] = True,
 ) -> ExecutorchMethods: ...
 
 
@@ -73,6 +77,7 @@ def lower_to_executorch(
     dynamic_shapes: Any = None,
     backend: Backend = "xnnpack",
     preflight: bool = True,
+    verify: bool | Iterable[Any] = True,
 ) -> ExecutorchProgram | ExecutorchMethods:
     """Lower a converted model, or a float one, to an ExecuTorch program.
 
@@ -91,18 +96,23 @@ def lower_to_executorch(
             methods: by method name.
         backend: 'xnnpack', or None for portable kernels only.
         preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
+        verify: run the program on the example inputs, or on these batches instead, and compare every output with the
+            converted graph's (`common.verify`). Costs one load, and a run of each; False leaves it out, and the program
+            says so. Of several methods, each is run from the state that the model starts with, on its example inputs.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
         LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); it
-            quantizes bfloat16; a dynamic dimension has no upper bound; methods disagree on a buffer that they share; or
-            ExecuTorch cannot lower the graph.
+            quantizes bfloat16; a dynamic dimension has no upper bound; methods disagree on a buffer that they share;
+            ExecuTorch cannot lower the graph; or the program cannot run, or computes something else than the graph.
     """
     if backend not in ("xnnpack", None):
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     if not isinstance(model, Mapping):
         taken = take(model, example_inputs, example_kwargs, "lower_to_executorch")
-        return _lower({"forward": _ready(taken, dynamic_shapes, backend, preflight)}, (), backend)["forward"]
+        graph = clone(taken[0])
+        program = _lower({"forward": _ready(taken, dynamic_shapes, backend, preflight)}, (), backend)["forward"]
+        return _verified(program, graph, taken[1], verify, backend)
     arguments = by_method(
         model, example_inputs=example_inputs, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes
     )
@@ -110,8 +120,28 @@ def lower_to_executorch(
         name: take(model[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, _) in arguments.items()
     }
     shared = shared_buffers({name: gm for name, (gm, _) in taken_from.items()})  # before passes fold what is only read
+    graphs_of = {name: clone(gm) for name, (gm, _) in taken_from.items()}
     ready = {name: _ready(taken_from[name], arguments[name][2], backend, preflight) for name in arguments}
-    return _lower(ready, shared, backend)
+    made = _lower(ready, shared, backend)
+    checked = {
+        name: _verified(one, graphs_of[name], taken_from[name][1], bool(verify), backend) for name, one in made.items()
+    }
+    return replace(made, methods=checked)
+
+
+def _verified(
+    program: ExecutorchProgram, graph: GraphModule, inputs: Inputs, verify: bool | Iterable[Any], backend: Backend
+) -> ExecutorchProgram:
+    if verify is False:
+        return program
+
+    def lower(part: GraphModule, batch: Any) -> Program:
+        made = lower_to_executorch(part, batch.args, example_kwargs=batch.kwargs, backend=backend, verify=False)
+        return made.run
+
+    result = verified(graph, program.run, [Arguments(*inputs)] if verify is True else verify, lower)
+    program.reset()
+    return replace(program, verified=result)
 
 
 @dataclass(frozen=True)

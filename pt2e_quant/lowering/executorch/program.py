@@ -7,19 +7,21 @@ runtime for Python.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from ...errors import LoweringError, did_you_mean
 from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.remarks import Remark, section
+from ..common.verify import NOT_RUN, Verification, verified
 
 __all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes", "Undelegated"]
 
@@ -145,6 +147,7 @@ class ExecutorchProgram:
         calling: how the arguments of the model become the program's inputs.
         loaded: the program in the runtime, which all methods of a file share.
         method: name of the method in the file.
+        verified: what running it showed, against the converted graph; false when it was not run.
     """
 
     buffer: bytes
@@ -156,6 +159,23 @@ class ExecutorchProgram:
     calling: CallingConvention = field(compare=False)
     loaded: Loaded = field(compare=False)
     method: str = "forward"
+    verified: Verification = field(compare=False, default=NOT_RUN)
+
+    def verify(self, converted: GraphModule, batches: Iterable[Any]) -> Verification:
+        """Run the program and compare every output with the converted graph's, as lowering does.
+
+        Args:
+            converted: the graph that was lowered.
+            batches: what to run both on, as `graph.run.batches_of` takes it.
+
+        Raises:
+            LoweringError: an output differs by more than rounding explains, or the program cannot run.
+        """
+        self.reset()
+        try:
+            return verified(converted, self.run, batches)
+        finally:
+            self.reset()
 
     def save(self, path: str | Path) -> Path:
         """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path.
@@ -213,7 +233,7 @@ class ExecutorchProgram:
 
     def text(self) -> str:
         """All there is to tell, for people: the summary, then operators outside, float kernels and remarks."""
-        parts = [str(self)]
+        parts = [str(self), str(self.verified)]
         if self.undelegated:
             parts.append(section("Outside every delegate, in portable kernels", self.undelegated))
         floating = [f"{kernel.node} ({kernel.op})" for kernel in self.kernels if kernel.precision == "float"]
@@ -231,6 +251,7 @@ class ExecutorchProgram:
             "undelegated": [asdict(left) for left in self.undelegated],
             "kernels": [asdict(kernel) for kernel in self.kernels],
             "remarks": [asdict(remark) for remark in self.remarks],
+            "verified": self.verified.to_dict(),
         }
 
     def to_json(self) -> str:

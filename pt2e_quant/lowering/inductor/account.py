@@ -6,18 +6,19 @@ is joined with the first kernel that bears its name or that of one of the operat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ...meta import MERGED_KEY
-from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize
+from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, op_name
 from ...where import module_path, source_line
 from ..common.entry import origin
 from ..common.gemm import as_gemm
+from .limits import MOVES, taken_apart
 from .program import Fallback, InductorKernel, Precision
 
 __all__ = ["Recorder", "take_account"]
@@ -40,7 +41,13 @@ _WEIGHT_ONLY = (
     "aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu", "quantized.embedding_bag_byte_rowwise_offsets",
 )  # fmt: skip
 _LOOK_UPS = ("aten.embedding", "aten.index.Tensor")
-_LONGEST_CHAIN = 5  # convolution, add, relu, quantize, and one more of a decomposed activation
+_HALF = torch.ops.quantized_decomposed.convert_element_type.no_fuse
+
+_LOOPS: dict[str, Precision] = {"moved": "int8", "small": "float", "weight only": "weight only"}
+"""What no kernel of a library computes, and is no fallback either."""
+
+_FARTHEST = 12
+"""Operators after a product that can be part of its kernel: a gelu that the model writes out has ten."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,9 @@ class _Found:
     fused: tuple[str, ...] = ()
 
 
+# What Inductor's graph holds ------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Recorder:
     """To be called by Inductor with every graph, after its last pass and before code is generated."""
@@ -62,9 +72,7 @@ class Recorder:
 
     def __call__(self, graph: Graph) -> None:
         stored = _made_of_integers(graph)
-        for node in graph.nodes:
-            if node.op != "call_function":
-                continue
+        for node in filter(is_call, graph.nodes):
             found = _integer_kernel(node) or _look_up(node, stored)
             if found is not None:
                 self.integer.append(found)
@@ -103,9 +111,7 @@ def _integer_kernel(node: Node) -> _Found | None:
     text = str(node.target).removesuffix(".default")
     if text.startswith("onednn.linear") and "fp16" in text:
         return _Found(origin(node), text, "float16", ("relu",) if "relu" in text else ())
-    if text in _WEIGHT_ONLY:
-        return _Found(origin(node), text, "weight only")
-    return None
+    return _Found(origin(node), text, "weight only") if text in _WEIGHT_ONLY else None
 
 
 def _matched(node: Node, name: str) -> _Found:
@@ -118,6 +124,9 @@ def _matched(node: Node, name: str) -> _Found:
     return _Found(origin(node), _LOWERED[name], precision, tuple(fused))
 
 
+# What the converted graph promises ------------------------------------------------------------------------------------
+
+
 def take_account(
     converted: GraphModule, ops: Mapping[str, str], recorder: Recorder
 ) -> tuple[tuple[InductorKernel, ...], tuple[Fallback, ...]]:
@@ -128,44 +137,46 @@ def take_account(
         ops: the operator of each node of the converted graph as the user has it, by the node's name.
         recorder: what Inductor's own graph showed.
     """
-    kernels, fallbacks = [], []
-    integer, floating = list(recorder.integer), list(recorder.floating)
-    taken: dict[Node, _Found | None] = {}
+    kernels: list[InductorKernel] = []
+    fallbacks: list[Fallback] = []
     stored = _made_of_integers(converted.graph)
     kinds = {node: kind for node in converted.graph.nodes if is_call(node) and (kind := _kind(node, stored))}
-    operators = list(kinds)
-    for reach in range(_LONGEST_CHAIN):  # near ones first: of two products that are added, each gets its own
-        for node in operators:
-            names = _names(node)
-            if taken.get(node) is None and reach < len(names):
-                taken[node] = _pop(integer, names[reach])
-    for node in operators:
-        found = taken.get(node)
-        name = origin(node)
-        op = ops.get(name, str(node.target))
-        together = node.meta.get(MERGED_KEY, (name,))
-        if found is not None:
-            kernels += [InductorKernel(one, op, found.kernel, found.precision, found.fused) for one in together]
-            continue
-        in_float = next((f for near in _names(node) if (f := _pop(floating, near)) is not None), None)
-        if in_float is not None and in_float.precision == kinds[node]:
-            kernels.append(InductorKernel(name, op, in_float.kernel, "weight only", in_float.fused))
-        elif in_float is not None:
-            fallbacks += [replace(_fallback(node, in_float.kernel), node=one) for one in together]
-        elif kinds[node] == "moved":
-            kernels.append(InductorKernel(name, op, "generated", "int8", ()))
-        elif kinds[node] in ("pool", "table"):
-            fallbacks.append(_fallback(node, "a generated loop"))
+    integer, floating = _joined(list(kinds), recorder.integer), list(recorder.floating)
+    for node, kind in kinds.items():
+        op = ops.get(origin(node), str(node.target))
+        found = integer.get(node)
+        in_float = None if found else next((f for name in _names(node) if (f := _pop(floating, name))), None)
+        if found is None:
+            found = in_float if in_float is not None and in_float.precision == kind else None
+        if in_float is None and found is None and kind in _LOOPS:
+            found = _Found(origin(node), "generated", _LOOPS[kind])
+        for name in node.meta.get(MERGED_KEY, (origin(node),)):
+            if found is None:
+                fallbacks.append(_fallback(node, name, "a generated loop" if in_float is None else in_float.kernel))
+            else:
+                kernels.append(InductorKernel(name, op, found.kernel, found.precision, found.fused))
     return tuple(kernels), tuple(fallbacks)
 
 
+def _joined(operators: list[Node], kernels: list[_Found]) -> dict[Node, _Found]:
+    """The integer kernel of each operator; near names first: of two products that are added, each gets its own."""
+    left, taken = list(kernels), {}
+    for reach in range(_FARTHEST):
+        for node in operators:
+            names = _names(node)
+            if node not in taken and reach < len(names) and (found := _pop(left, names[reach])):
+                taken[node] = found
+    return taken
+
+
 def _kind(node: Node, stored: set[Node]) -> str:
-    """What an operator promises: 'product', 'weight only', 'pool', 'table', 'moved', or '' for float ones."""
+    """What an operator promises: 'product', 'small', 'weight only', 'pool', 'table', 'moved', or '' for float ones."""
     gemm = as_gemm(node)
-    if node.target in LINEAR and not stored.isdisjoint(node.all_input_nodes) and not _reads_integers(node):
+    integers = gemm is not None and is_dequantize(gemm.activation)
+    if node.target in LINEAR and not stored.isdisjoint(node.all_input_nodes) and not integers:
         return "weight only"
-    if gemm is not None or _is_half(node):
-        return "product"
+    if gemm is not None or (node.target in LINEAR and any(s.target is _HALF for s in node.all_input_nodes)):
+        return "small" if _is_small(node) else "product"
     sources = [source for source in node.all_input_nodes if is_dequantize(source)]
     if node.target in MATMUL and len(sources) == 2:
         return "product"
@@ -173,34 +184,39 @@ def _kind(node: Node, stored: set[Node]) -> str:
         return "table" if sources or (node.args[0] in stored and _is_integer(node)) else ""
     if node.target in MAX_POOL and sources and any(is_quantize(user) for user in node.users):
         return "pool"
-    named, value = str(node.target), node.meta.get("val")
-    moved = named.startswith("aten.") and isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.int8)
-    if moved:
-        return "moved"
-    return "product" if named.startswith(_WEIGHT_ONLY) else ""
+    if str(node.target).startswith("aten.") and _is_integer(node):
+        return "moved" if node.name == origin(node) else ""  # what a pass of ours wrote is part of another operator
+    return "product" if str(node.target).startswith(_WEIGHT_ONLY) else ""
 
 
-def _reads_integers(node: Node) -> bool:
-    gemm = as_gemm(node)
-    return gemm is not None and is_dequantize(gemm.activation)
-
-
-def _is_half(node: Node) -> bool:
-    cast = torch.ops.quantized_decomposed.convert_element_type.no_fuse
-    return str(node.target) == "aten.linear.default" and any(s.target is cast for s in node.all_input_nodes)
+def _is_small(node: Node) -> bool:
+    value, weight = (argument.meta.get("val") for argument in node.args[:2])  # type: ignore[union-attr]
+    if node.target not in LINEAR or not isinstance(value, Tensor) or not isinstance(weight, Tensor):
+        return False
+    return taken_apart(value.numel() // weight.shape[1], weight.shape[1], weight.shape[0]) is not None
 
 
 def _names(node: Node) -> list[str]:
-    """The node and what can be part of its kernel, outwards: single users up to and with the quantize."""
-    names = [origin(node)]
-    while len(names) < _LONGEST_CHAIN and len(node.users) == 1:
-        (node,) = node.users
-        if not is_call(node):
+    """The node and what can be part of its kernel, outwards, up to and with a quantize."""
+    nodes, seen = [node], {node}
+    for behind in _behind(nodes, seen):
+        nodes.append(behind)
+        if len(nodes) == _FARTHEST:
             break
-        names.append(origin(node))
-        if is_quantize(node):
-            break
-    return names
+    return list(dict.fromkeys(map(origin, nodes)))
+
+
+def _behind(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
+    """Users of the first of a growing list of nodes, then of the next: elementwise ones, moves and quantizes."""
+    for node in nodes:
+        for user in node.users if not is_quantize(node) else ():
+            if user not in seen and is_call(user) and _can_be_part(user):
+                seen.add(user)
+                yield user
+
+
+def _can_be_part(node: Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or is_quantize(node) or op_name(node) in MOVES
 
 
 def _pop(found: list[_Found], name: str) -> _Found | None:
@@ -208,14 +224,12 @@ def _pop(found: list[_Found], name: str) -> _Found | None:
     return None if position is None else found.pop(position)
 
 
-def _fallback(node: Node, kernel: str) -> Fallback:
-    return Fallback(
-        origin(node), str(node.target), module_path(node), source_line(node), f"{_why(node)}; it became {kernel}"
-    )
+# Why not --------------------------------------------------------------------------------------------------------------
 
 
-def _why(node: Node) -> str:
-    return next((reason for check in _REASONS if (reason := check(node)) is not None), "Inductor's pattern missed it")
+def _fallback(node: Node, name: str, kernel: str) -> Fallback:
+    why = next((reason for check in _REASONS if (reason := check(node)) is not None), "Inductor's pattern missed it")
+    return Fallback(name, str(node.target), module_path(node), source_line(node), f"{why}; it became {kernel}")
 
 
 def _per_tensor_weight(node: Node) -> str | None:

@@ -1,15 +1,14 @@
 """What Inductor would compile into wrong numbers or into code that fails: found before anything is compiled.
 
 Its patterns look at the shape of a graph and not at all of its numbers: they take a transposed convolution for an
-ordinary one and never read the zero points of weights. Each rule was measured with torch 2.13; the tests hold the
-measurements. What Inductor merely leaves in float is no breach: `inductor_account` finds it after compiling.
+ordinary one and never read the zero points of weights. The facts are those of `limits`; what can be written so that it
+runs rightly, the passes of `recipe` write so. What Inductor merely leaves in float is no breach: the account finds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
@@ -18,12 +17,10 @@ from ...graph.attributes import constant
 from ...grid import Grid
 from ...ops import MAX_POOL, is_call, is_conv, is_conv_transpose, is_dequantize, is_quantize
 from ...where import locate
-from ..common.gemm import Gemm, as_gemm
+from ..common.gemm import Q, as_gemm
+from .limits import TRANSPOSED, not_8_bits, signed_convolution, weight
 
-__all__ = ["check_inductor_contract", "remarks_on_this_machine"]
-
-Q = torch.ops.quantized_decomposed
-_WITHOUT_VNNI = 127
+__all__ = ["check_inductor_contract"]
 
 
 def check_inductor_contract(model: GraphModule) -> None:
@@ -41,19 +38,6 @@ def check_inductor_contract(model: GraphModule) -> None:
         )
 
 
-def remarks_on_this_machine(model: GraphModule) -> Iterator[tuple[Node, str]]:
-    """Where this processor rounds otherwise than the graph says: it lacks VNNI, and an activation uses all 8 bits."""
-    if torch.cpu._is_vnni_supported():
-        return
-    for node in model.graph.nodes:
-        gemm = as_gemm(node)
-        if gemm is not None and is_dequantize(gemm.activation) and bind(gemm.activation)["quant_max"] > _WITHOUT_VNNI:
-            yield (
-                node,
-                "this processor has no VNNI: sums of two products overflow 16 bits. Quantize with reduce_range=True",
-            )
-
-
 def _breaches(node: Node) -> Iterator[str]:
     if node.target in MAX_POOL:
         yield from _pooling(node)
@@ -61,33 +45,23 @@ def _breaches(node: Node) -> Iterator[str]:
     if gemm is None or gemm.weight.target is not Q.dequantize_per_channel.default:
         return
     if is_conv_transpose(node):
-        yield (
-            "Inductor computes this transposed convolution as an ordinary one, with wrong numbers. "
-            "Leave it in float: set_operator_type(node.target, None)"
-        )
+        yield f"{TRANSPOSED}. Leave it in float: set_operator_type(node.target, None)"
         return
     if not is_dequantize(gemm.activation):
-        return  # no kernel of oneDNN, see `inductor_weights`
-    yield from _weight(gemm)
-    if is_conv(node) and bind(gemm.activation)["dtype"] is not torch.uint8:
-        yield "the convolution's input is signed, for which oneDNN fails when it runs. Use torch.uint8 activations"
-
-
-def _weight(gemm: Gemm) -> Iterator[str]:
+        return  # no kernel of oneDNN, see `passes.integer_weights`
     bound = bind(gemm.weight)
-    scales, zero_points = constant(bound["scales"]), constant(bound["zero_points"])
-    if zero_points is not None and bool(zero_points.any()):
-        yield "a channel of the weight has a zero point other than 0, which Inductor ignores. Use a symmetric scheme"
-    if bound["axis"] != 0:
-        yield f"the weight has its channels on axis {bound['axis']}, Inductor reads axis 0. Use ch_axis=0"
-    if scales is not None and scales.dtype is not torch.float32:
-        yield f"the scales of the weight are {scales.dtype}, oneDNN reads float32. Convert the buffer to float32"
+    for reason in weight(bound["axis"], constant(bound["zero_points"]), constant(bound["scales"])):
+        yield f"{reason}. Quantize weights with torch.per_channel_symmetric, ch_axis=0 and scales in float32"
+    signed = (signed_convolution if is_conv(node) else not_8_bits)(bind(gemm.activation)["dtype"])
+    if signed is not None:
+        yield signed
 
 
 def _pooling(node: Node) -> Iterator[str]:
     """The pattern of the integer kernel compares no scales."""
     source, users = node.args[0], list(node.users)
-    if is_dequantize(source) and len(users) == 1 and is_quantize(users[0]) and isinstance(source, Node):
-        grids = Grid.of(source), Grid.of(users[0])
-        if None not in grids and grids[0] != grids[1]:
-            yield "max pooling on integers keeps their scale; input and output have different ones. Let them share one"
+    if not isinstance(source, Node) or not is_dequantize(source) or len(users) != 1 or not is_quantize(users[0]):
+        return
+    grids = Grid.of(source), Grid.of(users[0])
+    if None not in grids and grids[0] != grids[1]:
+        yield "max pooling on integers keeps their scale; input and output have different ones. Let them share one"

@@ -22,18 +22,16 @@ from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, finish
 from ...meta import DROPPED_KEY
+from ...passes.runner import run_pass
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
 from ..common.remarks import Remark
-from ..executorch.cleanup import PASSES
 from .account import Recorder, take_account
-from .contract import check_inductor_contract, remarks_on_this_machine
-from .halves import remarks_on_rounding
-from .passes import INDUCTOR_PASSES, keep_inputs
+from .contract import check_inductor_contract
 from .program import Fallback, InductorProgram, InputSpec
-from .speed import absorb_clamps, merge_linears, narrow_qparams, pointwise_as_linear, store_qparams
-from .weights import remarks_on_speed
+from .recipe import IN_INDUCTOR, recipe
+from .remarks import remarks_on
 
 __all__ = ["InductorProgram", "lower_to_inductor"]
 
@@ -107,14 +105,11 @@ def _cleaned(
     gm, inputs = taken
     ops = {node.name: str(node.target) for node in gm.graph.nodes}
     check_inductor_contract(gm)
-    known = (*remarks_on_this_machine(gm), *remarks_on_rounding(gm), *remarks_on_speed(gm))
-    remarks = [Remark(node.name, text) for node, text in known]
-    tuned = (pointwise_as_linear,) if autotune else ()  # without tuning, oneDNN's kernels for both take the same time
-    for step in (*PASSES, *INDUCTOR_PASSES, absorb_clamps, merge_linears, *tuned):
-        step(gm)
+    remarks = remarks_on(gm)
+    for step in recipe(tuned=autotune):
+        run_pass(step, gm)
     finish(gm)
-    dropped = gm.meta.get(DROPPED_KEY, ())
-    remarks += [Remark(name, "no integer kernel reads it, so it was dropped") for name in dropped]
+    remarks += [Remark(name, "no integer kernel reads it, so it was dropped") for name in gm.meta.get(DROPPED_KEY, ())]
     return gm, ops, tuple(remarks), inputs
 
 
@@ -122,11 +117,8 @@ def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any
     """Configuration of one compilation. A pass that is a plain function also keeps it out of the cache of graphs."""
 
     def last_pass(graph: Graph) -> None:
-        keep_inputs(graph)
-        store_qparams(graph)
-        if autotune:
-            narrow_qparams(graph)
-        recorder(graph)
+        for step in (*IN_INDUCTOR, recorder):
+            step(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
     return {

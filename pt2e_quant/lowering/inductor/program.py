@@ -38,7 +38,7 @@ class InductorKernel:
         op: its operator, such as 'aten.conv2d.default'.
         kernel: what runs: an operator of oneDNN or ATen, or 'generated', a loop that Inductor wrote.
         precision: 'int8': integers in; 'dynamic': the input becomes integers while running; 'weight only': integer
-            weights, float input; 'float16': half-precision weights, float input.
+            weights, float input; 'float16': half-precision weights, float input; 'float': too small for any kernel.
         fused: what the kernel does besides: 'sum' or 'add', 'relu', 'hardtanh', ..., 'quantize'.
     """
 
@@ -174,9 +174,8 @@ class InductorProgram:
 
     def count(self, precision: Precision) -> int:
         """How many quantized operators run in this precision."""
-        if precision == "float":
-            return len(self.fallbacks)
-        return sum(kernel.precision == precision for kernel in self.kernels)
+        fallbacks = len(self.fallbacks) if precision == "float" else 0
+        return sum(kernel.precision == precision for kernel in self.kernels) + fallbacks
 
     def text(self) -> str:
         """All there is to tell, for people: the summary, kernels, fallbacks and remarks."""

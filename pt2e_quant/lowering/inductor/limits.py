@@ -1,0 +1,184 @@
+"""What Inductor's integer kernels take, each fact once: a reason why not, or None.
+
+Functions of operators, arguments, shapes and dtypes. The quantizers' rules ask them before quantizing, the contract and
+the passes before compiling, the account where a kernel is missing. Read in torch 2.13 and measured; docs/x86.md lists
+which of Inductor's patterns each of them stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = [
+    "AFTER_CONV",
+    "AFTER_LINEAR",
+    "BAGS",
+    "GROUPS",
+    "MEAN",
+    "MOVES",
+    "TRANSPOSED",
+    "WITHOUT_VNNI",
+    "bounds",
+    "computed",
+    "grouped_rows",
+    "half_weights",
+    "not_8_bits",
+    "pooled_without_batch",
+    "signed_convolution",
+    "summed",
+    "taken_apart",
+    "unbatched",
+    "uneven_padding",
+    "weight",
+]
+
+aten = torch.ops.aten
+
+AFTER_CONV = (
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default,
+)  # fmt: skip
+"""One of these a convolution's kernel also computes."""
+
+AFTER_LINEAR = (aten.relu.default, aten.gelu.default)
+
+MOVES = frozenset(
+    [
+        "view", "reshape", "_unsafe_view", "flatten", "unflatten", "ravel", "unsqueeze", "squeeze",
+        "permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT",
+        "slice", "narrow", "select", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle",
+    ]
+)  # fmt: skip
+"""Names of what a loop of ours moves as integers."""
+
+GROUPS = (32, 64, 128, 256)
+"""Neighbours in a row that share a scale, as torch's kernel for weights of 4 bits takes them."""
+
+WITHOUT_VNNI = 127
+"""Largest activation that processors without VNNI multiply rightly: they add two products in 16 bits."""
+
+TRANSPOSED = "Inductor takes its weight for that of an ordinary convolution and computes wrong numbers"
+
+BAGS = {
+    "max": "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum",
+    "mean": "mode='mean' with padding_idx={}: torch's kernel does not count what it leaves out",
+    "groups": "weights in groups: torch's kernel for bags takes one scale for each row",
+}
+MEAN, _MAX = 1, 2
+_SMALL, _SMALL_OUTER = 16, 32
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def signed_convolution(dtype: torch.dtype) -> str | None:
+    """Of a convolution's input, or of a linear's in a static recipe, on processors."""
+    if dtype is torch.uint8:
+        return None
+    return f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
+
+
+def not_8_bits(dtype: torch.dtype) -> str | None:
+    """Of the input of any product."""
+    if dtype in (torch.uint8, torch.int8):
+        return None
+    return f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
+
+
+def weight(axis: int, zero_points: torch.Tensor | None, scales: torch.Tensor | None) -> list[str]:
+    """Of a stored weight with a scale for each channel: what Inductor ignores, and what fails when it runs."""
+    found = []
+    if zero_points is not None and bool(zero_points.any()):
+        found.append("a channel of the weight has a zero point other than 0, which Inductor ignores")
+    if axis != 0:
+        found.append(f"the weight has its channels on axis {axis}; Inductor reads axis 0")
+    if scales is not None and scales.dtype is not torch.float32:
+        found.append(f"the scales of the weight are {_name(scales.dtype)}; oneDNN reads float32")
+    return found
+
+
+def half_weights(dtype: torch.dtype) -> str | None:
+    """Of the input of a linear with a weight in float16."""
+    if dtype is torch.float32:
+        return None
+    return f"the input is {_name(dtype)}; oneDNN takes float16 weights with float32 inputs only"
+
+
+# Products -------------------------------------------------------------------------------------------------------------
+
+
+def computed(name: str) -> str:
+    return f"{name} is computed at run time; Inductor packs constant weights and biases only"
+
+
+def unbatched(x: int, w: int) -> str | None:
+    """Of the dimensions of input and weight."""
+    if x == w or (w == 2 and x > 2):
+        return None
+    return "the input has no batch dimension; Inductor's integer kernels need one"
+
+
+def uneven_padding(padding: object, kernel: Sequence[int], dilation: Sequence[int]) -> str | None:
+    spans = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)] if padding == "same" else []
+    return "padding='same' pads unevenly here; oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
+
+
+def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
+    """Of a linear: its sizes. Inductor writes out products of a few numbers, before any kernel can take them."""
+    one_row = isinstance(rows, int) and rows == 1
+    outer = isinstance(rows, int) and inputs == 1 and rows + outputs <= _SMALL_OUTER
+    if (one_row and (outputs == 1 or max(inputs, outputs) <= _SMALL)) or outer:
+        return f"{rows} x {inputs} times {inputs} x {outputs} is so small that Inductor computes it in a loop, in float"
+    return None
+
+
+# What comes after them ------------------------------------------------------------------------------------------------
+
+
+def bounds(low: object, high: object) -> str | None:
+    """Of the clamp after a convolution."""
+    if not all(isinstance(bound, (int, float)) for bound in (low, high)):
+        return "it clamps at bounds that are computed; the kernel needs numbers"
+    return f"it clamps at {low} and {high}, the wrong way round for the kernel" if low > high else None  # type: ignore[operator]
+
+
+def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | None, same: bool) -> str | None:
+    """Of an add after a product: the factor, both operands, and whether the other one is the product itself."""
+    if alpha not in (None, 1):
+        return f"alpha={alpha}; the kernel adds with alpha=1"
+    if same:
+        return "it adds the product to itself; the kernel needs another operand"
+    if product is None or other is None:
+        return None
+    if other.dtype != product.dtype:
+        return f"it adds {_name(other.dtype)} to {_name(product.dtype)}; the kernel converts nothing"
+    return None if other.shape == product.shape else "its operands have different shapes; the kernel does not broadcast"
+
+
+def pooled_without_batch(dimensions: int) -> str | None:
+    return None if dimensions == 4 else "the input has no batch dimension; Inductor's integer max pooling needs one"
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def grouped_rows(columns: int, group: int | None, what: str = "") -> str | None:
+    """Of a stored matrix and the size of its groups."""
+    if not group or columns % min(group, columns) == 0:
+        return None
+    return f"{what or f'rows of {columns}'} do not split into groups of {group}"
+
+
+def bags(mode: int, left_out: int | None, grouped: bool) -> str | None:
+    """torch's kernel sums rows of 8 bits with a scale each; a mean divides what it returns."""
+    if mode == _MAX:
+        return BAGS["max"]
+    if mode == MEAN and left_out is not None:
+        return BAGS["mean"].format(left_out)
+    return BAGS["groups"] if grouped else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
