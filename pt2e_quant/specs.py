@@ -22,6 +22,7 @@ from .errors import SpecError
 
 __all__ = [
     "DYNAMIC_PER_CHANNEL",
+    "FLOAT8",
     "PER_CHANNEL",
     "PER_TENSOR",
     "DerivedQuantizationSpec",
@@ -46,6 +47,7 @@ DYNAMIC_PER_CHANNEL = "a dynamic spec cannot be per channel: run-time qparams ex
 
 PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 _QUANTIZED_STORAGE = {
     torch.qint8: torch.int8,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..checks import checked
 from ..errors import CalibrationError, CalibrationWarning, SpecError
 from ..qparams import FLOAT32_EPS, affine_qparams, float_qparams, min_max, symmetric_zero_point
-from ..specs import PER_CHANNEL, PER_TENSOR, integer_range, is_symmetric
+from ..specs import FLOAT8, PER_CHANNEL, PER_TENSOR, integer_range, is_symmetric
 from .factory import PartialWrapper
 
 __all__ = ["ObserverBase", "UniformQuantizationObserverBase"]
@@ -34,8 +34,6 @@ FLOAT32_MAX: float = torch.finfo(torch.float32).max
 _SMALLEST = torch.finfo(torch.float32).smallest_normal  # of smaller numbers the reciprocal is infinite
 
 _NO_ARGUMENTS = ("training", "site")
-
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class ObserverBase(ABC, nn.Module):
@@ -181,7 +179,7 @@ class RangeObserverBase(ObserverBase):
         return low, high
 
     def _dtype_bounds(self) -> tuple[int, int]:
-        if self.dtype in _FLOAT8:
+        if self.dtype in FLOAT8:
             limits = torch.finfo(self.dtype)
             return int(limits.min), int(limits.max)
         whole = integer_range(self.dtype)

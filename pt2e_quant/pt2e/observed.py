@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConversionError
+from ..errors import ConversionError, QuantizationError
 from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
 from ..observer.derived import DerivedObserver
 from ..qparams import FLOAT32_EPS, storage_dtype
 from ..schemes import Scheme
-from ..specs import integer_range, is_per_channel, is_symmetric, range_of
+from ..specs import FLOAT8, integer_range, is_per_channel, is_symmetric, range_of
 from .record import GroupRecord
 
 __all__ = ["ObserverReading", "QParams", "read_observer", "read_qparams", "with_qparams"]
@@ -107,7 +107,9 @@ def _has_data(observer: Any) -> bool:
     if getattr(observer, "block_size", ()) is None and hasattr(observer, "convert"):
         return False  # those that write their own q/dq need the shape of a block, dynamic ones too
     dtype = getattr(observer, "dtype", None)
-    if getattr(observer, "is_dynamic", False) or not isinstance(dtype, torch.dtype) or dtype.is_floating_point:
+    if getattr(observer, "is_dynamic", False) or not isinstance(dtype, torch.dtype):
+        return True
+    if dtype.is_floating_point and getattr(observer, "quant_min", None) is None:  # a cast
         return True
     if isinstance(observer, DerivedObserver):
         return all(map(_has_data, observer.sources))
@@ -146,33 +148,70 @@ class QParams:
     eps: float = FLOAT32_EPS
 
     @property
-    def is_integer(self) -> bool:
-        return not self.dtype.is_floating_point
+    def is_cast(self) -> bool:
+        return self.dtype.is_floating_point and self.scale is None
 
 
 def read_qparams(reading: ObserverReading) -> QParams:
     """What an observer or fake quantizer has settled on.
 
     Raises:
-        ConversionError: the q/dq ops have no form for its scheme.
+        ConversionError: the q/dq ops have no form for its scheme, or its answer is no grid.
     """
     dtype, bounds = reading.dtype, reading.bounds
     if dtype is None or (reading.scheme is not None and reading.scheme.op is None):
         raise ConversionError(_no_op(reading))
     if bounds is None:
         return QParams(dtype, 0, 0)
-    if not reading.is_integer:
+    if not reading.is_integer and (dtype not in FLOAT8 or reading.is_dynamic):
         raise ConversionError(_no_op(reading))
-    form = QParams(storage_dtype(dtype), *bounds, symmetric=is_symmetric(reading.qscheme), eps=reading.eps)
+    form = QParams(
+        storage_dtype(dtype) if reading.is_integer else dtype,
+        *bounds,
+        symmetric=is_symmetric(reading.qscheme),
+        eps=reading.eps,
+    )
     if reading.is_dynamic:
         if reading.granularity not in (None, PerTensor(), PerToken()):
             raise ConversionError(_no_op(reading))
         return replace(form, per_token=isinstance(reading.granularity, PerToken))
-    scale, zero_point = (tensor.detach() for tensor in reading.observer.calculate_qparams())  # type: ignore[operator]
+    scale, zero_point = _answer(reading)
+    _check_grid(reading, scale, zero_point, bounds)
     settled = replace(form, scale=scale, zero_point=zero_point)
     if isinstance(reading.granularity, Granularity):
         return _of_blocks(reading, settled)
     return replace(settled, axis=int(reading.axis) if is_per_channel(reading.qscheme) else None)  # type: ignore[arg-type]
+
+
+def _answer(reading: ObserverReading) -> tuple[Tensor, Tensor]:
+    """(scale, zero_point) of an observer, whatever it does."""
+    try:
+        scale, zero_point = reading.observer.calculate_qparams()  # type: ignore[operator]
+        return torch.as_tensor(scale).detach(), torch.as_tensor(zero_point).detach()
+    except QuantizationError:
+        raise
+    except Exception as error:  # observers of other packages raise what they like
+        raise ConversionError(
+            f"{reading.place}: calculate_qparams of {type(reading.observer).__name__} does not give a scale and a zero "
+            f"point: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_grid(reading: ObserverReading, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int]) -> None:
+    """Comparisons are written so that NaN fails them."""
+    steps = bool(((scale > 0) & scale.isfinite()).all()) and bool(zero_point.isfinite().all())
+    inside = zero_point.dtype.is_floating_point or bool(((zero_point >= bounds[0]) & (zero_point <= bounds[1])).all())
+    if not steps or not inside:
+        raise ConversionError(
+            f"{reading.place}: {type(reading.observer).__name__} answers with scale {_few(scale)} and zero point "
+            f"{_few(zero_point)}, which is no grid: a scale is finite and > 0, a zero point lies in {list(bounds)}.\n"
+            "  Calibrate again; if the state came from a file, it was damaged, or made for another configuration."
+        )
+
+
+def _few(values: Tensor) -> str:
+    first = ", ".join(f"{value:g}" for value in values.flatten()[:4].tolist())
+    return first + (", ..." if values.numel() > 4 else "")
 
 
 def _of_blocks(reading: ObserverReading, settled: QParams) -> QParams:

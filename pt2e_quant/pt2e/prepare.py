@@ -85,7 +85,6 @@ def prepare_pt2e(
         points += _insert(part, plan, made, names)
         groups += _group_records(part, plan, made, names)
         observers += made
-    gm.meta[AROUND_KEY] = whole_batch
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -98,10 +97,16 @@ def prepare_pt2e(
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
+    return finish(run_pass(to_plain_functions, _guarded(gm, points)))
+
+
+def _guarded(gm: ExportedModule, points: list[PointRecord]) -> ExportedModule:
+    """Runs count for observers as a whole or not at all; observers of weights outlive dead-code elimination."""
+    gm.meta[AROUND_KEY] = whole_batch
     gm.meta[WEIGHT_OBSERVERS_KEY] = {
         point.observer: attribute(gm, point.observer) for point in points if point.constant
     }
-    return finish(run_pass(to_plain_functions, gm))
+    return gm
 
 
 def _checked_name(quantizer: object) -> str:

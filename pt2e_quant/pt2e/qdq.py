@@ -48,7 +48,11 @@ class PairWriter:
             if used is not observed:
                 return used
             with graph.inserting_before(observed):
-                node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
+                if _needs_float32(value, dequantize, qparams):
+                    exact = self._call(dequantize, (quantized, *arguments), like, torch.float32)
+                    node = graph.call_function(torch.ops.aten._to_copy.default, (exact,), {"dtype": _dtype_of(value)})
+                else:
+                    node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
             return copy_value(copy_origin(node, like, "convert_pt2e"), value)
 
         for user in list(observed.users):
@@ -61,7 +65,7 @@ class PairWriter:
 
     def _quantize(self, value: Node, like: Node, qparams: QParams) -> tuple[Node, Any, tuple[Any, ...]]:
         """The quantize node, and op and further arguments of the dequantize that undoes it."""
-        if not qparams.is_integer:
+        if qparams.is_cast:
             cast = _OPS.convert_element_type.no_fuse
             half = self._call(cast, (value, qparams.dtype), like, qparams.dtype)
             return half, cast, (_dtype_of(value),)
@@ -152,6 +156,13 @@ class PairWriter:
         ):
             return {}
         return {"out_dtype": dtype}
+
+
+def _needs_float32(value: Node, dequantize: Any, qparams: QParams) -> bool:
+    """The ops per tensor subtract the zero point in the dtype that they return: float16 of int16 would be infinite."""
+    dtype = _dtype_of(value)
+    per_tensor = dequantize in (_OPS.dequantize_per_tensor.default, _OPS.dequantize_per_tensor.tensor)
+    return per_tensor and qparams.quant_max - qparams.quant_min > 2 / torch.finfo(dtype).eps
 
 
 def _dtype_of(value: Node) -> torch.dtype:

@@ -244,12 +244,69 @@ def test_rows_and_groups_of_a_convolution_have_no_op():
         convert_pt2e(prepared)
 
 
-def test_a_float8_range_is_not_dropped_in_silence():
-    """Before, it became a cast without the scale."""
-    float8 = QuantizationSpec(torch.float8_e4m3fn, MinMaxObserver)
-    prepared = prepared_net(Toy().set_global(QuantizationConfig(float8, float8, None)))
-    prepared(data(1)[0])
-    with pytest.raises(ConversionError, match=r"has no op for torch\.float8_e4m3fn"):
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float8_e4m3fn, 448), (torch.float8_e5m2, 57344)])
+def test_a_float8_spec_converts_with_its_scale(dtype, largest):
+    """There is no zero point: the scale is the largest magnitude over the largest number of the format."""
+
+    def by_hand(gm: GraphModule) -> None:
+        node = next(node for node in gm.graph.nodes if node.target is aten.linear.default)
+        annotate(node, {node.args[0]: QuantizationSpec(dtype, MinMaxObserver)})
+
+    model, x = nn.Linear(48, 24, bias=False), torch.randn(7, 48)
+    prepared = prepare_pt2e(export(model, x), ByHand(by_hand))
+    with pytest.raises(CalibrationError, match="never saw data"):
+        convert_pt2e(prepared)
+    prepared(x)
+    gm = convert_pt2e(prepared)
+    node = the_call(gm, decomposed.quantize_per_tensor.default)
+    scale = node.args[1]
+    assert node.args[1:] == (pytest.approx(x.abs().max().item() / largest), 0, -largest, largest, dtype)
+    assert explain(gm).groups[0].scale == scale
+    rounded = (x * (1 / scale)).round().to(dtype).float() * scale  # the op rounds to integers before it casts
+    torch.testing.assert_close(gm(x), rounded @ model.weight.T, rtol=SAME_GRID, atol=SAME_GRID)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_int16_in_a_half_precision_model_is_dequantized_in_float32(dtype):
+    """In float16 the op would compute 65535 * scale from infinity; a step of the grid is far below half precision."""
+    spec = QuantizationSpec(torch.int16, MinMaxObserver, qscheme=torch.per_tensor_affine)
+
+    def by_hand(gm: GraphModule) -> None:
+        node = the_call(gm, aten.relu.default)
+        annotate(node, {node.args[0]: spec}, spec)
+
+    x = (torch.rand(5, 6) * 7).to(dtype)
+    prepared = prepare_pt2e(export(nn.ReLU(), x), ByHand(by_hand))
+    prepared(x)
+    gm = convert_pt2e(prepared)
+    assert gm(x).dtype is dtype
+    assert gm.graph.output_node().args[0][0].meta["val"].dtype is dtype
+    torch.testing.assert_close(gm(x), x, rtol=float(torch.finfo(dtype).eps), atol=7 / 65535)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((float("nan"), 0), "scale nan"),
+        ((float("inf"), 0), "scale inf"),
+        ((-1.0, 0), "scale -1"),
+        ((0.0, 0), "scale 0"),
+        ((0.01, 1000), "zero point 1000"),
+        (None, "does not give a scale and a zero point"),
+    ],
+)
+def test_an_answer_that_is_no_grid_is_an_error_with_its_place(answer, message):
+    class Odd(MinMaxObserver):
+        def calculate_qparams(self):
+            return answer and tuple(torch.tensor([part]) for part in answer)
+
+    def by_hand(gm: GraphModule) -> None:
+        node = next(node for node in gm.graph.nodes if node.target is aten.linear.default)
+        annotate(node, {node.args[0]: QuantizationSpec(torch.int8, Odd, qscheme=torch.per_tensor_affine)})
+
+    prepared = prepare_pt2e(export(Matrices(), torch.randn(7, 48)), ByHand(by_hand))
+    prepared(torch.randn(7, 48))
+    with pytest.raises(ConversionError, match=rf"(?s)^input x.*{message}"):
         convert_pt2e(prepared)
 
 

@@ -295,16 +295,44 @@ def _where(converted: GraphModule, lower: Callable[[GraphModule, Any], Program],
 
 
 def first_apart(converted: GraphModule, lower: Callable[[GraphModule, Any], Program], batch: Arguments) -> Node | None:
-    """The first operator whose result differs, by bisection over the tensors that the graph quantizes."""
+    """The first operator whose result differs: by bisection over the tensors that the graph quantizes, then upwards.
+
+    Bisection ends at a tensor that differs where the one in front of it in the graph agrees; on a branch, one that it
+    is computed from may differ already.
+    """
     cuts = [node for node in converted.graph.nodes if is_dequantize(node) and _is_computed(node)]
+    known: dict[Node, bool] = {}
+
+    def agrees(cut: Node) -> bool:
+        if cut not in known:
+            known[cut] = _agrees(cut_after(converted, cut), lower, batch)
+        return known[cut]
+
     low, high = 0, len(cuts)
     while low < high:
         middle = (low + high) // 2
-        if _agrees(cut_after(converted, cuts[middle]), lower, batch):
-            low = middle + 1
-        else:
-            high = middle
-    return _operator_of(cuts[low]) if low < len(cuts) else None
+        low, high = (middle + 1, high) if agrees(cuts[middle]) else (low, middle)
+    found = cuts[low] if low < len(cuts) else None
+    while found is not None:
+        earlier = next((cut for cut in _computed_from(found, set(cuts)) if not agrees(cut)), None)
+        if earlier is None:
+            return _operator_of(found)
+        found = earlier
+    return None
+
+
+def _computed_from(cut: Node, cuts: set[Node]) -> list[Node]:
+    """The cuts that the tensor is computed from with no other cut in between."""
+    found: list[Node] = []
+    pending, seen = list(cut.all_input_nodes), set(cut.all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node in cuts:
+            found.append(node)
+            continue
+        pending += [source for source in node.all_input_nodes if source not in seen]
+        seen.update(node.all_input_nodes)
+    return found
 
 
 def _agrees(part: GraphModule, lower: Callable[[GraphModule, Any], Program], batch: Arguments) -> bool:

@@ -7,7 +7,8 @@ with frozen weights, and the account of the kernels. Inductor's global configura
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +21,20 @@ from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
-from ...graph.module import ExportedModule, finish
+from ...graph.module import ExportedModule, clone, finish
+from ...graph.run import Arguments
 from ...meta import DROPPED_KEY
 from ...passes.runner import run_pass
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
 from ..common.remarks import Remark
+from ..common.verify import Program, unverified, verified
 from .account import Recorder, take_account
 from .contract import check_inductor_contract
 from .program import Fallback, InductorProgram, InputSpec
 from .recipe import IN_INDUCTOR, recipe
-from .remarks import remarks_on
+from .remarks import overflows, remarks_on
 
 __all__ = ["InductorProgram", "lower_to_inductor"]
 
@@ -46,6 +49,7 @@ def lower_to_inductor(
     allow_float: bool = False,
     autotune: bool = False,
     profile: bool = False,
+    verify: bool | Iterable[Any] = True,
 ) -> InductorProgram:
     """Compile a converted model with Inductor's integer kernels.
 
@@ -59,15 +63,50 @@ def lower_to_inductor(
         autotune: let Inductor measure its own matrix-product templates against oneDNN, for convolutions of kernel
             size 1 too; takes seconds for each product.
         profile: keep the names of kernels, so that the program's `profile` tells where its time goes.
+        verify: run the program on the example inputs, or on these batches instead, and compare every output with the
+            converted graph's (`common.verify`). Costs one run of each, and loading a package; False leaves it out, and
+            the program says so. A package for processors with VNNI is not run on one without.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
         LoweringError: the graph breaks Inductor's contract, a quantized operator fell back to float (each node is
-            named), or Inductor cannot compile the graph.
+            named), Inductor cannot compile the graph, or the program computes something else than the graph.
     """
     if mode not in ("compile", "aoti"):
         raise LoweringError(f"mode must be 'compile' or 'aoti', got {mode!r}")
     taken = take(model, example_inputs, example_kwargs, "lower_to_inductor")
+    graph = clone(taken[0])
+    program = _compiled(taken, dynamic_shapes, mode, allow_float, autotune, profile)
+    return _verified(program, graph, taken[1], verify, allow_float)
+
+
+def _verified(
+    program: InductorProgram, graph: GraphModule, inputs: Inputs, verify: bool | Iterable[Any], allow_float: bool
+) -> InductorProgram:
+    if verify is False:
+        return program
+    elsewhere = next((text for _, text in overflows(graph)), None)
+    if elsewhere is not None and program.mode == "aoti":
+        return replace(program, verified=unverified(elsewhere))
+
+    def lower(part: GraphModule, batch: Any) -> Program:
+        made = lower_to_inductor(part, batch.args, example_kwargs=batch.kwargs, allow_float=allow_float, verify=False)
+        return made.run_flat
+
+    batches = [Arguments(*inputs)] if verify is True else verify
+    result = verified(graph, program.run_flat, batches, lower, f"  {elsewhere}.\n" if elsewhere else "")
+    program.reset()
+    return replace(program, verified=result)
+
+
+def _compiled(
+    taken: tuple[ExportedModule, Inputs],
+    dynamic_shapes: Any,
+    mode: Literal["compile", "aoti"],
+    allow_float: bool,
+    autotune: bool,
+    profile: bool,
+) -> InductorProgram:
     gm, ops, remarks, (args, kwargs) = _cleaned(taken, autotune)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
@@ -22,6 +23,7 @@ from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.remarks import Remark, section
+from ..common.verify import NOT_RUN, Verification, verified
 from .profile import Profile, take_profile
 
 __all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
@@ -107,6 +109,7 @@ class InductorProgram:
         package: the bytes of the package (.pt2), empty for 'compile'.
         compiled: what to call with flat inputs, for 'compile'.
         state: the buffers that it writes to, each with its first values, for 'compile'.
+        verified: what running it showed, against the converted graph; false when it was not run.
     """
 
     mode: Literal["compile", "aoti"]
@@ -118,6 +121,7 @@ class InductorProgram:
     package: bytes = field(compare=False, default=b"")
     compiled: Callable[[list[Any]], Any] | None = field(compare=False, default=None)
     state: tuple[tuple[Tensor, Tensor], ...] = field(compare=False, default=())
+    verified: Verification = field(compare=False, default=NOT_RUN)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, without gradients, and return what the model returns.
@@ -140,6 +144,26 @@ class InductorProgram:
             return self._run(flat)
 
     run = __call__
+
+    def run_flat(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The same, with flat outputs."""
+        return pytree.tree_leaves(self(*args, **kwargs))
+
+    def verify(self, converted: GraphModule, batches: Iterable[Any]) -> Verification:
+        """Run the program and compare every output with the converted graph's, as lowering does.
+
+        Args:
+            converted: the graph that was lowered.
+            batches: what to run both on, as `graph.run.batches_of` takes it.
+
+        Raises:
+            LoweringError: an output differs by more than rounding explains, or the program cannot run.
+        """
+        self.reset()
+        try:
+            return verified(converted, self.run_flat, batches)
+        finally:
+            self.reset()
 
     def fate(self, node: str) -> str:
         """What a node of the converted graph became; `Report.lowered` asks."""
@@ -179,7 +203,7 @@ class InductorProgram:
 
     def text(self) -> str:
         """All there is to tell, for people: the summary, kernels, fallbacks and remarks."""
-        parts = [str(self)]
+        parts = [str(self), str(self.verified)]
         if self.kernels:
             parts.append(section("Kernels", self.kernels))
         if self.fallbacks:
@@ -195,6 +219,7 @@ class InductorProgram:
             "kernels": [asdict(kernel) for kernel in self.kernels],
             "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
             "remarks": [asdict(remark) for remark in self.remarks],
+            "verified": self.verified.to_dict(),
         }
 
     def to_json(self) -> str:

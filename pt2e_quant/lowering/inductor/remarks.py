@@ -14,15 +14,15 @@ from ..common.remarks import Remark
 from .limits import WITHOUT_VNNI
 from .passes.float32_between_integers import is_half
 
-__all__ = ["remarks_on"]
+__all__ = ["overflows", "remarks_on"]
 
 
 def remarks_on(gm: GraphModule) -> list[Remark]:
     """By kind: what this processor rounds otherwise, what rounds less, and what saves memory and no time."""
-    return [Remark(node.name, text) for check in (_overflows, _rounds_less, _saves_no_time) for node, text in check(gm)]
+    return [Remark(node.name, text) for check in (overflows, _rounds_less, _saves_no_time) for node, text in check(gm)]
 
 
-def _overflows(gm: GraphModule) -> Iterator[tuple[Node, str]]:
+def overflows(gm: GraphModule) -> Iterator[tuple[Node, str]]:
     """This processor lacks VNNI, and an activation uses all 8 bits: see `exact_without_vnni`."""
     text = (
         "this processor has no VNNI: its weight is multiplied in two halves. reduce_range=True saves the time for that"
