@@ -24,7 +24,7 @@ _WAYS_OUT = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a place that you have the rights to."),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some space there, or choose another disk."),
     errno.EISDIR: "A folder has this name; choose another one.",
-    errno.EEXIST: "Something that is no ordinary file has this name; choose another one.",
+    errno.EEXIST: "Something that is not an ordinary file has this name; choose another one.",
 }
 
 
@@ -99,7 +99,7 @@ def _target(path: Path) -> Path:
         target = Path(os.path.realpath(path))
         kind = target.stat().st_mode if target.exists() else None
     except ValueError as error:
-        raise FileError(f"{path!r} is no name of a file: {error}") from error
+        raise FileError(f"{path!r} is not the name of a file: {error}") from error
     if kind is not None and not target.is_file():
         number = errno.EISDIR if target.is_dir() else errno.EEXIST
         raise OSError(number, os.strerror(number))

@@ -150,7 +150,7 @@ def test_a_type_is_named_by_module_and_class(kind, name):
 @pytest.mark.parametrize(
     ("known", "sentence"),
     [
-        (["", "encoder.0", "encoder.1", "head"], " Did you mean 'encoder.1' or 'encoder.0'?"),
+        (["", "encoder.0", "encoder.1", "xyz"], " Did you mean 'encoder.1' or 'encoder.0'?"),
         (["", "xyz", "wvu"], " Known names: 'wvu', 'xyz'."),
         (list("uvwxyz"), " Known names: 'u', 'v', 'w', 'x', 'y' and others."),
         ([""], ""),

@@ -93,8 +93,8 @@ def test_each_error_of_the_disk_is_typed_and_says_the_way_out(number, way_out, t
         ("missing/file", r"No such file or directory\. Make the folder first"),
         ("file/below", r"Not a directory\. Make the folder first"),
         ("folder", r"Is a directory\. A folder has this name"),
-        ("pipe", "no ordinary file has this name"),
-        ("nul\0", "is no name of a file"),
+        ("pipe", "not an ordinary file has this name"),
+        ("nul\0", "is not the name of a file"),
         ("long" * 100, "File name too long"),
     ],
 )

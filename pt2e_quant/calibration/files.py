@@ -59,7 +59,7 @@ def _entry(site: Watched) -> Entry:
     problem = implausible(state)
     if problem:
         raise CalibrationError(
-            f"{site.name} is no result of calibration, so it is not saved: {problem}.\n{site.location}\n"
+            f"{site.name} is not a result of calibration, so it is not saved: {problem}.\n{site.location}\n"
             "  Prepare the model anew and calibrate again."
         )
     return Entry(site.name, site.tensors, kind_of(site.observer), state)

@@ -129,7 +129,7 @@ def test_a_dynamic_model_takes_batches_of_several_sizes():
 
 
 def test_a_dynamic_model_that_needs_its_batch_size_keeps_it():
-    """A linear behind movedim has weights for a batch of two."""
+    """A linear after movedim has weights for a batch of two."""
     sketch = Sketch("image", (Step("slice", variant=5), Step("linear")), dynamic=True)
     assert [batch[0].shape[0] for batch in sketch.batches(3)] == [2, 2, 2]
 

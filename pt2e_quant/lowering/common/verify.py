@@ -262,7 +262,7 @@ def _difference(
     grid = _grid_of_output(converted, index, node)
     largest = max((float(difference.max()) for difference in apart if difference.numel()), default=0.0)
     steps = None if grid is None else largest / (grid.scale if dtype.is_floating_point else 1)
-    return Difference(index, str(node), _decibels(signal, noise), steps), dtype
+    return Difference(index, str(node), _sqnr(signal, noise), steps), dtype
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(same, 0.0, (a - b).abs()).nan_to_num(math.inf, math.inf)
 
 
-def _decibels(signal: float, noise: float) -> float:
+def _sqnr(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)

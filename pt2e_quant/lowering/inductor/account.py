@@ -47,7 +47,7 @@ _LOOPS: dict[str, Precision] = {"moved": "int8", "small": "float", "weight only"
 """What no kernel of a library computes, and is no fallback either."""
 
 _FARTHEST = 12
-"""Operators behind a product that can be part of its kernel: a gelu that the model writes out has ten."""
+"""Operators after a product that can be part of its kernel: a gelu that the model writes out has ten."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def at_least(dims: int, size: int = 1) -> Fits:
 
 
 def sized(*ranks: int, least: int) -> Fits:
-    """Fits values of these numbers of dimensions whose dimensions behind batch and channels have at least a size."""
+    """Fits values of these numbers of dimensions whose dimensions after batch and channels have at least a size."""
     return lambda value: value.dim() in ranks and min(value.shape[2:], default=0) >= least
 
 

@@ -26,7 +26,7 @@ _IN_TWO_DIMENSIONS: dict[Any, Any] = {
 
 
 def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
-    """Add a dimension in front of the kernel and take it away after the kernel."""
+    """Add a dimension before the kernel and take it away after the kernel."""
     write = Writer(gm, "conv1d_as_conv2d", "_height_one_")
     for node in list(gm.graph.nodes):
         gemm = as_gemm(node)

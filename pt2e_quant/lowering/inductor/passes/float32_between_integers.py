@@ -59,7 +59,7 @@ def leave(write: Writer, last: Node, half: torch.dtype) -> None:
     """Cast for those who read the kernel's result in the dtype of the model; a quantize takes float32."""
     readers = [user for user in last.users if not is_quantize(user)]
     casts = [user for user in readers if user.target is _TO and user.args[1] is torch.float32]
-    for cast in casts:  # in front of another kernel
+    for cast in casts:  # before another kernel
         cast.replace_all_uses_with(last)
     readers = [user for user in readers if user not in casts]
     if not readers:
@@ -71,7 +71,7 @@ def leave(write: Writer, last: Node, half: torch.dtype) -> None:
 
 
 def _kernel(node: Node) -> list[Node]:
-    """The product and the elementwise ops behind it that may become one kernel, in order."""
+    """The product and the elementwise ops after it that may become one kernel, in order."""
     nodes = [node]
     while len(node.users) == 1:
         (node,) = node.users

@@ -36,7 +36,7 @@ def rewrite_table(node: Node, forms: Forms) -> None:
 def rewrite_bag(node: Node, forms: Forms) -> None:
     """Sums and means of rows, by the kernel of torch for tables of 8 bits with one scale a row.
 
-    A loop that dequantizes the rows in front of a sum of segments takes 3 to 4 times as long.
+    A loop that dequantizes the rows before a sum of segments takes 3 to 4 times as long.
     """
     bound = bind(node)
     table, mode, left_out = stored(bound["weight"]), bound["mode"], bound.get("padding_idx")

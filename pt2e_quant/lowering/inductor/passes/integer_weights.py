@@ -2,7 +2,7 @@
 
 Weights and tables stay integers in memory and in packages, those of 4 bits two in a byte. In bfloat16, linears become
 the kernels that torch has for them. In float32 and float16 the same kernels use no vector instructions and take 2 to 60
-times as long (torch 2.13, batches of 1 to 128) as a loop that dequantizes the weight in front of an ordinary product,
+times as long (torch 2.13, batches of 1 to 128) as a loop that dequantizes the weight before an ordinary product,
 so there the graph gets that loop.
 """
 

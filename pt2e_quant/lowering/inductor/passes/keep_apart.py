@@ -41,7 +41,7 @@ def keep_apart(gm: GraphModule) -> GraphModule:
 
 
 def _distances(gm: GraphModule) -> dict[Node, int]:
-    """How many elementwise operators lie between a node and the integer product in front of it."""
+    """How many elementwise operators lie between a node and the integer product before it."""
     found: dict[Node, int] = {}
     for node in gm.graph.nodes:
         gemm = as_gemm(node)

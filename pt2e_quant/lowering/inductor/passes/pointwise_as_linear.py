@@ -28,7 +28,7 @@ def pointwise_as_linear(gm: GraphModule) -> GraphModule:
         gemm = as_gemm(node)
         if gemm is None or node.target is not aten.conv2d.default or not _is_pointwise(gemm):
             continue
-        quantize, values = _quantize_behind(node), constant(gemm.weight.args[0])
+        quantize, values = _quantize_after(node), constant(gemm.weight.args[0])
         if quantize is None or values is None:
             continue
         with write.before(gemm.weight):
@@ -50,7 +50,7 @@ def _is_pointwise(gemm: Gemm) -> bool:
     return value.dim() == 4 and [*sizes] == [1, 1] and bound["groups"] == 1 and plain == [[1, 1], [0, 0]]
 
 
-def _quantize_behind(node: Node) -> Node | None:
+def _quantize_after(node: Node) -> Node | None:
     """The quantize of the output, none where something else reads the result, or a sum what is read from it."""
     users = list(node.users)
     if len(users) == 1 and users[0].target in RELU:
