@@ -34,6 +34,7 @@ __all__ = [
     "CAT",
     "CHOOSE_QPARAMS",
     "CLAMP",
+    "COMPOSITE",
     "CONV",
     "CONV1D",
     "CONV2D",
@@ -253,6 +254,10 @@ CONVOLUTION = _row("convolution.default _convolution.default convolution_overrid
 LINEAR = _row("linear.default")
 MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
 RNN = _row("lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data")
+COMPOSITE = _row(
+    "softplus.default mish.default hardshrink.default softshrink.default celu.default lerp.Scalar lerp.Tensor "
+    "cosine_similarity.default"
+)
 EMBEDDING = _row("embedding.default embedding_bag.default embedding_bag.padding_idx")
 BATCH_NORM = _row(
     "batch_norm.default native_batch_norm.default cudnn_batch_norm.default miopen_batch_norm.default "

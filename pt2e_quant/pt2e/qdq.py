@@ -161,6 +161,8 @@ class PairWriter:
 def _needs_float32(value: Node, dequantize: Any, qparams: QParams) -> bool:
     """The ops per tensor subtract the zero point in the dtype that they return: float16 of int16 would be infinite."""
     dtype = _dtype_of(value)
+    if dtype is torch.float32:
+        return False
     per_tensor = dequantize in (_OPS.dequantize_per_tensor.default, _OPS.dequantize_per_tensor.tensor)
     return per_tensor and qparams.quant_max - qparams.quant_min > 2 / torch.finfo(dtype).eps
 

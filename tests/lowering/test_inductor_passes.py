@@ -20,12 +20,12 @@ from pt2e_quant.lowering.inductor.passes.drop_unread_rounding import drop_unread
 from pt2e_quant.lowering.inductor.passes.exact_without_vnni import exact_without_vnni
 from pt2e_quant.lowering.inductor.passes.merge_linears import merge_linears
 from pt2e_quant.lowering.inductor.passes.move_integers import move_integers
-from pt2e_quant.lowering.inductor.passes.own_dequantizes import own_dequantizes
 from pt2e_quant.lowering.inductor.passes.pointwise_as_linear import pointwise_as_linear
 from pt2e_quant.lowering.inductor.passes.run_time_qparams import run_time_qparams
 from pt2e_quant.lowering.inductor.passes.second_channel import second_channel
 from pt2e_quant.lowering.inductor.passes.whole_codes import whole_codes
 from pt2e_quant.meta import MERGED_KEY
+from pt2e_quant.passes.own_dequantizes import own_dequantizes
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls
 

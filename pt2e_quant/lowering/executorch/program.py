@@ -127,10 +127,23 @@ class Loaded:
                 return {name: program.load_method(name) for name in self.names}
         except RuntimeError as error:
             raise LoweringError(
-                f"ExecuTorch's runtime cannot load this program: {error}\n"
-                "  A backend refused its delegate. Lower with preflight=True, which names the operator that breaks a "
-                "rule of the backend; if that finds nothing, please report it with the model."
+                f"ExecuTorch's runtime cannot load this program: {error}\n  {_advice(str(error))}"
             ) from error
+
+
+def _advice(error: str) -> str:
+    """What to do about an error of the runtime, by its code (executorch/runtime/core/error.h)."""
+    if "0x14" in error:  # OperatorMissing
+        return (
+            "An operator outside every delegate has no kernel in this runtime; `undelegated` of the program lowered "
+            "with verify=False lists the candidates. Write it with other operators, or link its kernel."
+        )
+    if "0x10" in error:  # NotSupported
+        return "A backend cannot run a part that it took. Keep the operators around it in float, and report the model."
+    return (
+        "A backend refused its delegate. Lower with preflight=True, which names the operator that breaks a rule of the "
+        "backend; if that finds nothing, please report it with the model."
+    )
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,8 +13,10 @@ from torch.fx import GraphModule
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.decompose_attention import decompose_attention
 from ...passes.fold_constants import fold_constants
+from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
+from ...passes.take_apart import take_apart
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.copies_to_concatenate import copies_to_concatenate
 from .passes.copy_results_of_branches import copy_results_of_branches
@@ -37,7 +39,9 @@ __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 
 Passes = tuple[Callable[[GraphModule], GraphModule], ...]
 
-FOR_EXECUTORCH: Passes = (remove_identities, cancel_requantize, own_storage, embeddings_to_kernels)
+FOR_EXECUTORCH: Passes = (
+    take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage, embeddings_to_kernels,
+)  # fmt: skip
 """First, on nested graphs too."""
 
 FOR_XNNPACK: Passes = (

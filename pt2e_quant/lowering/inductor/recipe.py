@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch.fx import GraphModule
 
 from ...passes.cancel_requantize import cancel_requantize
+from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
 from .passes.absorb_clamps import absorb_clamps
@@ -25,7 +26,6 @@ from .passes.keep_apart import keep_apart
 from .passes.merge_linears import merge_linears
 from .passes.move_integers import move_integers
 from .passes.out_of_place import out_of_place
-from .passes.own_dequantizes import own_dequantizes
 from .passes.own_memory import own_memory
 from .passes.own_weights import own_weights
 from .passes.pointwise_as_linear import pointwise_as_linear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
-from ....ops import is_dequantize
+from ..ops import is_dequantize
 
 __all__ = ["own_dequantizes"]
 
