@@ -1,6 +1,6 @@
 """Rules of what Inductor runs with oneDNN's integer kernels, and the reasons why not, for every processor that it has.
 
-A backend (x86, Arm, Intel GPUs) takes the rules that its processor has kernels for and puts in front of their reasons
+A backend (x86, Arm, Intel GPUs) takes the rules that its processor has kernels for and puts before their reasons
 those against number formats that it lacks: `refusing(rules, reason)`. A convolution or linear may end in float, so an
 output is quantized only where something that runs in integers reads it. Ops that only move values move the integers.
 """
@@ -149,7 +149,7 @@ def weight_format(match: Match) -> str | None:
     if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
         return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
     if config_of(match).group_size and not config_of(match).is_weight_only:
-        return "weights in groups go with float activations; set input_activation=None"
+        return "weights in groups need float activations; set input_activation=None"
     return None
 
 
@@ -170,7 +170,7 @@ def not_weight_only(match: Match) -> str | None:
     if not match.explicit and not config_of(match).is_weight_only:
         return "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
     return (
-        "its table is no int8, which is what Inductor looks up"
+        "its table is not int8, which is what Inductor looks up"
         if getattr(config_of(match).weight, "dtype", None) is not torch.int8
         else None
     )

@@ -118,7 +118,7 @@ def not_linear_scheme(match: Match) -> str | None:
     config, w = config_of(match), match.value("w")
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
-        return "float16 weights go with float activations; set input_activation=None" if mixed else None
+        return "float16 weights need float activations; set input_activation=None" if mixed else None
     uneven = None if w is None else limits.grouped_rows(w.shape[1], config.group_size, f"its {w.shape[1]} inputs")
     return uneven or weight_format(match) or not_unsigned(match)
 

@@ -213,7 +213,7 @@ def conv_only(x, w, b):
 
 @rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*CONV, not_static, *PADDING])
 def pad_conv_relu(x, w, b):
-    """Zero padding in front of a convolution becomes the kernel's own, so nothing is quantized between the two."""
+    """Zero padding before a convolution becomes the kernel's own, so nothing is quantized between the two."""
     return activation(conv(padding(x), w, b))
 
 
@@ -246,7 +246,7 @@ def linear_only(x, w, b):
 
 @rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[*within(limits.ADD, plus), huge_constant])
 def add_relu(a, b):
-    """Only relu: with other bounds XNNPACK adds in float. Those stay behind an integer add of their own."""
+    """Only relu: with other bounds XNNPACK adds in float. Those stay after an integer add of their own."""
     return rectify(plus(a, b))
 
 
@@ -262,7 +262,7 @@ def sub(a, b):
 
 @rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[*within(limits.MUL, times), huge_constant])
 def mul(a, b):
-    """A relu behind it is not fused: XNNPACK would run both in float. As two integer kernels the relu is exact."""
+    """A relu after it is not fused: XNNPACK would run both in float. As two integer kernels the relu is exact."""
     return times(a, b)
 
 
@@ -289,7 +289,7 @@ def max_pool2d(x):
 
 @rule(x=INHERIT, output=same_as("x"))
 def clamp(x):
-    """relu, relu6, hardtanh, clamp behind a quantized tensor: exact on its own integers."""
+    """relu, relu6, hardtanh, clamp after a quantized tensor: exact on its own integers."""
     return clamping(x)
 
 

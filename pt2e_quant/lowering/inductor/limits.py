@@ -103,7 +103,7 @@ def half_weights(dtype: torch.dtype) -> str | None:
     """Of the input of a linear with a weight in float16."""
     if dtype is torch.float32:
         return None
-    return f"the input is {_name(dtype)}; oneDNN has float16 weights beside float32 only"
+    return f"the input is {_name(dtype)}; oneDNN takes float16 weights with float32 inputs only"
 
 
 # Products -------------------------------------------------------------------------------------------------------------

@@ -384,7 +384,7 @@ OUTSIDE = (
 
 REASONS = MappingProxyType(
     dict.fromkeys(FLOAT, "XNNPACK runs it in float, inside the delegate")
-    | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it; it stays a portable float kernel")
-    | dict.fromkeys(_MATRIX, "both factors are computed at run time; XNNPACK multiplies those in float only")
+    | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it, so it stays a portable float kernel")
+    | dict.fromkeys(_MATRIX, "both factors are computed at run time, and XNNPACK multiplies those in float only")
 )
 """Why other operators stay in floating point."""
