@@ -1,4 +1,4 @@
-"""Operators that ExecuTorch takes apart when it lowers, taken apart before: the program computes what the graph does."""
+"""Operators that ExecuTorch takes apart when it lowers are taken apart before; the program computes the same."""
 
 import pytest
 import torch
