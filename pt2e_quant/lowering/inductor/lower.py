@@ -29,7 +29,7 @@ from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
 from ..common.remarks import Remark
-from ..common.verify import Program, unverified, verified
+from ..common.verify import Program, verified
 from .account import Recorder, take_account
 from .contract import check_inductor_contract
 from .program import Fallback, InductorProgram, InputSpec
@@ -65,7 +65,7 @@ def lower_to_inductor(
         profile: keep the names of kernels, so that the program's `profile` tells where its time goes.
         verify: run the program on the example inputs, or on these batches instead, and compare every output with the
             converted graph's (`common.verify`). Costs one run of each, and loading a package; False leaves it out, and
-            the program says so. A package for processors with VNNI is not run on one without.
+            the program says so.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
@@ -86,8 +86,6 @@ def _verified(
     if verify is False:
         return program
     elsewhere = next((text for _, text in overflows(graph)), None)
-    if elsewhere is not None and program.mode == "aoti":
-        return replace(program, verified=unverified(elsewhere))
 
     def lower(part: GraphModule, batch: Any) -> Program:
         made = lower_to_inductor(part, batch.args, example_kwargs=batch.kwargs, allow_float=allow_float, verify=False)
