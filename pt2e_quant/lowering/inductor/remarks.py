@@ -24,13 +24,16 @@ def remarks_on(gm: GraphModule) -> list[Remark]:
 
 def overflows(gm: GraphModule) -> Iterator[tuple[Node, str]]:
     """This processor lacks VNNI, and an activation uses all 8 bits: see `exact_without_vnni`."""
-    text = (
+    exact = (
         "this processor has no VNNI: its weight is multiplied in two halves. reduce_range=True saves the time for that"
+    )
+    saturates = (
+        "this processor has no VNNI: in half precision, sums of two products overflow 16 bits. Use reduce_range=True"
     )
     for node in gm.graph.nodes if not torch.cpu._is_vnni_supported() else ():
         gemm = as_gemm(node)
         if gemm is not None and is_dequantize(gemm.activation) and bind(gemm.activation)["quant_max"] > WITHOUT_VNNI:
-            yield node, text
+            yield node, saturates if is_half(node) else exact
 
 
 def _rounds_less(gm: GraphModule) -> Iterator[tuple[Node, str]]:
