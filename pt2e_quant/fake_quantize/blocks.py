@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CalibrationError, SpecError
+from ..errors import CalibrationError, QuantizationError, SpecError
 from ..observer import AffineQuantizedMinMaxObserver, AffineQuantizedObserverBase
 from ..observer.batch import remember
 from ..observer.granularity import block_rows, from_block_rows
@@ -89,9 +89,16 @@ class AffineFakeQuantize(FakeQuantizeBase):
         return f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}"
 
     def _observe(self, x: Tensor) -> None:
+        observer = self.activation_post_process
+        kept = {name: getattr(observer, name, None) for name in ("min_val", "max_val", "block_size", "original_dtype")}
         if self.is_dynamic:
-            self.activation_post_process.reset_min_max_vals()
-        self.activation_post_process(x.detach())
+            observer.reset_min_max_vals()
+        try:
+            observer(x.detach())
+        except QuantizationError:  # what it refuses leaves no trace
+            for name, value in kept.items():
+                setattr(observer, name, value)
+            raise
         if self.has_data:
             remember(self, "scale", "zero_point")
             self.scale, self.zero_point = self.activation_post_process.calculate_qparams()
