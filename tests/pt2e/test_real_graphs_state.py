@@ -285,7 +285,7 @@ def test_an_initial_value_may_lie_half_a_step_beyond_the_range(steps_beyond, ref
 
 @pytest.mark.parametrize("name", ["key.weight", "cash*"])
 def test_a_name_that_is_no_such_buffer_is_an_error_with_those_that_there_are(name):
-    with pytest.raises(ConversionError, match=rf"names '{re.escape(name)}'; .*are cache"):
+    with pytest.raises(ConversionError, match=rf"names '{re.escape(name)}', but .*cache"):
         convert_pt2e(prepared(make(IndexPut)), integer_buffers=[name])
 
 

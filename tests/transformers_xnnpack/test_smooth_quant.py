@@ -161,9 +161,9 @@ def test_a_weight_that_two_linears_share_is_left_alone():
 
 
 def test_no_data_is_an_error(exported):
-    with pytest.raises(CalibrationError, match="no calibration batch"):
+    with pytest.raises(CalibrationError, match="there is no batch in the data"):
         smooth_quant(exported, [])
-    with pytest.raises(CalibrationError, match="no calibration batch"):
+    with pytest.raises(CalibrationError, match="there is no batch in the data"):
         worst_linears(exported, [], target=20.0)
 
 
