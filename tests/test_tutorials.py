@@ -70,7 +70,7 @@ def test_tutorial_3_explains_every_op_left_in_float(run):
 
 def test_tutorial_4_compiles_to_integer_kernels_that_keep_the_accuracy(run):
     names, printed = run(4)
-    assert "quantized operators 4 int8; 0 fell back to float" in printed
+    assert "quantized operators 6 int8; 0 fell back to float" in printed
     found = accuracies(printed)
     assert len(found) == 4
     assert min(found) > 90

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant import Report, explain, prepare_pt2e
 from pt2e_quant.errors import CoverageError, TargetingError
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -109,11 +109,11 @@ print(explain(other, batches).why("quiet"))
 # 6. Keep it. A report is a value: text for people, JSON for scripts (`pt2e-quant why report.json cat` on the command
 #    line), and node data for Google's Model Explorer, which colours the graph of the float model with it:
 #    `pip install ai-edge-model-explorer`, `model-explorer model.pt2`, then load the file as node data.
+#    What sharing a scale costs stands in the report of step 5, which measured it on the prepared model.
 
-converted = convert_pt2e(prepared)
 with tempfile.TemporaryDirectory() as folder:
     torch.export.save(exported, Path(folder) / "model.pt2")
-    text, data, explorer = explain(converted).save(Path(folder) / "report")
+    text, data, explorer = report.save(Path(folder) / "report")
     print(Report.load(data).why("cat").count("lost"), "costs of cat in the file")  # what was measured is kept
     colours = json.loads(explorer.read_text())["graph"]["results"]
     print(f"\n{explorer.name}: {len(colours)} nodes, for example sin: {colours['sin']}")

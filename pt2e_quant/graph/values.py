@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -78,11 +79,15 @@ def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> None:
 
 
 def with_value(node: Node, source: Node, compute: Callable[[], Any]) -> Node:
-    """Record the value of a new node: `compute` runs under the fake mode of `source`, on its fake value."""
+    """Record the value of a new node: `compute` runs under the fake mode of `source`, on its fake value.
+
+    What an operator asks about a dynamic size is answered for the example and narrows nothing: the model is exported
+    again, and there the guards that are due arise.
+    """
     mode = getattr(_first_tensor(source.meta.get("val")), "fake_mode", None)
     if mode is None:
         return node
-    with mode:
+    with mode, nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards():
         return set_value(node, compute())
 
 
