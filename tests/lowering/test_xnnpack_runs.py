@@ -157,6 +157,19 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "narrow": lambda x: x.narrow(-1, 2, 5),
     "select": lambda x: x[:, -2],
     "detach": lambda x: x.detach(),
+    "every third column": lambda x: x[..., 1::3],
+    "every second image": lambda x: x[1::2],
+    "every second row of some": lambda x: x[:, :, 1:7:2],
+    "crop": lambda x: F.pad(x, (-2, -1, 0, -3)),
+    "crop and pad": lambda x: F.pad(x, (1, -1, -2, 3)),
+    "max_pool2d of one image": lambda x: F.max_pool2d(OUT(x[1]), 2),
+}
+TWO_GRIDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "max_pool2d": lambda x: OUT(F.max_pool2d(IN(x), 2)),
+    "permute": lambda x: OUT(IN(x).permute(0, 2, 3, 1)),
+    "squeeze": lambda x: OUT(IN(IN(x)[:1]).squeeze(0)),
+    "slice": lambda x: OUT(IN(x)[:, 1:4]),
+    "cat": lambda x: OUT(torch.cat([IN(x), OUT(x), OTHER(x)], 1)),
 }
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -165,6 +178,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sub": torch.sub,
     "mul": torch.mul,
 }
+NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
 BROADCAST: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
 
 
@@ -181,6 +195,14 @@ def _broadcast(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Body, tupl
     return Body(lambda m, x: OUT(function(IN(x), OTHER(OTHER(x)[..., :1])))), IMAGE
 
 
+def _number(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Body, tuple[int, ...]]:
+    return Body(lambda m, x: OUT(function(IN(x), OTHER(x.amax())))), IMAGE
+
+
+def _two_grids(function: Callable[[Tensor], Tensor]) -> tuple[Body, tuple[int, ...]]:
+    return Body(lambda m, x: function(x)), IMAGE
+
+
 def _rows(make: Callable[[Any], Any], functions: dict[str, Any]) -> dict[str, Row]:
     return {name: functools.partial(make, function) for name, function in functions.items()}
 
@@ -193,6 +215,7 @@ TABLES: dict[str, dict[str, Row]] = {
     "one tensor": _rows(_unary, UNARY),
     "two tensors": _rows(_binary, BINARY),
     "two tensors of different shape": _rows(_broadcast, BROADCAST),
+    "moved to another grid": _rows(_two_grids, TWO_GRIDS),
 }
 
 
@@ -220,6 +243,15 @@ def test_every_kernel_computes_with_integers(table: str) -> None:
     program, _ = lowered_table(table)
     assert program.undelegated == ()
     assert [kernel for kernel in program.kernels if kernel.precision != "int8"] == []
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_is_computed_while_running_is_an_operand_of_integers(name: str) -> None:
+    body, shape = _number(NUMBERS[name])
+    x = torch.randn(shape)
+    program = lower(body, x)
+    assert {kernel.op for kernel in program.kernels if kernel.precision == "int8"} == {f"aten.{name}.Tensor"}
+    assert_within_one_lsb(program.run(x)[0], body(x))
 
 
 @pytest.mark.parametrize("row", [LINEARS["hardtanh"], CONV2D["depthwise relu6"], CONV1D["groups, relu"]])

@@ -73,7 +73,10 @@ def _laid_out(value: Any, layout: torch.memory_format) -> Any:
         return value
     if layout not in (torch.contiguous_format, _CHANNELS_LAST.get(value.dim())):
         return value  # of other dimensions than the example: the program says so
-    return value.contiguous(memory_format=layout)
+    laid = value.contiguous(memory_format=layout)
+    usual = torch.empty(laid.shape, device="meta").stride()
+    is_usual = layout is not torch.contiguous_format or laid.stride() == usual
+    return laid if is_usual else laid.reshape(-1).view(laid.shape)  # a dimension of size 1 may have any stride
 
 
 def _describe(tree: pytree.TreeSpec) -> str:

@@ -1,7 +1,7 @@
 """Lower a converted graph to an ExecuTorch program (.pte), and say what became of every operator.
 
-Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: clean-up, the check of XNNPACK's
-contract, a new export, partitioning and lowering, and the account of what was delegated.
+Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: all passes, the check of XNNPACK's
+contract, a new export, partitioning and lowering, the check of what ExecuTorch made of it, and the account.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from . import runtime as _executorch
 from .account import Account, take_account
 from .control_flow import check_control_flow
 from .embeddings import tied_tables
+from .kernels import check_kernels, check_out_variants, unchecked
 from .methods import by_method, shared_buffers
 from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
 from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
-from .xnnpack.contract import Violation, check_xnnpack_contract, raise_fatal
+from .xnnpack.delegates import check_delegates
+from .xnnpack.contract import Violation, check_xnnpack_contract, keep_outside, raise_fatal
 
 __all__ = ["lower_to_executorch"]
 
@@ -95,7 +97,8 @@ def lower_to_executorch(
             those of two inputs. ExecuTorch plans its memory ahead and needs an upper bound for each. Of several
             methods: by method name.
         backend: 'xnnpack', or None for portable kernels only.
-        preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
+        preflight: check the backend's contract on the graph that is compiled, what ExecuTorch made of it, and that its
+            runtime has every kernel; raise what would not run. False lowers whatever comes.
         verify: run the program on the example inputs, or on these batches instead, and compare every output with the
             converted graph's (`common.verify`). Costs one load, and a run of each; False leaves it out, and the program
             says so. Of several methods, each is run from the state that the model starts with, on its example inputs.
@@ -111,7 +114,8 @@ def lower_to_executorch(
     if not isinstance(model, Mapping):
         taken = take(model, example_inputs, example_kwargs, "lower_to_executorch")
         graph = clone(taken[0])
-        program = _lower({"forward": _ready(taken, dynamic_shapes, backend, preflight)}, (), backend)["forward"]
+        ready = {"forward": _ready(taken, dynamic_shapes, backend, preflight)}
+        program = _lower(ready, (), backend, preflight)["forward"]
         return _verified(program, graph, taken[1], verify, backend)
     arguments = by_method(
         model, example_inputs=example_inputs, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes
@@ -121,8 +125,8 @@ def lower_to_executorch(
     }
     shared = shared_buffers({name: gm for name, (gm, _) in taken_from.items()})  # before passes fold what is only read
     graphs_of = {name: clone(gm) for name, (gm, _) in taken_from.items()}
-    ready = {name: _ready(taken_from[name], arguments[name][2], backend, preflight) for name in arguments}
-    made = _lower(ready, shared, backend)
+    methods = {name: _ready(taken_from[name], arguments[name][2], backend, preflight) for name in arguments}
+    made = _lower(methods, shared, backend, preflight)
     checked = {
         name: _verified(one, graphs_of[name], taken_from[name][1], bool(verify), backend) for name, one in made.items()
     }
@@ -163,13 +167,12 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     remarks = tied_tables(gm) if backend == "xnnpack" else ()
     for step in FOR_EXECUTORCH:
         gm = run_everywhere(step, gm)
-    findings: tuple[Violation, ...] = ()
-    if backend == "xnnpack":
-        findings = check_xnnpack_contract(gm)
-        if preflight:
-            raise_fatal(findings)
     for step in (*FOR_XNNPACK, *AT_LAST) if backend == "xnnpack" else AT_LAST:
         gm = run_pass(step, gm)
+    findings = check_xnnpack_contract(gm) if backend == "xnnpack" else ()
+    if preflight:
+        raise_fatal(findings)
+    keep_outside(findings)
     finish(gm)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
@@ -203,7 +206,9 @@ def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 
-def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend) -> ExecutorchMethods:
+def _lower(
+    ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend, preflight: bool
+) -> ExecutorchMethods:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     rejections = _executorch.Rejections()
@@ -217,15 +222,21 @@ def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend) 
             compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
             constant_methods=_border_constants(ready),
         )
-    accounts = {}
+    accounts, lowered = {}, {}
     for name, method in ready.items():
         program = edge.exported_program(name)
         _keep_initial_state(program)
+        lowered[name] = program.graph_module
+        if preflight:
+            check_delegates(lowered[name], method.gm)
+            check_out_variants(lowered[name], method.gm)
         known = partitioners[name][0].target_partitioner_configs if partitioners else None
         said = partial(rejections.of, name)
-        accounts[name] = take_account(program.graph_module, method.gm, method.findings, said, known)
+        accounts[name] = take_account(lowered[name], method.gm, method.findings, said, known)
     with explaining("ExecuTorch cannot turn the lowered graph into a program"):
         program = edge.to_executorch(_executorch.configuration(bool(shared)))
+    for name, method in ready.items() if preflight else ():
+        check_kernels(program, name, lowered[name], method.gm)
     return _programs(ready, accounts, shared, program)
 
 
@@ -241,7 +252,7 @@ def _programs(
             delegates=account.delegates,
             undelegated=account.undelegated,
             kernels=account.kernels,
-            remarks=account.remarks + ready[name].remarks,
+            remarks=account.remarks + ready[name].remarks + unchecked(),
             sizes=_sizes(buffer, [account], [constants[name]]),
             calling=ready[name].calling,
             loaded=loaded,
