@@ -96,10 +96,9 @@ class Writer:
         """Insert a call whose value `value` computes: for ops that would invent sizes where these depend on data."""
         node = self._gm.graph.call_function(target, args, kwargs)
         copy_origin(node, self._like, self._by)
-        sources = node.all_input_nodes
-        known = next((used for used in sources if "val" in used.meta), None)
-        if known is not None and all("val" in used.meta for used in sources):
-            with_value(node, known, value)
+        sources = node.all_input_nodes or [self._like]  # of numbers alone, the value is one of the same trace
+        if all("val" in used.meta for used in sources):
+            with_value(node, sources[0], value)
         return Symbol(node, self)
 
     def constant(self, tensor: Tensor) -> Symbol:
