@@ -400,7 +400,9 @@ def test_a_product_of_more_than_256_steps_of_its_output_runs_in_portable_kernels
     factors = (255.0, 257.0)
     model, x = Branches([body(factor) for factor in factors]).eval(), torch.randn(ROWS)
     program = lower_to_executorch(torch.export.export(model, (x, x)))
-    assert [(kernel.node, kernel.precision) for kernel in program.kernels if "linear" in kernel.op] == [("linear", "int8")]
+    assert [(kernel.node, kernel.precision) for kernel in program.kernels if "linear" in kernel.op] == [
+        ("linear", "int8")
+    ]
     (reason,) = {left.reason for left in program.undelegated if left.node == "linear_1"}
     assert reason.startswith("a step of its input times one of its weight is 257 steps of its output")
     for got, expected, factor in zip(program.run(x, x), model(x, x), factors, strict=True):

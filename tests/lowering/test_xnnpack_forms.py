@@ -1,6 +1,6 @@
 """Operators that ExecuTorch or XNNPACK computes wrongly, or not at all, in one of their forms: lowered in another one.
 
-Each row is a branch of one program, run in ExecuTorch's runtime against the float model. Tolerance: rounding of float32.
+Each row is a branch of one program, run in ExecuTorch's runtime against the float model, but for rounding of float32.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ BAGS: dict[str, Callable[..., Tensor]] = {
     "padding, max": lambda m, i: F.embedding_bag(i, m.table, OFFSETS, mode="max", padding_idx=2),
     "equal bags, sum": lambda m, i: F.embedding_bag(i[:9].reshape(3, 3), m.table, mode="sum"),
     "equal bags, mean": lambda m, i: F.embedding_bag(i[1:].reshape(2, 5), m.table, mode="mean"),
-    "equal bags, mean with padding": lambda m, i: F.embedding_bag(i[1:].reshape(5, 2), m.table, mode="mean", padding_idx=2),
+    "equal bags, mean with padding": lambda m, i: F.embedding_bag(
+        i[1:].reshape(5, 2), m.table, mode="mean", padding_idx=2
+    ),
     "equal bags, max": lambda m, i: F.embedding_bag(i[1:].reshape(5, 2), m.table, mode="max"),
     "equal bags, weighted": lambda m, i: F.embedding_bag(
         i[:9].reshape(3, 3), m.table, mode="sum", per_sample_weights=m.weights[:9].reshape(3, 3)

@@ -216,7 +216,9 @@ def _precision(
     node: Node, known: dict[Node, Literal["int8", "dynamic", "float"]]
 ) -> Literal["int8", "dynamic", "float"]:
     fused = [known[source] for source in node.all_input_nodes if source in known]
-    if any(user for user in node.users if "quantize_per_" in edge_name(user) and is_implicit(user)) and fused == ["int8"]:
+    if any(user for user in node.users if "quantize_per_" in edge_name(user) and is_implicit(user)) and fused == [
+        "int8"
+    ]:
         return "int8"  # relu after a convolution: one kernel
     implicit = [n for n in node.all_input_nodes if "dequantize_per_" in edge_name(n) and is_implicit(n)]
     if not implicit:

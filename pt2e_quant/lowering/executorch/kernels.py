@@ -75,7 +75,7 @@ def _raise(missing: dict[str, list[Node]], left: list[Node], converted: GraphMod
     if not missing:
         return
     for node in left:
-        for name in {_name(node), _out_variant(node)} & missing.keys():
+        for name in missing.keys() & {_name(node), _out_variant(node)}:
             missing[name].append(node)
     sources = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
     listing = "\n".join(f"- {name}\n{_places(nodes, sources)}" for name, nodes in missing.items())

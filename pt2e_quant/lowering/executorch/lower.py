@@ -1,7 +1,7 @@
 """Lower a converted graph to an ExecuTorch program (.pte), and say what became of every operator.
 
-Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: all passes, the check of XNNPACK's
-contract, a new export, partitioning and lowering, the check of what ExecuTorch made of it, and the account.
+Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: all passes, the check of
+XNNPACK's contract, a new export, partitioning and lowering, the check of what ExecuTorch made of it, and the account.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from .kernels import check_kernels, check_out_variants, unchecked
 from .methods import by_method, shared_buffers
 from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
 from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
-from .xnnpack.delegates import check_delegates
 from .xnnpack.contract import Violation, check_xnnpack_contract, keep_outside, raise_fatal
+from .xnnpack.delegates import check_delegates
 
 __all__ = ["lower_to_executorch"]
 
@@ -206,9 +206,7 @@ def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 
-def _lower(
-    ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend, preflight: bool
-) -> ExecutorchMethods:
+def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend, preflight: bool) -> ExecutorchMethods:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     rejections = _executorch.Rejections()

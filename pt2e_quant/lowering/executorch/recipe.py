@@ -56,8 +56,8 @@ FOR_XNNPACK: Passes = (
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
     slices_to_linears, copies_to_concatenate, fold_factors_into_linears,
     # Shapes as XNNPACK matches them.
-    attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm, parts_to_slices,
-    reshapes_to_views, spell_out_defaults,
+    attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm,
+    parts_to_slices, reshapes_to_views, spell_out_defaults,
     # Integers as XNNPACK matches them.
     own_biases, quantize_padding,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Write operators in the form that ExecuTorch or XNNPACK has a kernel for, or computes rightly. Values stay the same."""
+"""Write operators in the form that ExecuTorch or XNNPACK has a kernel for, or computes rightly; values stay."""
 
 from __future__ import annotations
 

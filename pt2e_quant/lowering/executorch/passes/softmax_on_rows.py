@@ -49,10 +49,8 @@ def _channels_last(gm: GraphModule) -> set[Node]:
     """Four-dimensional values that XNNPACK may keep so: of its operators on images, and what is computed from them."""
     found: set[Node] = set()
     for node in gm.graph.nodes:
-        value = node.meta.get("val")
-        if node.target in CHANNELS_LAST or (node.op == "placeholder" and _comes_so(value)):
-            found.add(node)
-        elif node.target not in _IN_ORDER and not found.isdisjoint(node.all_input_nodes):
+        computed = node.target not in _IN_ORDER and not found.isdisjoint(node.all_input_nodes)
+        if computed or node.target in CHANNELS_LAST or (node.op == "placeholder" and _comes_so(node.meta.get("val"))):
             found.add(node)
     return {node for node in found if isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim() == 4}
 

@@ -1,16 +1,16 @@
 """The contract between a converted graph and ExecuTorch's XNNPACK backend, as a list of small checks.
 
 What breaks a rule here would lower without a word and then compute wrong numbers, fail when the program is loaded, or
-end in an assertion of the compiler. `executorch.lower_to_executorch` runs the checks after all passes, on the graph that
-is exported and compiled. Each rule was measured with ExecuTorch's runtime; the tests hold the measurements, so that a
-change in ExecuTorch shows.
+end in an assertion of the compiler. `executorch.lower_to_executorch` runs the checks after all passes, on the graph
+that is exported and compiled. Each rule was measured with ExecuTorch's runtime; the tests hold the measurements, so
+that a change in ExecuTorch shows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
@@ -200,7 +200,9 @@ def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
 
 def factor_can_be_requantized(gemm: Gemm) -> Iterator[Finding]:
     grids = [Grid.of(node) if node is not None else None for node in (gemm.activation, gemm.quantize)]
-    scale = constant(gemm.weight.args[1]) if isinstance(gemm.weight.args[1], Node) else torch.tensor(gemm.weight.args[1])
+    scale = (
+        constant(gemm.weight.args[1]) if isinstance(gemm.weight.args[1], Node) else torch.tensor(gemm.weight.args[1])
+    )
     if gemm.dynamic or scale is None or scale.numel() == 0 or grids[0] is None or grids[1] is None:
         return
     factor = float(scale.double().abs().max()) * grids[0].scale / grids[1].scale

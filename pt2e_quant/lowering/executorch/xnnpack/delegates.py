@@ -35,7 +35,7 @@ def check_delegates(lowered: GraphModule, converted: GraphModule) -> None:
         f"- {why}\n  {locate(sources.get(origin(node), node))}".replace("\n", "\n  ") for node, why in found
     )
     raise LoweringError(
-        f"ExecuTorch took {len(found)} operator{'s' * (len(found) > 1)} apart so that XNNPACK would compute on the wrong "
+        f"ExecuTorch took {len(found)} operator{'s' * (len(found) > 1)} apart so that XNNPACK would compute on wrong "
         f"numbers (preflight=False lowers it anyway):\n{listing}\n"
         "  Keep them in float, and report them: a pass has to take them apart first."
     )
