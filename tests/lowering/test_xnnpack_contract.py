@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pt2e_quant.errors import LoweringError
-from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.executorch import lower, lower_to_executorch
 from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.lowering.executorch.xnnpack.contract import check_xnnpack_contract
 from tests.lowering.handmade import Body, Branches, Grid, Groups, Q, Weight, bias, dynamic, per_token
@@ -290,6 +290,19 @@ def test_a_weight_quantized_while_running_is_refused_and_would_end_the_process(t
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode < 0
     assert "quantize_per_channel_out" in done.stderr
+
+
+def test_what_executorch_takes_apart_is_checked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it shared a dequantize after our passes had run."""
+    kept = tuple(step for step in lower.FOR_EXECUTORCH if step.__name__ != "own_dequantizes")
+    monkeypatch.setattr(lower, "FOR_EXECUTORCH", kept)
+    body = shared(lambda d: OUT(F.relu(d)), torch.sigmoid)
+    exported = torch.export.export(body.eval(), (torch.randn(ROWS),))
+    with pytest.raises(LoweringError, match="XNNPACK would compute on wrong numbers") as error:
+        lower_to_executorch(exported)
+    assert "feed 2 operators (aten.relu.default, aten.sigmoid.default)" in str(error.value)
+    assert "aten.sigmoid.default reads the integers of" in str(error.value)
+    assert "node dequantize_per_tensor = " in str(error.value)
 
 
 # --- left to portable kernels -----------------------------------------------------------------------------------------

@@ -95,6 +95,17 @@ def bag(function: Callable[..., Tensor]) -> Body:
     return Body(function, table=torch.randn(7, 3), weights=torch.rand(11))
 
 
+def test_images_of_one_channel_may_be_channels_last() -> None:
+    """XNNPACK takes such an image for contiguous, ExecuTorch for channels last; outside, one channel after four."""
+    model = Branches([nn.Sequential(nn.Conv2d(1, 5, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 1, 1), nn.Sigmoid())])  # type: ignore[list-item]
+    shapes = ((1, 1, 7, 5), (1, 4, 7, 5))
+    images = tuple(torch.randn(shape).to(memory_format=torch.channels_last) for shape in shapes)
+    program = lower_to_executorch(torch.export.export(model.eval(), images))
+    assert "its inputs are contiguous" in program.remarks[-1].text
+    for got, expected in zip(program.run(*images), model(*images), strict=True):
+        torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
 @functools.cache
 def lowered(table: str) -> tuple[ExecutorchProgram, dict[str, tuple[Tensor, Tensor]]]:
     """The program of all rows, and for each (what it computes, what the model computes)."""

@@ -37,6 +37,10 @@ class CallingConvention:
         leaves, tree = pytree.tree_flatten((args, kwargs))
         return cls(tree, tuple(map(_layout, leaves)))
 
+    def contiguous(self) -> CallingConvention:
+        """That of a program which takes no input channels last."""
+        return CallingConvention(self.tree, (torch.contiguous_format,) * len(self.layouts))
+
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Example inputs in their layouts: no views of other strides, nothing expanded."""
         laid: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(self.flatten(args, kwargs), self.tree)

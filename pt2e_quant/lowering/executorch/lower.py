@@ -177,9 +177,27 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     calling = CallingConvention.of(args, kwargs)
+    if backend == "xnnpack" and any(map(_has_two_layouts, gm.graph.nodes)) and calling != calling.contiguous():
+        calling = calling.contiguous()
+        remarks += (Remark("program", _CONTIGUOUS),)
     exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
     check_bounds(exported)
     return _Ready(exported, gm, findings, remarks, calling)
+
+
+_CONTIGUOUS = (
+    "its inputs are contiguous, though an example is channels last: XNNPACK mistakes the layout of an image of one "
+    "channel, which is both (executorch issue 19153)"
+)
+
+
+def _has_two_layouts(node: Node) -> bool:
+    """An image of one channel whose strides are those of channels last, though it is contiguous as well."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dim() != 4 or tuple(value.shape[2:]) == (1, 1):
+        return False
+    channels, stride = value.shape[1], value.stride(1)
+    return isinstance(channels, int) and isinstance(stride, int) and (channels, stride) == (1, 1)
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
