@@ -151,7 +151,7 @@ REFUSALS = {
     ),
     "a number computed at run time": Refusal(
         Row(lambda: Net(lambda n, x, y: n.f(x) * y, f=linear()), (*VECTOR, ())), "aten.mul.Tensor", "scalar_operand",
-        "inputs_1 is a single number computed at run time; ExecuTorch fails to lower those",
+        "inputs_1 is a single number computed at run time; 8 bits would take its digits for all values",
     ),
     "cat of one": Refusal(
         after_conv(lambda y: torch.cat([y], 1)), "aten.cat.default", "alone", "XNNPACK concatenates two tensors or more"

@@ -65,14 +65,17 @@ def _selected(node: Node, dim: int, index: int) -> list[Step]:
 
 def _every_nth(node: Node) -> list[Step]:
     bound, shape = bind(node), literal_sizes(node.all_input_nodes[0])
-    dim, step = bound["dim"] % len(shape), bound["step"]
+    dim, step, count = bound["dim"] % len(shape), bound["step"], literal_sizes(node)[bound["dim"]]
     start, _, _ = slice(bound["start"], None).indices(shape[dim])
-    count = literal_sizes(node)[dim]
-    end, missing = min(start + count * step, shape[dim]), max(start + count * step - shape[dim], 0)
-    beside = [*shape[:dim], count, step, *shape[dim + 1 :]]
+    if count == 1:
+        return [_slice(dim, start, start + 1)]
+    missing = max(start + count * step - shape[dim], 0)
+    place = min(missing, start)  # of the value among its neighbours, which need not begin with it
+    missing -= place
     filled: list[Step] = [lambda x: pad(x, [0, 0] * (len(shape) - 1 - dim) + [0, missing])] if missing else []
     return [
-        _slice(dim, start, end), *filled, lambda x: x.reshape(beside), _slice(dim + 1, 0, 1),
+        _slice(dim, start - place, start - place + count * step - missing), *filled,
+        lambda x: x.reshape([*shape[:dim], count, step, *shape[dim + 1 :]]), _slice(dim + 1, place, place + 1),
         lambda x: x.reshape(literal_sizes(node)),
     ]  # fmt: skip
 

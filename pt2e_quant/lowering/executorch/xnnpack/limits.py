@@ -233,7 +233,7 @@ def scalar_operand(case: Case) -> str | None:
     for name in ("self", "other"):
         operand = case.argument(name)
         if isinstance(operand, Node) and case.shape(name) == [] and not case.is_constant(operand):
-            return f"{operand} is a single number computed at run time; ExecuTorch fails to lower those"
+            return f"{operand} is a single number computed at run time; 8 bits would take its digits for all values"
     return None
 
 
