@@ -15,11 +15,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...meta import MERGED_KEY
 from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, op_name
-from ...where import module_path, source_line
 from ..common.entry import origin
 from ..common.gemm import as_gemm
+from ..common.program import Fallback
 from .limits import MOVES, taken_apart
-from .program import Fallback, InductorKernel, Precision
+from .program import InductorKernel, Precision
 
 __all__ = ["Recorder", "take_account"]
 
@@ -199,14 +199,14 @@ def _is_small(node: Node) -> bool:
 def _names(node: Node) -> list[str]:
     """The node and what can be part of its kernel, outwards, up to and with a quantize."""
     nodes, seen = [node], {node}
-    for behind in _behind(nodes, seen):
-        nodes.append(behind)
+    for later in _after(nodes, seen):
+        nodes.append(later)
         if len(nodes) == _FARTHEST:
             break
     return list(dict.fromkeys(map(origin, nodes)))
 
 
-def _behind(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
+def _after(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
     """Users of the first of a growing list of nodes, then of the next: elementwise ones, moves and quantizes."""
     for node in nodes:
         for user in node.users if not is_quantize(node) else ():
@@ -229,7 +229,7 @@ def _pop(found: list[_Found], name: str) -> _Found | None:
 
 def _fallback(node: Node, name: str, kernel: str) -> Fallback:
     why = next((reason for check in _REASONS if (reason := check(node)) is not None), "Inductor's pattern missed it")
-    return Fallback(name, str(node.target), module_path(node), source_line(node), f"{why}; it became {kernel}")
+    return Fallback.of(name, str(node.target), node, f"{why}; it became {kernel}")
 
 
 def _per_tensor_weight(node: Node) -> str | None:
