@@ -65,7 +65,7 @@ def aten_graphs(
     small, newest = st.integers(0, 3), st.sampled_from((0, 0, 0, 1, 2, 3))
     often = [name for name in names if name in COMMON] * _OFTEN
     steps = st.builds(Step, st.sampled_from(names + often), newest, small, st.integers(0, 11))
-    return st.builds(
+    drawn: SearchStrategy[Sketch] = st.builds(
         Sketch,
         st.sampled_from(_chosen(starts, set(), STARTS)),
         st.lists(steps, min_size=1, max_size=max_steps).map(tuple),
@@ -74,6 +74,7 @@ def aten_graphs(
         st.booleans() if dynamic else st.just(False),
         st.booleans() if nested else st.just(False),
     )
+    return drawn
 
 
 def _strategies() -> ModuleType:
