@@ -23,7 +23,7 @@ from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, clone, finish
 from ...graph.run import Arguments
 from ...meta import DROPPED_KEY
-from ...passes.runner import run_pass
+from ...passes.runner import run_everywhere
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
@@ -131,7 +131,7 @@ def _cleaned(
     check_inductor_contract(gm)
     remarks = remarks_on(gm)
     for step in recipe(tuned=autotune):
-        run_pass(step, gm)
+        gm = run_everywhere(step, gm)
     finish(gm)
     remarks += [Remark(name, "no integer kernel reads it, so it was dropped") for name in gm.meta.get(DROPPED_KEY, ())]
     return gm, ops, tuple(remarks), inputs
