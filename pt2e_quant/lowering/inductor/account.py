@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ...meta import MERGED_KEY
+from ...graph.nested import graphs
+from ...meta import MERGED_KEY, NESTED_KEY
 from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, op_name
 from ..common.entry import origin
 from ..common.gemm import as_gemm
@@ -139,8 +140,10 @@ def take_account(
     """
     kernels: list[InductorKernel] = []
     fallbacks: list[Fallback] = []
-    stored = _made_of_integers(converted.graph)
-    kinds = {node: kind for node in converted.graph.nodes if is_call(node) and (kind := _kind(node, stored))}
+    kinds: dict[Node, str] = {}
+    for _, part in graphs(converted):
+        stored = _made_of_integers(part.graph)
+        kinds |= {node: kind for node in part.graph.nodes if is_call(node) and (kind := _kind(node, stored))}
     integer, floating = _joined(list(kinds), recorder.integer), list(recorder.floating)
     for node, kind in kinds.items():
         op = ops.get(origin(node), str(node.target))
@@ -246,6 +249,13 @@ def _float_input(node: Node) -> str | None:
     return "only its weight is quantized, for which Inductor has a kernel for linear and int8 per channel only"
 
 
+def _nested(node: Node) -> str | None:
+    """Its weight arrives as an operand, and Inductor packs constants only."""
+    module = node.graph.owning_module
+    path = None if module is None else module.meta.get(NESTED_KEY)
+    return f"it lies in a nested graph ({path}), where Inductor packs no weights" if path else None
+
+
 def _whole_table(node: Node) -> str | None:
     return "every run would dequantize the whole table" if node.target in EMBEDDING else None
 
@@ -262,5 +272,5 @@ def _half_precision(node: Node) -> str | None:
 
 
 _REASONS: tuple[Callable[[Node], str | None], ...] = (
-    _whole_table, _two_activations, _per_tensor_weight, _float_input, _half_precision,
+    _nested, _whole_table, _two_activations, _per_tensor_weight, _float_input, _half_precision,
 )  # fmt: skip

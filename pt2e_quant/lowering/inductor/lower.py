@@ -21,9 +21,11 @@ from torch.utils import _pytree as pytree
 from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, clone, finish
+from ...graph.nested import graphs
 from ...graph.run import Arguments
 from ...meta import DROPPED_KEY
 from ...passes.runner import run_everywhere
+from ...where import node_id
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
@@ -127,7 +129,7 @@ def _cleaned(
 ) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
     """The graph after all passes, the operators that it had by name, what there is to remark, and the inputs."""
     gm, inputs = taken
-    ops = {node.name: str(node.target) for node in gm.graph.nodes}
+    ops = {node_id(node): str(node.target) for _, part in graphs(gm) for node in part.graph.nodes}
     check_inductor_contract(gm)
     remarks = remarks_on(gm)
     for step in recipe(tuned=autotune):
