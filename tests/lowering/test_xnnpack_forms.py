@@ -39,6 +39,7 @@ IMAGES: dict[str, Function] = {
     "softmax over the last dimension": lambda y: F.softmax(y, -1),
     "softmin, of what an operator made of the image": lambda y: F.softmin(torch.sigmoid(y) * 3, 3),
     "softmax over the last dimension, then a convolution": lambda y: F.max_pool2d(F.softmax(F.relu(y), -1), 2),
+    "softmax of a decomposed model": lambda y: torch.ops.aten._softmax.default(y, 3, False),
     "softmax of a pooled image": lambda y: F.softmax(F.avg_pool2d(y, 2), -1),
     "softmax over rows": lambda y: F.softmax(y, 2),
     "softmax of what was reshaped": lambda y: F.softmax(y.reshape(2, 2, 12, 8), -1),

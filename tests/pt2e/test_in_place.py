@@ -130,7 +130,9 @@ def test_a_graph_of_such_tensors_alone_names_the_way_out_and_it_works():
             return y
 
     exported = export(Partly(), torch.randn(1, 3, 5, 5))
-    with pytest.raises(CoverageError, match=r"make all ops functional: prepare_pt2e\(exported.run_decompositions\({}\)"):
+    with pytest.raises(
+        CoverageError, match=r"make all ops functional: prepare_pt2e\(exported.run_decompositions\({}\)"
+    ):
         prepare_pt2e(exported, Toy(STATIC))
     prepared = prepare_pt2e(exported.run_decompositions({}), Toy(STATIC))
     assert [decision.rule for decision in explain(prepared).quantized] == ["conv_only"]

@@ -16,7 +16,7 @@ from ...errors import LoweringError
 from ...graph.nested import graphs
 from ...where import locate
 from ..common.entry import origin
-from ..common.remarks import Remark
+from ..common.program import Remark
 from . import runtime
 from .account import nodes_outside
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -15,14 +14,11 @@ from ....arguments import bind
 from ....graph.module import tidy
 from ....graph.write import Writer, function
 from ....meta import PORTABLE
-from ....ops import LINEAR, MATMUL, RESHAPE, SQUEEZE
+from ....ops import LINEAR, MATMUL, RESHAPE, SOFTMAX, SQUEEZE
 from ..xnnpack.limits import CHANNELS_LAST
 from .looks import literal_sizes
 
 __all__ = ["softmax_on_rows"]
-
-aten = torch.ops.aten
-softmax = function(aten.softmax.int)
 
 _IN_ORDER = frozenset((*RESHAPE, *SQUEEZE, *LINEAR, *MATMUL))
 _WHY = "two of its sizes are dynamic, and XNNPACK may keep its input channels last, where it takes the wrong dimension"
@@ -31,17 +27,19 @@ _WHY = "two of its sizes are dynamic, and XNNPACK may keep its input channels la
 def softmax_on_rows(gm: GraphModule) -> GraphModule:
     """Where two sizes are dynamic, softmax stays outside."""
     write, images = Writer(gm, "softmax_on_rows"), _channels_last(gm)
-    for node in gm.graph.find_nodes(op="call_function", target=aten.softmax.int):
+    for node in [node for node in gm.graph.nodes if node.target in SOFTMAX]:
         bound = bind(node)
         sizes = literal_sizes(node)
-        if bound["self"] not in images or bound["dim"] % 4 != 3 or bound["dtype"] is not None:
+        if bound["self"] not in images or bound["dim"] % 4 != 3:
             continue
         if sizes.count(-1) > 1:
             node.meta["custom"] = {**(node.meta.get("custom") or {}), PORTABLE: _WHY}
             continue
         rows = [-1 if -1 in sizes[:-1] else math.prod(sizes[:-1]), sizes[-1]]
         with write.before(node):
-            write.replace(node, softmax(write(bound["self"]).reshape(rows), -1).reshape(sizes))
+            others = {name: value for name, value in bound.items() if name not in ("self", "dim")}
+            softmax = function(node.target)(write(bound["self"]).reshape(rows), -1, **others)
+            write.replace(node, softmax.reshape(sizes))
     return tidy(gm)
 
 
