@@ -96,10 +96,9 @@ class Writer:
         """Insert a call whose value `value` computes: for ops that would invent sizes where these depend on data."""
         node = self._gm.graph.call_function(target, args, kwargs)
         copy_origin(node, self._like, self._by)
-        sources = node.all_input_nodes
-        known = next((used for used in sources if "val" in used.meta), None)
-        if known is not None and all("val" in used.meta for used in sources):
-            with_value(node, known, value)
+        sources = node.all_input_nodes or [self._like]  # of numbers alone, the value is one of the same trace
+        if all("val" in used.meta for used in sources):
+            with_value(node, sources[0], value)
         return Symbol(node, self)
 
     def constant(self, tensor: Tensor) -> Symbol:
@@ -109,6 +108,14 @@ class Writer:
             name = next(self._names)
             self._known.append((tensor, name))
         return Symbol(insert_attribute(self._gm, name, tensor, self._like, self._by), self)
+
+    def follow(self, node: Node, compute: Callable[[Symbol], Symbol]) -> None:
+        """Let the readers of a node read what `compute` makes of it instead."""
+        readers = list(node.users)
+        with self.after(node):
+            made = compute(self(node)).node
+        for reader in readers:
+            reader.replace_input_with(node, made)
 
     def replace(self, old: Node, new: Symbol | Node) -> Node:
         """Let what was written, which computes the same, take the place of a node, and erase that one."""

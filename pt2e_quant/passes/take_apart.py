@@ -49,7 +49,6 @@ def _parts(node: Node, write: Writer) -> Symbol:
         if part.op == "call_function":
             args, kwargs = map_arg((part.args, part.kwargs), lambda used: known[used])
             known[part] = write.call(part.target, *args, **kwargs)
-            known[part].node.meta.setdefault("val", part.meta.get("val"))  # of what is made from numbers alone
         elif part.op == "get_attr":
             known[part] = write.constant(getattr(traced, str(part.target)))
     return known[traced.graph.output_node().args[0]]  # type: ignore[index,no-any-return]

@@ -196,8 +196,8 @@ def _answer(reading: ObserverReading) -> tuple[Tensor, Tensor]:
         raise
     except Exception as error:  # observers of other packages raise what they like
         raise ConversionError(
-            f"{reading.place}: calculate_qparams of {type(reading.observer).__name__} does not give a scale and a zero "
-            f"point: {type(error).__name__}: {error}"
+            f"calculate_qparams of {type(reading.observer).__name__} does not give a scale and a zero point: "
+            f"{type(error).__name__}: {error}\n{_indented(reading.place)}"
         ) from error
 
 
@@ -207,10 +207,15 @@ def _check_grid(reading: ObserverReading, scale: Tensor, zero_point: Tensor, bou
     inside = zero_point.dtype.is_floating_point or bool(((zero_point >= bounds[0]) & (zero_point <= bounds[1])).all())
     if not steps or not inside:
         raise ConversionError(
-            f"{reading.place}: {type(reading.observer).__name__} answers with scale {_few(scale)} and zero point "
-            f"{_few(zero_point)}, which is no grid: a scale is finite and > 0, a zero point lies in {list(bounds)}.\n"
+            f"{type(reading.observer).__name__} answers with scale {_few(scale)} and zero point {_few(zero_point)}, "
+            f"which is no grid: a scale is finite and > 0, a zero point lies in {list(bounds)}.\n"
+            f"{_indented(reading.place)}\n"
             "  Calibrate again; if the state came from a file, it was damaged, or made for another configuration."
         )
+
+
+def _indented(place: str) -> str:
+    return "  " + place.replace("\n", "\n  ")
 
 
 def _few(values: Tensor) -> str:
@@ -242,9 +247,9 @@ def _no_op(reading: ObserverReading) -> str:
     if scheme is not None and scheme.op is not None:
         wanted += " of a tensor that is not a matrix"
     return (
-        f"{reading.place}: torch.ops.quantized_decomposed has no op for {wanted}, so this tensor was prepared and "
-        "calibrated but cannot be converted.\n  A backend with an op of its own for it observes with a class that has "
-        "convert(model, node), which writes that op; or choose a scheme that docs/schemes.md lists with an op; or "
+        f"torch.ops.quantized_decomposed has no op for {wanted}, so a tensor was prepared and calibrated but cannot be "
+        f"converted.\n{_indented(reading.place)}\n  A backend with an op of its own for it observes with a class that "
+        "has convert(model, node), which writes that op; or choose a scheme that docs/schemes.md lists with an op; or "
         "leave this place in float."
     )
 

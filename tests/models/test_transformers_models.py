@@ -151,9 +151,10 @@ def test_the_file_computes_what_the_converted_graph_computes(outcome):
     graph, file = outcome.of_graph, outcome.of_file
     value = outcome.converted.graph.output_node().all_input_nodes[0]
     if "dequantize_per_tensor" in str(value.target):
+        others = outcome.program.verify(outcome.converted, [(x,) for x in outcome.inputs])
+        assert others, others  # within twice the noise of rounding at random
         steps = (file - graph).abs() / value.args[1]
-        assert (steps < 1.01).double().mean() >= 0.95  # a kernel may round the other way (1 LSB)
-        assert steps.max() < 2.01  # a few such add up, on the way through twenty layers
+        assert steps.max() < 2.01  # a kernel may round the other way; a few such add up through twenty layers
     else:
         assert sqnr(graph, file) > outcome.expectation.agreement
 
