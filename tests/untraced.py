@@ -39,7 +39,7 @@ def look_away(names: tuple[str, ...]) -> None:
     """Let these functions and methods, given as `module.function` or `module.Class.method`, run untraced."""
     for name in names:
         place, _, last = name.rpartition(".")
-        owner = _module_or_class(place)
+        owner = _untraced(_module_or_class)(place)
         found = vars(owner)[last]
         static = isinstance(found, staticmethod)
         quick = _untraced(found.__func__ if static else found)
