@@ -14,7 +14,7 @@ from ....grid import Grid
 from ....ops import PAD, is_quantize
 from ...common.gemm import as_gemm
 from ..xnnpack.limits import Case, not_zero_padding
-from ..xnnpack.patterns import refusals
+from ..xnnpack.patterns import why_portable
 from .steps import on_grid
 
 __all__ = ["quantize_padding"]
@@ -40,4 +40,4 @@ def _pads_with_zeros(node: Node) -> bool:
 
 def _belongs_to_a_kernel(users: list[Node]) -> bool:
     gemm = as_gemm(users[0]) if len(users) == 1 else None
-    return gemm is not None and not any(refusals(gemm))
+    return gemm is not None and not any(why_portable(gemm))

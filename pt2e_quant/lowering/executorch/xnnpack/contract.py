@@ -26,7 +26,7 @@ from ....where import locate, node_id
 from ...common.entry import origin
 from ...common.gemm import Gemm, as_gemm
 from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, LARGEST_FACTOR, WEIGHT_RANGE, group_size
-from .patterns import IntegerOp, as_integer_op, refusals
+from .patterns import IntegerOp, as_integer_op, why_portable
 
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "keep_outside", "raise_fatal"]
 
@@ -91,7 +91,7 @@ def _findings(node: Node) -> Iterator[tuple[str, Finding]]:
     yield from _run(CHECKS_OF_NODES, node)
     gemm, op = as_gemm(node), as_integer_op(node)
     if gemm is not None:
-        refused = list(refusals(gemm))
+        refused = list(why_portable(gemm))
         for reason in refused:
             yield "left_to_portable_kernels", ("portable", reason, "Quantize it as XNNPACK needs it, or not at all.")
         if not refused:

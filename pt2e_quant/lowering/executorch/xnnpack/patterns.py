@@ -1,7 +1,7 @@
 """What ExecuTorch's XNNPACK backend sees as one integer kernel in a converted graph.
 
-`as_gemm` reads a convolution or matrix product with its surroundings, `refusals` says why the backend will leave one to
-the portable kernels, `as_integer_op` reads the other integer kernels. `contract` checks what was found here.
+`as_gemm` reads a convolution or matrix product with its surroundings, `why_portable` says why the backend will leave one
+to the portable kernels, `as_integer_op` reads the other integer kernels. `contract` checks what was found here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ....ops import is_call, is_dequantize, is_quantize, op_name
 from ...common.gemm import Gemm, Q, output_quantize
 from .limits import PADDING, PRODUCTS, Case, Scales, kernel_of
 
-__all__ = ["IntegerOp", "as_integer_op", "case_of", "refusals"]
+__all__ = ["IntegerOp", "as_integer_op", "case_of", "why_portable"]
 
 _SCALES: dict[object, Scales] = {
     Q.dequantize_per_tensor.default: "tensor",
@@ -47,11 +47,11 @@ def as_integer_op(node: Node) -> IntegerOp | None:
     return IntegerOp(node, inputs, quantize)
 
 
-def refusals(gemm: Gemm) -> Iterator[str]:
+def why_portable(gemm: Gemm) -> Iterator[str]:
     """Reasons why XNNPACK leaves the operator to the portable kernels; none when it takes it."""
     kernel = kernel_of(gemm.node)
     if kernel is not None:
-        yield from (reason for _, reason in kernel.refusals(case_of(gemm)))
+        yield from (reason for _, reason in kernel.broken(case_of(gemm)))
     if not gemm.dynamic and gemm.quantize is None:
         yield _without_quantize(gemm)
 
