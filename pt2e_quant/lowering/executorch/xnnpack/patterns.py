@@ -1,7 +1,7 @@
 """What ExecuTorch's XNNPACK backend sees as one integer kernel in a converted graph.
 
-`as_gemm` reads a convolution or matrix product with its surroundings, `why_portable` says why the backend will leave one
-to the portable kernels, `as_integer_op` reads the other integer kernels. `contract` checks what was found here.
+`as_gemm` reads a convolution or matrix product with its surroundings, `why_portable` says why the backend will leave
+one to the portable kernels, `as_integer_op` reads the other integer kernels. `contract` checks what was found here.
 """
 
 from __future__ import annotations
