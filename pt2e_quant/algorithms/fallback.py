@@ -17,6 +17,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.constants import Constants
 from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
@@ -48,6 +50,7 @@ class Sensitivity:
         return f"{self.node}{where}: {self.sqnr:.1f} dB when quantized alone, {self.share:.0%} of all error"
 
 
+@checked(CaptureError)
 def worst_linears(
     model: ExportedProgram | GraphModule, batches: Batches, *, target: float, outputs: bool = True
 ) -> tuple[list[Sensitivity], list[Sensitivity]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from ..checks import checked
 from ..errors import QuantizationError
 from ..graph.module import clone, is_guard
 from ..pt2e.capture import capture
@@ -62,6 +63,7 @@ RULES = {
 Models = Mapping[str, ExportedProgram] | Iterable[ExportedProgram]
 
 
+@checked(QuantizationError)
 def check_quantizer(
     quantizer: object,
     models: Models | None = None,
@@ -101,6 +103,7 @@ def check_quantizer(
     return [finding for finding in dict.fromkeys(found) if finding.rule not in ignored]
 
 
+@checked(QuantizationError)
 def assert_conforms(
     quantizer: object, models: Models | None = None, *, backend: Backend | None = None, ignore: Iterable[str] = ()
 ) -> None:
