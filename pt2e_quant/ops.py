@@ -29,6 +29,7 @@ __all__ = [
     "ADAPTIVE_AVG_POOL",
     "ADAPTIVE_MAX_POOL",
     "ADD",
+    "ATTENTION",
     "BATCH_NORM",
     "CAST",
     "CAT",
@@ -51,6 +52,7 @@ __all__ = [
     "EMBEDDING",
     "EXPAND",
     "HARDTANH",
+    "LEAKY_RELU",
     "LINEAR",
     "MATMUL",
     "MAX_POOL",
@@ -64,6 +66,7 @@ __all__ = [
     "RESHAPE",
     "RNN",
     "SLICE",
+    "SOFTMAX",
     "SPLIT",
     "SQUEEZE",
     "SUB",
@@ -253,6 +256,7 @@ CONV_TRANSPOSE = (*CONV_TRANSPOSE1D, *CONV_TRANSPOSE2D, *CONV_TRANSPOSE3D)
 CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
 LINEAR = _row("linear.default")
 MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
+ATTENTION = _row("scaled_dot_product_attention.default")
 RNN = _row("lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data")
 COMPOSITE = _row(
     "softplus.default mish.default hardshrink.default softshrink.default celu.default lerp.Scalar lerp.Tensor "
@@ -283,7 +287,9 @@ _row(
 # Clamps
 RELU = _row("relu.default")
 RELU6 = _row("relu6.default")
+LEAKY_RELU = _row("leaky_relu.default")
 HARDTANH = _row("hardtanh.default")
+SOFTMAX = _row("softmax.int _softmax.default")
 CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default")
 
 # Same values in another shape or place

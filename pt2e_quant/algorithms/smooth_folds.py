@@ -20,13 +20,13 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import bind
 from ..graph.module import is_guard
-from ..ops import ADD, LINEAR, MATMUL, MUL, RELU, is_value_preserving
+from ..ops import ADD, ATTENTION, LEAKY_RELU, LINEAR, MATMUL, MUL, RELU, is_value_preserving, op_name
 
 __all__ = ["Fold", "Place", "find_fold"]
 
 aten = torch.ops.aten
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
-_SCALABLE = frozenset((*RELU, aten.leaky_relu.default))
+_SCALABLE = frozenset((*RELU, *LEAKY_RELU))
 """f(x / s) = f(x) / s for every s > 0; gelu, silu, tanh and the like are not so."""
 
 
@@ -163,9 +163,9 @@ def _sources(node: Node) -> Iterator[Node]:
         yield from (source for source in wide if source.meta["val"].dim() == node.meta["val"].dim())
     elif node.target in MATMUL and len(node.all_input_nodes) == 2:
         yield node.args[1]  # type: ignore[misc]
-    elif node.target is aten.scaled_dot_product_attention.default:
+    elif node.target in ATTENTION:
         yield bind(node)["value"]
-    elif node.target in _SCALABLE or node.target is aten.expand.default:
+    elif node.target in _SCALABLE:
         yield node.all_input_nodes[0]
     elif is_value_preserving(node) and isinstance(node.meta.get("val"), Tensor):
         tensors = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
@@ -177,7 +177,7 @@ def _rows(path: list[Node]) -> Tensor | None:
     shape = _sizes(path[0])
     numbers = torch.arange(shape[-1], dtype=torch.float32).expand(shape)
     for source, node in itertools.pairwise(path):
-        mixing = node.target in MATMUL or node.target is aten.scaled_dot_product_attention.default
+        mixing = node.target in (*MATMUL, *ATTENTION)
         if mixing:
             if not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers)):
                 return None
@@ -199,7 +199,7 @@ def _moved(node: Node, source: Node, numbers: Tensor) -> Tensor:
         return numbers if argument is source else _hint(argument.meta["val"])
 
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), value)
-    target: Callable[..., Tensor] = aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[assignment]
+    target: Callable[..., Tensor] = aten.reshape.default if op_name(node) == "view" else node.target  # type: ignore[assignment]
     return target(*args, **kwargs)
 
 

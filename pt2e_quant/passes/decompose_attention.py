@@ -16,6 +16,7 @@ from ..arguments import bind
 from ..graph.module import tidy
 from ..graph.values import refresh_values
 from ..graph.write import Symbol, Writer, function
+from ..ops import ATTENTION
 
 __all__ = ["decompose_attention"]
 
@@ -30,7 +31,7 @@ def decompose_attention(gm: GraphModule) -> GraphModule:
     A boolean mask keeps that; after a mask of numbers that is computed while running, such a row becomes the mean of
     the values, as in the usual implementation with finite numbers.
     """
-    calls = gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
+    calls = [node for node in gm.graph.nodes if node.target in ATTENTION]
     write = Writer(gm, "decompose_attention")
     masks = _Masks()
     written = []

@@ -65,7 +65,7 @@ def convert_pt2e(
 
     Returns:
         A module with the calling convention of the exported model. Buffers that it writes to start from what they held
-        before calibration; after training with fake-quantizers they keep what they hold.
+        before calibration; after training they keep what they hold.
 
     Raises:
         ConversionError: `model` is not a prepared one, its parameters are on the meta device, or an input, output or
@@ -83,13 +83,8 @@ def convert_pt2e(
     if quantized_io is not None:
         record = quantize_io(gm, quantized_io, record)
     finish(gm)
-    gm.meta[RECORD_KEY] = replace(
-        record,
-        stage="converted",
-        state={},
-        groups=[with_qparams(group, qparams.get(group.observer)) for group in record.groups],
-        bytes_after=state_bytes(gm),
-    )
+    groups = [with_qparams(group, qparams.get(group.observer)) for group in record.groups]
+    gm.meta[RECORD_KEY] = replace(record, stage="converted", state={}, groups=groups, bytes_after=state_bytes(gm))
     return reference_representation_rewrite(gm) if use_reference_representation else gm
 
 

@@ -248,8 +248,8 @@ def _no_op(reading: ObserverReading) -> str:
         wanted += " of a tensor that is not a matrix"
     return (
         f"torch.ops.quantized_decomposed has no op for {wanted}, so a tensor was prepared and calibrated but cannot be "
-        f"converted.\n{_indented(reading.place)}\n  A backend with an op of its own for it observes with a class that has "
-        "convert(model, node), which writes that op; or choose a scheme that docs/schemes.md lists with an op; or "
+        f"converted.\n{_indented(reading.place)}\n  A backend with an op of its own for it observes with a class that "
+        "has convert(model, node), which writes that op; or choose a scheme that docs/schemes.md lists with an op; or "
         "leave this place in float."
     )
 

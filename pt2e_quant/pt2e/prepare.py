@@ -28,7 +28,7 @@ from ..quantizer.compose import quantizer_name
 from ..specs import EdgeOrNode
 from ..where import copy_origin, describe_site, in_graph, locate, node_id
 from .authors import calibrating, code_of
-from .capture import capture
+from .capture import Captured, capture
 from .coverage import check_required
 from .decisions import nothing_quantized, opaque_decisions
 from .making import make_observers
@@ -70,7 +70,13 @@ def prepare_pt2e(
     """
     name = _checked_name(quantizer)
     captured = capture(model, decompositions(decompose, quantizer))
-    gm = _annotate(quantizer, captured.gm)
+    return _observed(captured, _annotate(quantizer, captured.gm), quantizer, name, require, allow_empty)
+
+
+def _observed(
+    captured: Captured, gm: ExportedModule, quantizer: Quantizer, name: str, require: Iterable[str], allow_empty: bool
+) -> ExportedModule:
+    """The annotated graph with its observers and its record."""
     parts = [part for _, part in graphs(gm, opaque=False)]
     plans = [make_plan(part, name) for part in parts]
     decisions = [decision for plan in plans for decision in plan.decisions] + opaque_decisions(gm)

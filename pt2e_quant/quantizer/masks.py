@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from ..arguments import bind
 from ..graph.values import is_float_tensor
-from ..ops import ADD, CLAMP, HARDTANH, RELU6
+from ..ops import ADD, ATTENTION, CLAMP, HARDTANH, RELU6, SOFTMAX
 
 __all__ = ["HUGE", "MASK_REASON", "masked"]
 
@@ -24,9 +24,7 @@ HUGE = 1e6
 MASK_REASON = "it holds an attention mask; next to its numbers all other values would round to one"
 
 aten = torch.ops.aten
-_SOFTMAX = frozenset((aten.softmax.int, aten._softmax.default))
-_ATTENTION = aten.scaled_dot_product_attention.default  # kept whole where the backend has a kernel for it
-_BOUNDED = frozenset((*_SOFTMAX, *HARDTANH, *RELU6, aten.sigmoid.default, aten.tanh.default, _ATTENTION))
+_BOUNDED = frozenset((*SOFTMAX, *ATTENTION, *HARDTANH, *RELU6, aten.sigmoid.default, aten.tanh.default))
 
 
 def masked(graph: Graph) -> set[Node]:
@@ -39,7 +37,7 @@ def masked(graph: Graph) -> set[Node]:
     for node in graph.nodes:
         if node.op != "call_function" or not is_float_tensor(node):
             continue
-        if node.target in _SOFTMAX and node.all_input_nodes[0].target in ADD:
+        if node.target in SOFTMAX and node.all_input_nodes[0].target in ADD:
             found.add(node.all_input_nodes[0])  # scores and mask: any mask, also one that is an input of the model
         writes = node.target not in CLAMP and any(_is_huge(value) for value in (*node.args, *node.kwargs.values()))
         if writes or (not _is_bounded(node) and not found.isdisjoint(node.all_input_nodes)):

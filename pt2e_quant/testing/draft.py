@@ -58,7 +58,7 @@ def one(options: Sequence[T], number: int) -> T:
 
 
 @dataclass(frozen=True)
-class Call:
+class Played:
     """One call of a model: a submodule by name, or a function, on values by number; None is an input."""
 
     function: str | Callable[..., Any] | None
@@ -71,7 +71,7 @@ class SketchNet(nn.Module):
     nested: takes one dictionary {"x": first input, "rest": (others)} and returns {"last": ..., "others": (...)}.
     """
 
-    def __init__(self, calls: list[Call], parts: dict[str, nn.Module], kinds: tuple[Any, ...], nested: bool) -> None:
+    def __init__(self, calls: list[Played], parts: dict[str, nn.Module], kinds: tuple[Any, ...], nested: bool) -> None:
         super().__init__()
         self._calls = calls
         self.kinds, self.nested = kinds, nested
@@ -103,14 +103,14 @@ class Draft:
 
     def __init__(self) -> None:
         self._values: list[Any] = []
-        self._calls: list[Call] = []
+        self._calls: list[Played] = []
         self._parts: dict[str, nn.Module] = {}
         self._seen: dict[str, torch.Size] = {}  # shape that each submodule was first called on
 
     def input(self, value: Tensor) -> int:
         """Add an input of the model; its number."""
         self._values.append(value)
-        self._calls.append(Call(None, ()))
+        self._calls.append(Played(None, ()))
         return len(self._values) - 1
 
     def pick(self, place: int, fits: Fits = lambda value: True, *, fresh: bool = False) -> int | None:
@@ -194,7 +194,7 @@ class Draft:
         if isinstance(function, str):
             self._seen.setdefault(function, self.value(operands[0]).shape)
         self._values.append(result)
-        self._calls.append(Call(function, operands))
+        self._calls.append(Played(function, operands))
         return len(self._values) - 1
 
     def net(self, nested: bool) -> SketchNet:

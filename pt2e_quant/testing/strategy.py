@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,18 +62,12 @@ def aten_graphs(
         MissingDependencyError: hypothesis is not installed.
         QuantizationError: a name is unknown, or none is left.
     """
-    try:
-        from hypothesis import strategies as st
-    except ImportError as error:
-        raise MissingDependencyError(
-            "aten_graphs() draws its models with hypothesis, which is not installed; "
-            "run: pip install 'pt2e-quant[testing]'"
-        ) from error
+    st = _strategies()
     names = _chosen(OPS if ops is None else ops, set(without), OPS)
     small, newest = st.integers(0, 3), st.sampled_from((0, 0, 0, 1, 2, 3))
     often = [name for name in names if name in COMMON] * _OFTEN
     steps = st.builds(Step, st.sampled_from(names + often), newest, small, st.integers(0, 11))
-    return st.builds(
+    drawn: SearchStrategy[Sketch] = st.builds(
         Sketch,
         st.sampled_from(_chosen(starts, set(), STARTS)),
         st.lists(steps, min_size=1, max_size=max_steps).map(tuple),
@@ -81,6 +76,18 @@ def aten_graphs(
         st.booleans() if dynamic else st.just(False),
         st.booleans() if nested else st.just(False),
     )
+    return drawn
+
+
+def _strategies() -> ModuleType:
+    try:
+        from hypothesis import strategies
+    except ImportError as error:
+        raise MissingDependencyError(
+            "aten_graphs() draws its models with hypothesis, which is not installed; "
+            "run: pip install 'pt2e-quant[testing]'"
+        ) from error
+    return strategies
 
 
 def _chosen(names: Iterable[str], without: set[str], known: Iterable[str]) -> list[str]:

@@ -36,6 +36,18 @@ class Keywords(nn.Module):
         return {"scaled": y * scale, "plain": y}
 
 
+class Branches(nn.Module):
+    """Integer linears outside and inside of torch.cond."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.small, self.large = nn.Linear(48, 64), nn.Linear(64, 64, bias=False), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return torch.cond(y.mean() > 0.4, lambda t: self.large(t) + t, lambda t: self.small(t), (y,))
+
+
 @pytest.fixture(scope="module")
 def mlp():
     torch.manual_seed(0)
@@ -237,3 +249,21 @@ def test_rounding_that_no_integer_kernel_reads_is_dropped_with_a_remark():
     assert [kernel.op for kernel in program.kernels] == ["aten.linear.default"]
     wanted = model.a(x) @ x.transpose(1, 2)
     assert (program(x) - wanted).abs().max() <= (graph(x) - wanted).abs().max()
+
+
+def test_linears_of_a_branch_are_named_as_the_float_kernels_that_they_become():
+    torch.manual_seed(1)
+    x = torch.randn(32, 48)
+    with torch.no_grad():  # torch.export of a cond warns of gradients
+        prepared = prepare_pt2e(export(Branches(), x), X86InductorQuantizer().set_global(RECIPES["static"]))
+        for branch in (x, x * 0.1, x * 4):
+            prepared(branch)
+        graph = convert_pt2e(prepared)
+    program = lower_to_inductor(graph, allow_float=True)
+    assert [(kernel.node, kernel.precision) for kernel in program.kernels] == [("linear", "int8")]
+    assert [left.node for left in program.fallbacks] == ["true_graph_0.linear", "false_graph_0.linear"]
+    assert all("nested graph" in left.reason and "it became aten." in left.reason for left in program.fallbacks)
+    for branch in (x, x * 0.1):
+        torch.testing.assert_close(program(branch), graph(branch), atol=1e-5, rtol=1e-5)  # sums in another order
+    with pytest.raises(LoweringError, match=r"2 quantized operators fell back(.|\n)*true_graph_0.linear"):
+        lower_to_inductor(graph)

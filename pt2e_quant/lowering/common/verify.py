@@ -30,10 +30,13 @@ from ...ops import QUANTIZE, is_dequantize
 from ...pt2e.record import record_of
 from ...where import locate
 
-__all__ = ["NOT_RUN", "Difference", "Program", "Verification", "cut_after", "unverified", "verified"]
+__all__ = ["NOT_RUN", "Difference", "Lower", "Program", "Verification", "cut_after", "unverified", "verified"]
 
 Program = Callable[..., Sequence[Any]]
 """Runs a lowered program on the arguments of the model and returns its outputs, flat."""
+
+Lower = Callable[[GraphModule, Arguments], Program]
+"""Makes a program of a graph, or of a part of one, to be run on these arguments."""
 
 ALLOWED_DB = 6.0
 """A program may have twice the error of a graph that is rounded at random."""
@@ -114,7 +117,7 @@ def verified(
     converted: GraphModule,
     run: Program,
     batches: Iterable[Any],
-    lower: Callable[[GraphModule, Any], Program] | None = None,
+    lower: Lower | None = None,
     advice: str = "",
 ) -> Verification:
     """Run a program and compare every output with the converted graph's.
@@ -294,14 +297,14 @@ def _grid_of_output(converted: GraphModule, index: int, node: Any) -> Grid | Non
 # --- the first operator that comes apart ------------------------------------------------------------------------------
 
 
-def _where(converted: GraphModule, lower: Callable[[GraphModule, Any], Program], batch: Arguments) -> str:
+def _where(converted: GraphModule, lower: Lower, batch: Arguments) -> str:
     found = first_apart(converted, lower, batch)
     if found is None:
         return "  Every part of the graph that ends in an integer tensor agrees by itself.\n"
     return f"  It comes apart first at\n  {locate(found)}\n".replace("\n  in ", "\n    in ")
 
 
-def first_apart(converted: GraphModule, lower: Callable[[GraphModule, Any], Program], batch: Arguments) -> Node | None:
+def first_apart(converted: GraphModule, lower: Lower, batch: Arguments) -> Node | None:
     """The first operator whose result differs: by bisection over the tensors that the graph quantizes, then upwards.
 
     Bisection ends at a tensor that differs where the one in front of it in the graph agrees; on a branch, one that it
@@ -342,7 +345,7 @@ def _computed_from(cut: Node, cuts: set[Node]) -> list[Node]:
     return found
 
 
-def _agrees(part: GraphModule, lower: Callable[[GraphModule, Any], Program], batch: Arguments) -> bool:
+def _agrees(part: GraphModule, lower: Lower, batch: Arguments) -> bool:
     try:
         return bool(_compared(part, lower(part, batch), [batch]))
     except QuantizationError:

@@ -1,11 +1,10 @@
-"""Lower a converted graph to an ExecuTorch program (.pte).
-
-`lower_to_executorch` is loaded when it is asked for, so that the backend's limits can be read without it.
-"""
+"""Lower a converted graph to an ExecuTorch program (.pte)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..common.lazy import lazily
 
 if TYPE_CHECKING:
     from .lower import lower_to_executorch
@@ -13,14 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecutorchMethods", "ExecutorchProgram", "lower_to_executorch"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "lower_to_executorch":
-        from .lower import lower_to_executorch
-
-        return lower_to_executorch
-    if name in __all__:
-        from . import program
-
-        return getattr(program, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, lower_to_executorch="lower", ExecutorchMethods="program", ExecutorchProgram="program")

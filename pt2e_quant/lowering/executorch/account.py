@@ -16,10 +16,10 @@ from torch.fx import GraphModule, Node
 
 from ...graph.nested import graphs
 from ...meta import PORTABLE
-from ...where import module_path, node_id, source_line
+from ...where import node_id
 from ..common.entry import origin
-from ..common.remarks import Remark
-from .program import Kernel, Undelegated
+from ..common.program import Fallback, Remark
+from .program import Kernel
 from .runtime import is_implicit
 from .xnnpack.contract import Violation
 
@@ -43,7 +43,7 @@ _OF_SHAPES = {
 @dataclass(frozen=True)
 class Account:
     delegates: int
-    undelegated: tuple[Undelegated, ...]
+    undelegated: tuple[Fallback, ...]
     kernels: tuple[Kernel, ...]
     remarks: tuple[Remark, ...]
     delegate_bytes: int
@@ -110,10 +110,10 @@ def _computes_a_tensor(node: Node) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value))
 
 
-def _undelegated(node: Node, origins: dict[str, Node], reason: str) -> Undelegated:
+def _undelegated(node: Node, origins: dict[str, Node], reason: str) -> Fallback:
     name = origin(node)
     source = origins.get(name, node)
-    return Undelegated(name, _name(node), module_path(source), source_line(source), reason)
+    return Fallback.of(name, _name(node), source, reason)
 
 
 def _name(node: Node) -> str:

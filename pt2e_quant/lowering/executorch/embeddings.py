@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from ...graph.attributes import constant
 from ...ops import EMBEDDING, LINEAR, is_dequantize
 from ..common.entry import origin
-from ..common.remarks import Remark
+from ..common.program import Remark
 from .passes.embeddings_to_kernels import stored_table
 
 __all__ = ["tied_tables"]

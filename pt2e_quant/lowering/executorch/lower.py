@@ -26,8 +26,8 @@ from ...where import locate_all
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import check_bounds, derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
-from ..common.remarks import Remark
-from ..common.verify import Program, verified
+from ..common.program import Remark, verify_program
+from ..common.verify import Program
 from . import runtime as _executorch
 from .account import Account, take_account
 from .control_flow import check_control_flow
@@ -65,7 +65,7 @@ def lower_to_executorch(
     dynamic_shapes: Mapping[str, Any] | None = None,
     backend: Backend = "xnnpack",
     preflight: bool = True,
-    verify: bool | Iterable[Any] = True,
+    verify: bool | Mapping[str, Iterable[Any]] = True,
 ) -> ExecutorchMethods: ...
 
 
@@ -77,28 +77,26 @@ def lower_to_executorch(
     dynamic_shapes: Any = None,
     backend: Backend = "xnnpack",
     preflight: bool = True,
-    verify: bool | Iterable[Any] = True,
+    verify: Any = True,
 ) -> ExecutorchProgram | ExecutorchMethods:
     """Lower a converted model, or a float one, to an ExecuTorch program.
 
     Operators that the backend does not take run in ExecuTorch's portable kernels; `undelegated` has them with reasons.
 
-    Several methods, {"prefill": graph, "decode": graph}, become one program; they may be one graph, lowered for several
-    sizes. Equal weights are stored once. Methods that write to a buffer of the same name share it: what prefill writes
-    to a key-value cache, decode reads.
+    Several methods, {"prefill": graph, "decode": graph}, become one program, and their arguments are dicts by method
+    name. They may be one graph, lowered for several sizes. Equal weights are stored once. Methods that write to a
+    buffer of the same name share it: what prefill writes to a key-value cache, decode reads.
 
     Args:
         model: what convert_pt2e returned, an ExportedProgram, or its module; or several of them by method name.
-        example_inputs, example_kwargs: arguments to export with; may be left out when the model came from an
-            ExportedProgram that holds some. Of several methods: by method name.
+        example_inputs, example_kwargs: arguments to export with; may be left out when the model holds some.
         dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has, ({}, {}) fixes
-            those of two inputs. ExecuTorch plans its memory ahead and needs an upper bound for each. Of several
-            methods: by method name.
+            those of two inputs. ExecuTorch plans its memory ahead and needs an upper bound for each.
         backend: 'xnnpack', or None for portable kernels only.
         preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
         verify: run the program on the example inputs, or on these batches instead, and compare every output with the
             converted graph's (`common.verify`). Costs one load, and a run of each; False leaves it out, and the program
-            says so. Of several methods, each is run from the state that the model starts with, on its example inputs.
+            says so. Of several methods, each is run from the state that the model starts with; batches by method name.
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
@@ -108,40 +106,31 @@ def lower_to_executorch(
     """
     if backend not in ("xnnpack", None):
         raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
-    if not isinstance(model, Mapping):
-        taken = take(model, example_inputs, example_kwargs, "lower_to_executorch")
-        graph = clone(taken[0])
-        program = _lower({"forward": _ready(taken, dynamic_shapes, backend, preflight)}, (), backend)["forward"]
-        return _verified(program, graph, taken[1], verify, backend)
-    arguments = by_method(
-        model, example_inputs=example_inputs, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes
-    )
-    taken_from = {
-        name: take(model[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, _) in arguments.items()
+    given = {
+        "example_inputs": example_inputs,
+        "example_kwargs": example_kwargs,
+        "dynamic_shapes": dynamic_shapes,
+        "verify": None if isinstance(verify, bool) else verify,
     }
-    shared = shared_buffers({name: gm for name, (gm, _) in taken_from.items()})  # before passes fold what is only read
-    graphs_of = {name: clone(gm) for name, (gm, _) in taken_from.items()}
-    ready = {name: _ready(taken_from[name], arguments[name][2], backend, preflight) for name in arguments}
+    models: Mapping[str, Model] = model if isinstance(model, Mapping) else {"forward": model}
+    arguments = by_method(models, **given) if models is model else {"forward": tuple(given.values())}
+    taken = {
+        name: take(models[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, *_) in arguments.items()
+    }
+    shared = shared_buffers({name: gm for name, (gm, _) in taken.items()})  # before passes fold what is only read
+    graphs_of = {name: clone(gm) for name, (gm, _) in taken.items()}
+    ready = {name: _ready(taken[name], arguments[name][2], backend, preflight) for name in models}
     made = _lower(ready, shared, backend)
-    checked = {
-        name: _verified(one, graphs_of[name], taken_from[name][1], bool(verify), backend) for name, one in made.items()
-    }
-    return replace(made, methods=checked)
 
+    def lower(part: GraphModule, batch: Arguments) -> Program:
+        inputs = take(part, batch.args, batch.kwargs, "")
+        return _lower({"forward": _ready(inputs, None, backend, preflight)}, (), backend)["forward"].run
 
-def _verified(
-    program: ExecutorchProgram, graph: GraphModule, inputs: Inputs, verify: bool | Iterable[Any], backend: Backend
-) -> ExecutorchProgram:
-    if verify is False:
-        return program
-
-    def lower(part: GraphModule, batch: Any) -> Program:
-        made = lower_to_executorch(part, batch.args, example_kwargs=batch.kwargs, backend=backend, verify=False)
-        return made.run
-
-    result = verified(graph, program.run, [Arguments(*inputs)] if verify is True else verify, lower)
-    program.reset()
-    return replace(program, verified=result)
+    methods = {}
+    for name, program in made.items():
+        batches = verify if isinstance(verify, bool) else arguments[name][3] or True
+        methods[name] = verify_program(program, graphs_of[name], taken[name][1], batches, lower)
+    return replace(made, methods=methods) if models is model else methods["forward"]
 
 
 @dataclass(frozen=True)

@@ -6,47 +6,20 @@ runtime for Python.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from ...errors import LoweringError, did_you_mean
-from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
-from ..common.remarks import Remark, section
-from ..common.verify import NOT_RUN, Verification, verified
+from ..common.program import Fallback, LoweredProgram, Remark, Saved
+from ..common.verify import NOT_RUN, Verification
 
-__all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes", "Undelegated"]
-
-
-@dataclass(frozen=True)
-class Undelegated:
-    """An operator that runs in ExecuTorch's portable kernels, on the CPU, outside every delegate.
-
-    Args:
-        node: name of the node of the converted graph that it comes from (of the lowered graph where there is none).
-        op: the operator of the lowered graph, such as 'aten.convolution.default'.
-        module: dotted path of the module that it was captured in; '' is the root, None when not recorded.
-        source: line of the user's code, None when not recorded.
-        reason: why no backend took it.
-    """
-
-    node: str
-    op: str
-    module: str | None
-    source: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        place = ", ".join(filter(None, (f"in {self.module!r}" if self.module else None, self.source)))
-        return f"{self.node} ({self.op}){f', {place}' if place else ''}: {self.reason}"
+__all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +120,7 @@ def _advice(error: str) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class ExecutorchProgram:
+class ExecutorchProgram(LoweredProgram):
     """A program for ExecuTorch (.pte), or one method of it, and what every operator of the model became in it.
 
     Args:
@@ -165,7 +138,7 @@ class ExecutorchProgram:
 
     buffer: bytes
     delegates: int
-    undelegated: tuple[Undelegated, ...]
+    undelegated: tuple[Fallback, ...]
     kernels: tuple[Kernel, ...]
     remarks: tuple[Remark, ...]
     sizes: Sizes
@@ -173,30 +146,6 @@ class ExecutorchProgram:
     loaded: Loaded = field(compare=False)
     method: str = "forward"
     verified: Verification = field(compare=False, default=NOT_RUN)
-
-    def verify(self, converted: GraphModule, batches: Iterable[Any]) -> Verification:
-        """Run the program and compare every output with the converted graph's, as lowering does.
-
-        Args:
-            converted: the graph that was lowered.
-            batches: what to run both on, as `graph.run.batches_of` takes it.
-
-        Raises:
-            LoweringError: an output differs by more than rounding explains, or the program cannot run.
-        """
-        self.reset()
-        try:
-            return verified(converted, self.run, batches)
-        finally:
-            self.reset()
-
-    def save(self, path: str | Path) -> Path:
-        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path.
-
-        Raises:
-            FileError: it cannot be written; what was there before is still there.
-        """
-        return write_file(path, self.buffer)
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Execute the program in ExecuTorch's runtime, with the arguments that the model takes; its outputs, flat.
@@ -219,8 +168,9 @@ class ExecutorchProgram:
             ) from error
         return tuple(outputs)
 
+    run_flat = run
+
     def fate(self, node: str) -> str:
-        """What a node of the converted graph became; `Report.lowered` asks."""
         left = next((f"not delegated: {one.reason}" for one in self.undelegated if one.node == node), None)
         taken = (f"{kernel.precision}, delegate {kernel.delegate}" for kernel in self.kernels if kernel.node == node)
         return next(taken, left or "removed while lowering")
@@ -240,36 +190,21 @@ class ExecutorchProgram:
         """Give the buffers that the model writes to what they started with, in all methods of the file."""
         self.loaded.reset()
 
-    def count(self, precision: str) -> int:
-        """How many operators inside the delegates run in 'int8', 'dynamic' or 'float'."""
-        return sum(kernel.precision == precision for kernel in self.kernels)
-
-    def text(self) -> str:
-        """All there is to tell, for people: the summary, then operators outside, float kernels and remarks."""
-        parts = [str(self), str(self.verified)]
-        if self.undelegated:
-            parts.append(section("Outside every delegate, in portable kernels", self.undelegated))
+    def sections(self) -> dict[str, Sequence[Any]]:
         floating = [f"{kernel.node} ({kernel.op})" for kernel in self.kernels if kernel.precision == "float"]
-        if floating and len(floating) < len(self.kernels):
-            parts.append(section("In a delegate, in floating point", floating))
-        if self.remarks:
-            parts.append(section("Expect", self.remarks))
-        return "\n".join(parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the bytes, as plain data."""
         return {
-            "delegates": self.delegates,
-            "sizes": asdict(self.sizes),
-            "undelegated": [asdict(left) for left in self.undelegated],
-            "kernels": [asdict(kernel) for kernel in self.kernels],
-            "remarks": [asdict(remark) for remark in self.remarks],
-            "verified": self.verified.to_dict(),
+            "Outside every delegate, in portable kernels": self.undelegated,
+            "In a delegate, in floating point": floating if len(floating) < len(self.kernels) else (),
         }
 
-    def to_json(self) -> str:
-        """Everything but the bytes, as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+    def to_dict(self) -> dict[str, Any]:
+        undelegated = [asdict(left) for left in self.undelegated]
+        return {
+            "delegates": self.delegates, "sizes": asdict(self.sizes), "undelegated": undelegated, **self.account(),
+        }  # fmt: skip
+
+    def _file(self) -> bytes:
+        return self.buffer
 
     def __str__(self) -> str:
         sizes = self.sizes
@@ -283,12 +218,9 @@ class ExecutorchProgram:
             f"{_size(sizes.constants)}): {inside}, {len(self.undelegated)} outside"
         )
 
-    def __repr__(self) -> str:
-        return f"<{self}>"
-
 
 @dataclass(frozen=True, repr=False)
-class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
+class ExecutorchMethods(Saved, Mapping[str, ExecutorchProgram]):
     """A program of several methods: `program["decode"].run(...)`; each has its own account.
 
     Args:
@@ -312,14 +244,6 @@ class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
     def __len__(self) -> int:
         return len(self.methods)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the .pte file; a reader sees the old file or the whole new one, never a part. Returns the path.
-
-        Raises:
-            FileError: it cannot be written; what was there before is still there.
-        """
-        return write_file(path, self.buffer)
-
     def reset(self) -> None:
         """Give the buffers that the methods write to what they started with."""
         for method in self.methods.values():
@@ -330,20 +254,15 @@ class ExecutorchMethods(Mapping[str, ExecutorchProgram]):
         return "\n".join([str(self), *(f"{name}: {method.text()}" for name, method in self.methods.items())])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the bytes, as plain data."""
         methods = {name: method.to_dict() for name, method in self.methods.items()}
         return {"sizes": asdict(self.sizes), "shared": list(self.shared), "methods": methods}
 
-    def to_json(self) -> str:
-        """Everything but the bytes, as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+    def _file(self) -> bytes:
+        return self.buffer
 
     def __str__(self) -> str:
         buffers = f", {len(self.shared)} buffers shared" if self.shared else ""
         return f"ExecuTorch program, {_size(self.sizes.file)}: methods {', '.join(self.methods)}{buffers}"
-
-    def __repr__(self) -> str:
-        return f"<{self}>"
 
 
 def _size(count: int) -> str:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ...meta import MERGED_KEY
+from ...graph.nested import graphs
+from ...meta import MERGED_KEY, NESTED_KEY
 from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, op_name
-from ...where import module_path, source_line
 from ..common.entry import origin
 from ..common.gemm import as_gemm
+from ..common.program import Fallback
 from .limits import MOVES, taken_apart
-from .program import Fallback, InductorKernel, Precision
+from .program import InductorKernel, Precision
 
 __all__ = ["Recorder", "take_account"]
 
@@ -139,8 +140,10 @@ def take_account(
     """
     kernels: list[InductorKernel] = []
     fallbacks: list[Fallback] = []
-    stored = _made_of_integers(converted.graph)
-    kinds = {node: kind for node in converted.graph.nodes if is_call(node) and (kind := _kind(node, stored))}
+    kinds: dict[Node, str] = {}
+    for _, part in graphs(converted):
+        stored = _made_of_integers(part.graph)
+        kinds |= {node: kind for node in part.graph.nodes if is_call(node) and (kind := _kind(node, stored))}
     integer, floating = _joined(list(kinds), recorder.integer), list(recorder.floating)
     for node, kind in kinds.items():
         op = ops.get(origin(node), str(node.target))
@@ -199,14 +202,14 @@ def _is_small(node: Node) -> bool:
 def _names(node: Node) -> list[str]:
     """The node and what can be part of its kernel, outwards, up to and with a quantize."""
     nodes, seen = [node], {node}
-    for behind in _behind(nodes, seen):
-        nodes.append(behind)
+    for later in _after(nodes, seen):
+        nodes.append(later)
         if len(nodes) == _FARTHEST:
             break
     return list(dict.fromkeys(map(origin, nodes)))
 
 
-def _behind(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
+def _after(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
     """Users of the first of a growing list of nodes, then of the next: elementwise ones, moves and quantizes."""
     for node in nodes:
         for user in node.users if not is_quantize(node) else ():
@@ -229,7 +232,7 @@ def _pop(found: list[_Found], name: str) -> _Found | None:
 
 def _fallback(node: Node, name: str, kernel: str) -> Fallback:
     why = next((reason for check in _REASONS if (reason := check(node)) is not None), "Inductor's pattern missed it")
-    return Fallback(name, str(node.target), module_path(node), source_line(node), f"{why}; it became {kernel}")
+    return Fallback.of(name, str(node.target), node, f"{why}; it became {kernel}")
 
 
 def _per_tensor_weight(node: Node) -> str | None:
@@ -244,6 +247,13 @@ def _float_input(node: Node) -> str | None:
     if gemm is None or is_dequantize(gemm.activation):
         return None
     return "only its weight is quantized, for which Inductor has a kernel for linear and int8 per channel only"
+
+
+def _nested(node: Node) -> str | None:
+    """Its weight arrives as an operand, and Inductor packs constants only."""
+    module = node.graph.owning_module
+    path = None if module is None else module.meta.get(NESTED_KEY)
+    return f"it lies in a nested graph ({path}), where Inductor packs no weights" if path else None
 
 
 def _whole_table(node: Node) -> str | None:
@@ -262,5 +272,5 @@ def _half_precision(node: Node) -> str | None:
 
 
 _REASONS: tuple[Callable[[Node], str | None], ...] = (
-    _whole_table, _two_activations, _per_tensor_weight, _float_input, _half_precision,
+    _nested, _whole_table, _two_activations, _per_tensor_weight, _float_input, _half_precision,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind
 from ...errors import LoweringError
 from ...graph.attributes import constant
+from ...graph.nested import graphs
 from ...grid import Grid
 from ...ops import MAX_POOL, is_call, is_conv, is_conv_transpose, is_dequantize, is_quantize
 from ...where import locate
@@ -29,7 +30,8 @@ def check_inductor_contract(model: GraphModule) -> None:
     Raises:
         LoweringError: names every such node, with the reason and the way out.
     """
-    found = [(node, reason) for node in model.graph.nodes if is_call(node) for reason in _breaches(node)]
+    calls = [node for _, part in graphs(model) for node in part.graph.nodes if is_call(node)]
+    found = [(node, reason) for node in calls for reason in _breaches(node)]
     if found:
         places = "\n".join(f"- {reason}\n    {locate(node)}".replace("\n  in ", "\n    in ") for node, reason in found)
         raise LoweringError(

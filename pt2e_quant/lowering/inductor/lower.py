@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +21,19 @@ from torch.utils import _pytree as pytree
 from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, clone, finish
+from ...graph.nested import graphs
 from ...graph.run import Arguments
 from ...meta import DROPPED_KEY
-from ...passes.runner import run_pass
+from ...passes.runner import run_everywhere
+from ...where import node_id
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
-from ..common.remarks import Remark
-from ..common.verify import Program, verified
+from ..common.program import Fallback, Remark, verify_program
+from ..common.verify import Program
 from .account import Recorder, take_account
 from .contract import check_inductor_contract
-from .program import Fallback, InductorProgram, InputSpec
+from .program import InductorProgram, InputSpec
 from .recipe import IN_INDUCTOR, recipe
 from .remarks import overflows, remarks_on
 
@@ -77,24 +78,12 @@ def lower_to_inductor(
     taken = take(model, example_inputs, example_kwargs, "lower_to_inductor")
     graph = clone(taken[0])
     program = _compiled(taken, dynamic_shapes, mode, allow_float, autotune, profile)
-    return _verified(program, graph, taken[1], verify, allow_float)
 
+    def lower(part: GraphModule, batch: Arguments) -> Program:
+        return _compiled(take(part, batch.args, batch.kwargs, ""), None, "compile", allow_float, False, False).run_flat
 
-def _verified(
-    program: InductorProgram, graph: GraphModule, inputs: Inputs, verify: bool | Iterable[Any], allow_float: bool
-) -> InductorProgram:
-    if verify is False:
-        return program
-    elsewhere = next((text for _, text in overflows(graph)), None)
-
-    def lower(part: GraphModule, batch: Any) -> Program:
-        made = lower_to_inductor(part, batch.args, example_kwargs=batch.kwargs, allow_float=allow_float, verify=False)
-        return made.run_flat
-
-    batches = [Arguments(*inputs)] if verify is True else verify
-    result = verified(graph, program.run_flat, batches, lower, f"  {elsewhere}.\n" if elsewhere else "")
-    program.reset()
-    return replace(program, verified=result)
+    elsewhere = next((f"  {text}.\n" for _, text in overflows(graph)), "")
+    return verify_program(program, graph, taken[1], verify, lower, elsewhere)
 
 
 def _compiled(
@@ -140,11 +129,11 @@ def _cleaned(
 ) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
     """The graph after all passes, the operators that it had by name, what there is to remark, and the inputs."""
     gm, inputs = taken
-    ops = {node.name: str(node.target) for node in gm.graph.nodes}
+    ops = {node_id(node): str(node.target) for _, part in graphs(gm) for node in part.graph.nodes}
     check_inductor_contract(gm)
     remarks = remarks_on(gm)
     for step in recipe(tuned=autotune):
-        run_pass(step, gm)
+        gm = run_everywhere(step, gm)
     finish(gm)
     remarks += [Remark(name, "no integer kernel reads it, so it was dropped") for name in gm.meta.get(DROPPED_KEY, ())]
     return gm, ops, tuple(remarks), inputs

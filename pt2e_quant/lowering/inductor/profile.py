@@ -14,7 +14,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from ...errors import LoweringError
-from ..common.remarks import section
+from ..common.program import section
 
 __all__ = ["KernelTime", "Profile", "take_profile"]
 

@@ -5,9 +5,8 @@ Made by `inductor.lower_to_inductor`. All but the callable is plain data.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +14,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
 from ...files import write_file
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
-from ..common.remarks import Remark, section
-from ..common.verify import NOT_RUN, Verification, verified
+from ..common.program import Fallback, LoweredProgram, Remark
+from ..common.verify import NOT_RUN, Verification
 from .profile import Profile, take_profile
 
-__all__ = ["Fallback", "InductorKernel", "InductorProgram", "InputSpec", "Precision"]
+__all__ = ["InductorKernel", "InductorProgram", "InputSpec", "Precision"]
 
 Precision = Literal["int8", "dynamic", "weight only", "float16", "float"]
 
@@ -56,28 +54,6 @@ class InductorKernel:
 
 
 @dataclass(frozen=True)
-class Fallback:
-    """A quantized operator that runs in floating point.
-
-    Args:
-        node, op: as in InductorKernel.
-        module: dotted path of the module that it was captured in; '' is the root, None when not recorded.
-        source: line of the user's code, None when not recorded.
-        reason: why, and what it became.
-    """
-
-    node: str
-    op: str
-    module: str | None
-    source: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        place = ", ".join(filter(None, (f"in {self.module!r}" if self.module else None, self.source)))
-        return f"{self.node} ({self.op}){f', {place}' if place else ''}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class InputSpec:
     """What an input must be: its dtype, and for each dimension the smallest and largest size."""
 
@@ -96,7 +72,7 @@ class InputSpec:
 
 
 @dataclass(frozen=True, repr=False)
-class InductorProgram:
+class InductorProgram(LoweredProgram):
     """A model compiled by Inductor. Call it like the model.
 
     Args:
@@ -146,47 +122,23 @@ class InductorProgram:
     run = __call__
 
     def run_flat(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The same, with flat outputs."""
         return pytree.tree_leaves(self(*args, **kwargs))
 
-    def verify(self, converted: GraphModule, batches: Iterable[Any]) -> Verification:
-        """Run the program and compare every output with the converted graph's, as lowering does.
-
-        Args:
-            converted: the graph that was lowered.
-            batches: what to run both on, as `graph.run.batches_of` takes it.
-
-        Raises:
-            LoweringError: an output differs by more than rounding explains, or the program cannot run.
-        """
-        self.reset()
-        try:
-            return verified(converted, self.run_flat, batches)
-        finally:
-            self.reset()
-
     def fate(self, node: str) -> str:
-        """What a node of the converted graph became; `Report.lowered` asks."""
         left = next((f"in float: {one.reason}" for one in self.fallbacks if one.node == node), None)
         taken = (f"{kernel.precision}, {kernel.kernel}" for kernel in self.kernels if kernel.node == node)
         return next(taken, left or "part of generated code, or removed while lowering")
 
     def reset(self) -> None:
-        """Give the buffers that the model writes to what they started with."""
         for buffer, first in self.state:
             buffer.copy_(first)
         self.__dict__.pop("_loaded", None)  # a package is loaded anew
 
-    def save(self, path: str | Path) -> Path:
-        """Write the package of mode 'aoti'. Load it elsewhere with torch alone: torch._inductor.aoti_load_package.
-
-        Raises:
-            LoweringError: the mode is 'compile', whose result cannot leave the process.
-            FileError: the file cannot be written; what was there before is still there.
-        """
+    def _file(self) -> bytes:
+        """A package, which torch alone loads elsewhere: torch._inductor.aoti_load_package."""
         if self.mode != "aoti":
             raise LoweringError("mode='compile' makes code for this process only; lower with mode='aoti' to save it")
-        return write_file(path, self.package)
+        return self.package
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
         """Run it so many times on these arguments and tell where the time goes. For programs lowered with profile=True.
@@ -196,43 +148,21 @@ class InductorProgram:
         """
         return take_profile(lambda: self(*args, **kwargs), runs)
 
-    def count(self, precision: Precision) -> int:
+    def count(self, precision: str) -> int:
         """How many quantized operators run in this precision."""
-        fallbacks = len(self.fallbacks) if precision == "float" else 0
-        return sum(kernel.precision == precision for kernel in self.kernels) + fallbacks
+        return super().count(precision) + (len(self.fallbacks) if precision == "float" else 0)
 
-    def text(self) -> str:
-        """All there is to tell, for people: the summary, kernels, fallbacks and remarks."""
-        parts = [str(self), str(self.verified)]
-        if self.kernels:
-            parts.append(section("Kernels", self.kernels))
-        if self.fallbacks:
-            parts.append(section("Quantized, and yet in floating point", self.fallbacks))
-        if self.remarks:
-            parts.append(section("Expect", self.remarks))
-        return "\n".join(parts)
+    def sections(self) -> dict[str, Sequence[Any]]:
+        return {"Kernels": self.kernels, "Quantized, and yet in floating point": self.fallbacks}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the code, as plain data."""
-        return {
-            "mode": self.mode,
-            "kernels": [asdict(kernel) for kernel in self.kernels],
-            "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
-            "remarks": [asdict(remark) for remark in self.remarks],
-            "verified": self.verified.to_dict(),
-        }
-
-    def to_json(self) -> str:
-        """Everything but the code, as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+        fallbacks = [asdict(fallback) for fallback in self.fallbacks]
+        return {"mode": self.mode, "fallbacks": fallbacks, **self.account()}
 
     def __str__(self) -> str:
         kinds: tuple[Precision, ...] = ("int8", "dynamic", "weight only", "float16")
         counts = ", ".join(f"{self.count(kind)} {kind}" for kind in kinds if self.count(kind)) or "none"
         return f"Inductor program ({self.mode}): quantized operators {counts}; {len(self.fallbacks)} fell back to float"
-
-    def __repr__(self) -> str:
-        return f"<{self}>"
 
     def _run(self, flat: list[Any]) -> Any:
         return self._loaded(flat) if self.compiled is None else self.compiled(flat)

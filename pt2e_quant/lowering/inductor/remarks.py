@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind
 from ...ops import LINEAR, is_dequantize
 from ..common.gemm import as_gemm
-from ..common.remarks import Remark
+from ..common.program import Remark
 from .limits import WITHOUT_VNNI
 from .passes.float32_between_integers import is_half
 

@@ -14,7 +14,6 @@ from ....graph.write import Writer
 from ....ops import is_dequantize, is_quantize
 from ...common.gemm import as_gemm
 from ..limits import AFTER_CONV
-from .behind import behind
 
 __all__ = ["conv1d_as_conv2d"]
 
@@ -43,7 +42,7 @@ def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
         steps = [1, *bound["stride"]], padding, [1, *bound["dilation"]], bound["groups"]
         node.target = _IN_TWO_DIMENSIONS[node.target]
         node.args, node.kwargs = (gemm.activation, gemm.weight, bound["bias"], *steps), {}
-        behind(write, _end_of_kernel(node), lambda result: result.squeeze(2))
+        write.follow(_end_of_kernel(node), lambda result: result.squeeze(2))
     return tidy(gm)
 
 

@@ -13,7 +13,6 @@ from ....graph.write import Writer, call
 from ....grid import Grid
 from ....ops import ADD, RELU, is_quantize
 from ...common.gemm import Gemm, as_gemm
-from .behind import behind
 
 __all__ = ["pointwise_as_linear"]
 
@@ -37,7 +36,7 @@ def pointwise_as_linear(gm: GraphModule) -> GraphModule:
             last = call(aten.permute.default, write(gemm.activation.args[0]), [0, 2, 3, 1])
             gemm.activation.update_arg(0, call(aten.contiguous.default, last).node)
         node.target, node.args, node.kwargs = aten.linear.default, (gemm.activation, gemm.weight, gemm.bias), {}
-        behind(write, quantize, lambda result: call(aten.permute.default, result, [0, 3, 1, 2]))
+        write.follow(quantize, lambda result: call(aten.permute.default, result, [0, 3, 1, 2]))
     return tidy(gm)
 
 
