@@ -130,10 +130,14 @@ def _words(kind: Any) -> str:
     if origin is type:
         return "a class"
     if origin is not None and arguments:
-        article = "an" if origin.__name__[0] in "IO" else "a"
-        return f"{article} {origin.__name__} of ({', '.join(_words(one) for one in arguments if one is not Ellipsis)})"
+        held = ", ".join(_words(one) for one in arguments if one is not Ellipsis)
+        return f"{_with_article(origin.__name__)} of ({held})"
     whole = origin or kind
-    return _CLASSES.get(whole, f"a {_name(whole)}")
+    return _CLASSES.get(whole) or _with_article(_name(whole))
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def _name(kind: Any) -> str:

@@ -63,7 +63,7 @@ RULES = {
 Models = Mapping[str, ExportedProgram] | Iterable[ExportedProgram]
 
 
-@checked(QuantizationError)
+@checked(QuantizationError, but=("models",))
 def check_quantizer(
     quantizer: object,
     models: Models | None = None,
@@ -103,7 +103,7 @@ def check_quantizer(
     return [finding for finding in dict.fromkeys(found) if finding.rule not in ignored]
 
 
-@checked(QuantizationError)
+@checked(QuantizationError, but=("models",))
 def assert_conforms(
     quantizer: object, models: Models | None = None, *, backend: Backend | None = None, ignore: Iterable[str] = ()
 ) -> None:
@@ -117,6 +117,8 @@ def assert_conforms(
 
 
 def _named(models: Models) -> dict[str, ExportedProgram]:
+    if isinstance(models, Tensor) or not isinstance(models, Iterable):
+        raise QuantizationError(f"check_quantizer takes exported models, by name or in a list, got {models!r}")
     named = dict(models) if isinstance(models, Mapping) else {f"model {i}": model for i, model in enumerate(models)}
     for name, model in named.items():
         if not isinstance(model, ExportedProgram) or model.example_inputs is None:
