@@ -92,6 +92,9 @@ BAGS: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
+QUICK_BAGS = {name: BAGS[name] for name in ("mean, an empty bag", "padding, max", "equal bags, mean")}
+
+
 def bag(function: Callable[..., Tensor]) -> Body:
     return Body(function, table=torch.randn(7, 3), weights=torch.rand(11))
 
@@ -119,7 +122,8 @@ def lowered(table: str) -> tuple[ExecutorchProgram, dict[str, tuple[Tensor, Tens
         bodies = [Body(f, bias=torch.randn(3), weight=torch.randn(8, 3)) for f, _ in VECTORS.values()]
         inputs = [torch.randn(shape) for _, shape in VECTORS.values()]
     else:
-        names, bodies = list(BAGS), [bag(function) for function in BAGS.values()]
+        rows = QUICK_BAGS if table == "quick bags" else {n: f for n, f in BAGS.items() if n not in QUICK_BAGS}
+        names, bodies = list(rows), [bag(function) for function in rows.values()]
         inputs = [torch.tensor([1, 2, 6, 2, 0, 5, 2, 3, 4, 2, 2]) for _ in bodies]
     model: Any = Branches(bodies).eval()  # type: ignore[arg-type]
     program = lower_to_executorch(torch.export.export(model, tuple(inputs)), verify=False)
@@ -127,7 +131,12 @@ def lowered(table: str) -> tuple[ExecutorchProgram, dict[str, tuple[Tensor, Tens
         return program, dict(zip(names, zip(program.run(*inputs), model(*inputs), strict=True), strict=True))
 
 
-ROWS = [(table, name) for table, rows in (("images", IMAGES), ("vectors", VECTORS), ("bags", BAGS)) for name in rows]
+ROWS = [
+    pytest.param(table, name, marks=[pytest.mark.slow] if table == "bags" else [])
+    for table, rows in (("images", IMAGES), ("vectors", VECTORS), ("bags", BAGS), ("quick bags", QUICK_BAGS))
+    for name in rows
+    if table != "bags" or name not in QUICK_BAGS
+]
 
 
 @pytest.mark.parametrize(("table", "name"), ROWS)

@@ -26,7 +26,7 @@ from ...where import locate_all
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import check_bounds, derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
-from ..common.program import Remark, verify_program
+from ..common.program import Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from . import runtime as _executorch
 from .account import Account, take_account
@@ -115,8 +115,20 @@ def lower_to_executorch(
         "dynamic_shapes": dynamic_shapes,
         "verify": None if isinstance(verify, bool) else verify,
     }
-    models: Mapping[str, Model] = model if isinstance(model, Mapping) else {"forward": model}
-    arguments = by_method(models, **given) if models is model else {"forward": tuple(given.values())}
+    if isinstance(model, Mapping):
+        return _lowered(model, by_method(model, **given), verify is not False, backend, preflight)
+    arguments = {"forward": tuple(given.values())}
+    return _lowered({"forward": model}, arguments, verify is not False, backend, preflight)["forward"]
+
+
+def _lowered(
+    models: Mapping[str, Model],
+    arguments: Mapping[str, tuple[Any, ...]],
+    verify: bool,
+    backend: Backend,
+    preflight: bool,
+) -> ExecutorchMethods:
+    """All methods, each run beside its graph; on what the last of its arguments has, or else on its example inputs."""
     taken = {
         name: take(models[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, *_) in arguments.items()
     }
@@ -129,11 +141,11 @@ def lower_to_executorch(
         inputs = take(part, batch.args, batch.kwargs, "")
         return _lower({"forward": _ready(inputs, None, backend, preflight)}, (), backend, preflight)["forward"].run
 
-    methods = {}
-    for name, program in made.items():
-        batches = verify if isinstance(verify, bool) else arguments[name][3] or True
-        methods[name] = verify_program(program, graphs_of[name], taken[name][1], batches, lower)
-    return replace(made, methods=methods) if models is model else methods["forward"]
+    batches = {name: verify and (given[3] or True) for name, given in arguments.items()}
+    checked = {
+        name: verify_program(one, graphs_of[name], taken[name][1], batches[name], lower) for name, one in made.items()
+    }
+    return replace(made, methods=checked)
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
-    remarks = tied_tables(gm) if backend == "xnnpack" else ()
+    remarks = remarks_on_float(gm) + (tied_tables(gm) if backend == "xnnpack" else ())
     for step in FOR_EXECUTORCH:
         gm = run_everywhere(step, gm)
     for step in (*FOR_XNNPACK, *AT_LAST) if backend == "xnnpack" else AT_LAST:
