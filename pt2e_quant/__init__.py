@@ -6,7 +6,10 @@ prepare_pt2e -> calibrate -> convert_pt2e -> lower; explain() tells what happene
 from .errors import QuantizationError
 from .pt2e import QuantizedIO, convert_pt2e, prepare_pt2e
 from .report import Report, explain
+from .shadows import explain_hidden_quantizers
 
 __version__ = "0.1.0"
 
 __all__ = ["QuantizationError", "QuantizedIO", "Report", "convert_pt2e", "explain", "prepare_pt2e"]
+
+explain_hidden_quantizers()
