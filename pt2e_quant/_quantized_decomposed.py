@@ -11,7 +11,6 @@ arguments. The dispatcher hands over every argument by position, those after the
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from . import _quantized_decomposed_checks as checks
 from .errors import SpecError
 
 __all__ = ["NAMESPACE", "OPS", "QuantizedOp", "missing", "register", "take_empty_tensors"]
 
 NAMESPACE = "quantized_decomposed"
 
-_HALF = (torch.float16, torch.bfloat16)
-_STORAGE = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.float8_e5m2, torch.float8_e4m3fn)
 
 # Pieces of schemas that come back.
 _NUMBERS = "Tensor input, float scale, int zero_point, int quant_min, int quant_max, ScalarType dtype"
@@ -155,118 +153,29 @@ def _float_pair_per_token(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     return _pair_per_token(input, dtype, own, own)
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _check_storage(dtype: torch.dtype, quant_min: int, quant_max: int) -> None:
-    if dtype not in _STORAGE:
-        raise SpecError(f"{dtype} cannot store quantized values; use one of {', '.join(map(str, _STORAGE))}")
-    held = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
-    if quant_min < held.min or quant_max > held.max:
-        raise SpecError(f"[{quant_min}, {quant_max}] is not a range of {dtype}, which holds [{held.min}, {held.max}]")
-
-
-def _check_input(x: Tensor) -> None:
-    if x.dtype is not torch.float32 and x.dtype not in _HALF:
-        raise SpecError(f"quantization takes float32, float16 or bfloat16, got {x.dtype}; cast the tensor first")
-
-
-def _check_axis(x: Tensor, axis: int) -> None:
-    if not -x.dim() <= axis < x.dim():
-        raise SpecError(f"axis {axis} does not exist in a tensor of {x.dim()} dimensions")
-
-
-def _check_qparams(x: Tensor, scale: Any, zero_point: Any, axis: list[int]) -> None:
-    if axis:
-        _check_axis(x, *axis)
-    elif isinstance(scale, Tensor) and not scale.numel() == zero_point.numel() == 1:
-        raise SpecError(
-            f"per-tensor scale and zero_point hold one element each, got {scale.numel()} and {zero_point.numel()}"
-        )
-
-
-def _check_quantize(x: Tensor, scale: Any, zero_point: Any, *rest: Any) -> None:
-    *axis, low, high, dtype = rest
-    _check_input(x)
-    _check_qparams(x, scale, zero_point, axis)
-    if not isinstance(low, Tensor):
-        _check_storage(dtype, low, high)
-
-
-def _check_dequantize(q: Tensor, scale: Any, zero_point: Any, *rest: Any, **out_dtype: Any) -> None:
-    *axis, _low, _high, dtype = rest  # the range is not used: it is there for whoever reads the graph
-    _check_qparams(q, scale, zero_point, axis)
-    _check_storage(dtype, 0, 0)
-    if q.dtype is not dtype:
-        raise SpecError(f"dequantize was told {dtype}, but the tensor holds {q.dtype}")
-
-
-def _check_fake_quantize(x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int) -> None:
-    if x.dtype is not torch.float32:
-        raise SpecError(f"fake_quant_per_channel takes float32, got {x.dtype}; cast the tensor first")
-    _check_axis(x, axis)
-
-
-def _check_choice(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> None:
-    _check_input(x)
-    _check_storage(dtype, 0, 0)
-    if not low <= 0 <= high or low == high:
-        raise SpecError(f"[{low}, {high}] must hold 0 and at least one more value")
-
-
-def _check_int8(x: Tensor, dtype: torch.dtype) -> None:
-    if dtype is not torch.int8:
-        raise SpecError(f"choose_qparams_per_token knows torch.int8 only, got {dtype}")
-
-
-def _check_tokens(
-    x: Tensor, scales: Tensor, zero_points: Tensor, low: int, high: int, dtype: torch.dtype, *output: Any
-) -> None:
-    _check_storage(dtype, low, high)
-    tokens = math.prod(x.shape[:-1])
-    if scales.numel() != tokens or zero_points.numel() != tokens:
-        raise SpecError(
-            f"{tuple(x.shape)} holds {tokens} tokens, got {scales.numel()} scales and {zero_points.numel()} zero points"
-        )
-
-
-def _check_groups(
-    x: Tensor, scales: Tensor, zero_points: Any, low: int, high: int, dtype: Any, size: int, *output: Any
-) -> None:
-    if size <= 1 or x.dim() != 2:
-        raise SpecError(f"groups need a matrix and group_size > 1, got {x.dim()} dimensions and group_size={size}")
-    if x.shape[-1] % _group_size(x, scales, size):
-        raise SpecError(f"rows of {x.shape[-1]} do not split into groups of {size}")
-
-
-def _group_size(x: Tensor, scales: Tensor, size: int) -> int:
-    """A row narrower than a group is one group, if it has one scale."""
-    return x.shape[-1] if size > x.shape[-1] and scales.shape[-1] == 1 else size
-
-
 # --- per tensor -------------------------------------------------------------------------------------------------------
 
 
-@_op(f"quantize_per_tensor({_NUMBERS}) -> Tensor", _in_last, check=_check_quantize)
+@_op(f"quantize_per_tensor({_NUMBERS}) -> Tensor", _in_last, check=checks.check_quantize)
 def _quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
     return (torch.round(x.to(torch.float32) * (1.0 / scale)) + zero_point).clamp(low, high).to(dtype)
 
 
-@_op(f"quantize_per_tensor.tensor({_TENSORS}) -> Tensor", _in_last, check=_check_quantize)
-@_op(f"quantize_per_tensor.tensor2({_TENSORS2}) -> Tensor", _in_last, check=_check_quantize)
+@_op(f"quantize_per_tensor.tensor({_TENSORS}) -> Tensor", _in_last, check=checks.check_quantize)
+@_op(f"quantize_per_tensor.tensor2({_TENSORS2}) -> Tensor", _in_last, check=checks.check_quantize)
 def _quantize_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, low: Any, high: Any, dtype: torch.dtype) -> Tensor:
     low, high = int(low), int(high)
-    _check_storage(dtype, low, high)
+    checks.check_storage(dtype, low, high)
     return _quantize(x, scale.item(), int(zero_point.item()), low, high, dtype)
 
 
-@_op(f"dequantize_per_tensor({_NUMBERS}, {_OUT}) -> Tensor", _in_out_dtype, check=_check_dequantize)
+@_op(f"dequantize_per_tensor({_NUMBERS}, {_OUT}) -> Tensor", _in_out_dtype, check=checks.check_dequantize)
 def _dequantize(q: Tensor, scale: float, zero_point: int, *range_: Any, out_dtype: torch.dtype | None = None) -> Tensor:
     return (q.to(out_dtype or torch.float32) - zero_point) * scale
 
 
-@_op(f"dequantize_per_tensor.tensor({_TENSORS}, {_OUT}) -> Tensor", _in_out_dtype, check=_check_dequantize)
-@_op(f"dequantize_per_tensor.tensor2({_TENSORS2}, {_OUT}) -> Tensor", _in_out_dtype, check=_check_dequantize)
+@_op(f"dequantize_per_tensor.tensor({_TENSORS}, {_OUT}) -> Tensor", _in_out_dtype, check=checks.check_dequantize)
+@_op(f"dequantize_per_tensor.tensor2({_TENSORS2}, {_OUT}) -> Tensor", _in_out_dtype, check=checks.check_dequantize)
 def _dequantize_tensor(
     q: Tensor, scale: Tensor, zero_point: Tensor, *range_: Any, out_dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -276,7 +185,7 @@ def _dequantize_tensor(
 # --- qparams of one tensor at run time --------------------------------------------------------------------------------
 
 
-@_op(f"choose_qparams.tensor({_CHOICE}) -> (Tensor, Tensor)", _one_pair, check=_check_choice)
+@_op(f"choose_qparams.tensor({_CHOICE}) -> (Tensor, Tensor)", _one_pair, check=checks.check_choice)
 def _choose(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     smallest, largest = _extremes(x)
     scale = _at_least((largest - smallest) / float(high - low), eps)
@@ -284,7 +193,7 @@ def _choose(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> t
     return scale.to(torch.float64), zero_point.to(torch.int64)
 
 
-@_op(f"choose_qparams_symmetric.tensor({_CHOICE}) -> (Tensor, Tensor)", _one_pair, check=_check_choice)
+@_op(f"choose_qparams_symmetric.tensor({_CHOICE}) -> (Tensor, Tensor)", _one_pair, check=checks.check_choice)
 def _choose_symmetric(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     smallest, largest = _extremes(x)
     scale = _at_least(torch.maximum(-smallest, largest) / (float(high - low) / 2), eps).to(torch.float64)
@@ -307,7 +216,7 @@ def _at_least(scale: Tensor, eps: float) -> Tensor:
 @_op(
     f"quantize_per_channel(Tensor input, Tensor scales, Tensor zero_points, int axis, {_RANGE}) -> Tensor",
     _in_last,
-    check=_check_quantize,
+    check=checks.check_quantize,
 )
 def _quantize_channels(
     x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
@@ -319,7 +228,7 @@ def _quantize_channels(
 @_op(
     f"dequantize_per_channel(Tensor input, Tensor scales, Tensor? zero_points, int axis, {_RANGE}, {_OUT}) -> Tensor",
     _in_out_dtype,
-    check=_check_dequantize,
+    check=checks.check_dequantize,
 )
 def _dequantize_channels(
     q: Tensor,
@@ -365,7 +274,7 @@ class _FakeQuantizeChannels(torch.autograd.Function):
     "fake_quant_per_channel(Tensor input, Tensor scales, Tensor zero_points, int axis, int quant_min, int quant_max)"
     " -> Tensor",
     lambda x, *arguments: torch.empty_like(x),
-    check=_check_fake_quantize,
+    check=checks.check_fake_quantize,
     autograd=_FakeQuantizeChannels.apply,
 )
 def _fake_quantize_channels(*arguments: Any) -> Tensor:
@@ -387,7 +296,7 @@ def _round_channels(
 @_op(
     "choose_qparams_per_token(Tensor input, ScalarType dtype) -> (Tensor, Tensor)",
     _float_pair_per_token,
-    check=_check_int8,
+    check=checks.check_int8,
 )
 def _choose_tokens(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     reach = x.abs().amax(dim=-1, keepdim=True)
@@ -415,7 +324,7 @@ def _choose_tokens_asymmetric(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 @_op(
     f"quantize_per_token(Tensor input, Tensor scales, Tensor zero_points, {_RANGE}) -> Tensor",
     _in_last,
-    check=_check_tokens,
+    check=checks.check_tokens,
 )
 def _quantize_tokens(x: Tensor, scales: Tensor, zero_points: Tensor, low: int, high: int, dtype: torch.dtype) -> Tensor:
     return (x * (1.0 / scales) + zero_points).round().clamp(low, high).to(dtype)
@@ -425,7 +334,7 @@ def _quantize_tokens(x: Tensor, scales: Tensor, zero_points: Tensor, low: int, h
     f"dequantize_per_token(Tensor input, Tensor scales, Tensor zero_points, {_RANGE}, ScalarType output_dtype)"
     " -> Tensor",
     _in_last,
-    check=_check_tokens,
+    check=checks.check_tokens,
 )
 def _dequantize_tokens(q: Tensor, scales: Tensor, zero_points: Tensor, *rest: Any) -> Tensor:
     return ((_codes(q) - zero_points) * scales).to(rest[-1])
@@ -437,12 +346,12 @@ def _dequantize_tokens(q: Tensor, scales: Tensor, zero_points: Tensor, *rest: An
 @_op(
     f"quantize_per_channel_group(Tensor input, Tensor scales, Tensor zero_points, {_RANGE}, int group_size) -> Tensor",
     lambda x, *arguments: _in_last(x, *arguments[:-1]),
-    check=_check_groups,
+    check=checks.check_groups,
 )
 def _quantize_groups(
     x: Tensor, scales: Tensor, zero_points: Tensor, low: int, high: int, dtype: torch.dtype, size: int
 ) -> Tensor:
-    groups = x.reshape(-1, _group_size(x, scales, size))
+    groups = x.reshape(-1, checks.group_size(x, scales, size))
     if groups.isnan().any():
         raise SpecError("quantize_per_channel_group: the tensor holds NaN, which no integer stands for")
     steps = groups * (1.0 / scales.reshape(-1, 1)) + zero_points.reshape(-1, 1)
@@ -453,12 +362,12 @@ def _quantize_groups(
     f"dequantize_per_channel_group(Tensor input, Tensor scales, Tensor? zero_points, {_RANGE}, int group_size,"
     " ScalarType output_dtype) -> Tensor",
     _in_last,
-    check=_check_groups,
+    check=checks.check_groups,
 )
 def _dequantize_groups(
     q: Tensor, scales: Tensor, zero_points: Tensor | None, low: int, high: int, dtype: Any, size: int, output: Any
 ) -> Tensor:
-    steps = _codes(q).reshape(-1, _group_size(q, scales, size))
+    steps = _codes(q).reshape(-1, checks.group_size(q, scales, size))
     if zero_points is not None:
         steps = steps - zero_points.reshape(-1, 1)
     return (steps * scales.reshape(-1, 1)).reshape_as(q).to(output)
