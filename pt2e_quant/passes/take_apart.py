@@ -20,11 +20,14 @@ from ..ops import COMPOSITE
 
 __all__ = ["take_apart"]
 
-_WHOLE = frozenset((*COMPOSITE, torch.ops.aten.unfold.default))
+aten = torch.ops.aten
+_WHOLE = frozenset((*COMPOSITE, aten.unfold.default, aten.elu.default))
 
 
 def take_apart(gm: GraphModule) -> GraphModule:
-    """Replace each such operator by the core ATen operators that torch writes it with."""
+    """Replace each such operator by core ATen operators: those that torch writes it with; or, for softplus (that of
+    mish too) and elu (celu and selu too), operators that XNNPACK has: what it lacks cuts a delegate in two.
+    """
     write = Writer(gm, "take_apart")
     found = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in _WHOLE]
     for node in found:
@@ -43,7 +46,8 @@ def _parts(node: Node, write: Writer) -> Symbol:
         args, kwargs = map_arg((node.args, node.kwargs), given.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    traced = make_fx(whole, decomposition_table=dict(core_aten_decompositions()))(*values)
+    table = {**core_aten_decompositions(), **_FORMULAS}
+    traced = make_fx(whole, decomposition_table=table)(*values)
     known: dict[Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), map(write, sources), strict=True))
     for part in traced.graph.nodes:
         if part.op == "call_function":
@@ -52,3 +56,29 @@ def _parts(node: Node, write: Writer) -> Symbol:
         elif part.op == "get_attr":
             known[part] = write.constant(getattr(traced, str(part.target)))
     return known[traced.graph.output_node().args[0]]  # type: ignore[index,no-any-return]
+
+
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + exp(beta * x)) / beta, where exp is of nothing positive: it cannot overflow, so no threshold is needed.
+
+    Beyond the threshold torch returns x itself, which is this within exp(-threshold) / beta.
+    """
+    scaled = _times(x, beta)
+    return _times(scaled.relu() + (1 + scaled.abs().neg().exp()).log(), 1 / beta)
+
+
+def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """scale * x where x > 0, else scale * alpha * (exp(input_scale * x) - 1): one of two terms is always 0."""
+    below = _times(x, input_scale).neg().relu().neg()
+    return _times(x.relu(), scale) + _times(below.exp() - 1, scale * alpha)
+
+
+def _celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    return _elu(x, alpha, 1.0, 1 / alpha)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
+
+
+_FORMULAS = {aten.softplus.default: _softplus, aten.elu.default: _elu, aten.celu.default: _celu}

@@ -17,6 +17,8 @@ FORMS = {
     "hardshrink": lambda x: F.hardshrink(x, 0.3),
     "softshrink": lambda x: F.softshrink(x, 0.2),
     "celu": lambda x: F.celu(x, 1.5),
+    "elu": lambda x: F.elu(x, 0.7),
+    "selu": F.selu,
     "lerp, number": lambda x: torch.lerp(x, x.flip(1), 0.3),
     "lerp, tensor": lambda x: torch.lerp(x, x.flip(1), x.sigmoid()),
     "cosine similarity": lambda x: F.cosine_similarity(x, x.flip(1), dim=1).unsqueeze(1) * x,
@@ -83,5 +85,7 @@ def test_the_file_computes_what_the_graph_computes_between_integer_convolutions(
     prepared = prepare_pt2e(program, XNNPACKQuantizer().set_global(get_symmetric_quantization_config(True)))
     prepared(x)
     lowered = lower_to_executorch(convert_pt2e(prepared))
+    if name in ("mish", "softplus", "celu", "elu", "selu"):
+        assert (lowered.delegates, lowered.undelegated) == (1, ())
     assert lowered.verified
     assert lowered.verified.sqnr > 30

@@ -16,6 +16,7 @@ from ...passes.fold_constants import fold_constants
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
+from ...passes.spell_out_sums import spell_out_sums
 from ...passes.take_apart import take_apart
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
@@ -46,7 +47,7 @@ Passes = tuple[Callable[[GraphModule], GraphModule], ...]
 
 FOR_EXECUTORCH: Passes = (
     take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
-    other_forms, bags_to_embeddings, embeddings_to_kernels,
+    spell_out_sums, other_forms, bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip
 """First, on nested graphs too."""
 

@@ -14,6 +14,7 @@ from ...passes.cancel_requantize import cancel_requantize
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
+from ...passes.spell_out_sums import spell_out_sums
 from .passes.absorb_clamps import absorb_clamps
 from .passes.cast_float16 import cast_float16
 from .passes.contiguous_rows import contiguous_rows
@@ -31,7 +32,6 @@ from .passes.own_weights import own_weights
 from .passes.pointwise_as_linear import pointwise_as_linear
 from .passes.run_time_qparams import run_time_qparams
 from .passes.second_channel import second_channel
-from .passes.spell_out_sums import spell_out_sums
 from .passes.whole_codes import whole_codes
 
 __all__ = ["ALWAYS", "IN_INDUCTOR", "recipe"]

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from ....arguments import bind
 from ....graph.module import tidy
-from ....graph.write import Symbol, Writer, function
+from ....graph.write import Writer, function
 from .looks import literal_sizes
 from .steps import Step, replace_by_steps
 
@@ -20,7 +20,7 @@ __all__ = ["other_forms"]
 
 aten = torch.ops.aten
 leaky_relu, maximum = function(aten.leaky_relu.default), function(aten.amax.default)
-largest, matmul, pad = function(aten.max.dim), function(aten.mm.default), function(aten.constant_pad_nd.default)
+largest, pad = function(aten.max.dim), function(aten.constant_pad_nd.default)
 
 
 def other_forms(gm: GraphModule) -> GraphModule:
@@ -42,23 +42,6 @@ def _in_inference(node: Node) -> list[Step] | None:
     bound = bind(node)
     slope = (bound["lower"] + bound["upper"]) / 2
     return None if bound["training"] else [lambda x: leaky_relu(x, slope)]
-
-
-def _product_and_sum(node: Node) -> list[Step] | None:
-    """addmm with factors, which XNNPACK ignores."""
-    bound = bind(node)
-    if (bound["alpha"], bound["beta"]) == (1, 1):
-        return None
-
-    def step(added: Symbol) -> Any:
-        product = _times(matmul(*map(added.writer, (bound["mat1"], bound["mat2"]))), bound["alpha"])
-        return product if bound["beta"] == 0 else product + _times(added, bound["beta"])
-
-    return [step]
-
-
-def _times(value: Symbol, factor: Any) -> Any:
-    return value if factor == 1 else value * factor
 
 
 def _slices(node: Node) -> list[Step] | None:
@@ -106,7 +89,6 @@ def _in_a_batch(node: Node) -> list[Step] | None:
 
 _FORMS: MappingProxyType[Any, Callable[[Node], list[Step] | None]] = MappingProxyType({
     aten.rrelu.default: _in_inference,
-    aten.addmm.default: _product_and_sum,
     aten.pad.default: _slices,
     aten.constant_pad_nd.default: _slices,
     aten.max_pool2d.default: _in_a_batch,
