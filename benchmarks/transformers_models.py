@@ -30,7 +30,7 @@ from torch.export import ExportedProgram
 
 from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.algorithms import smooth_quant, worst_linears
+from pt2e_quant.algorithms import smooth_quant, worst_ops
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
@@ -124,7 +124,7 @@ def dynamic_recipe(exported: ExportedProgram) -> ExecutorchProgram:
 def static_recipe(exported: ExportedProgram, batches: list[Batch], target: float = 22.0) -> ExecutorchProgram:
     """Static linears after SmoothQuant, with the worst of them dynamic; everything else float in the delegate."""
     smoothed, _ = smooth_quant(exported, batches)
-    fallen, _ = worst_linears(smoothed, batches[:2], target=target)
+    fallen, _ = worst_ops(smoothed, batches[:2], target=target)
     config = get_symmetric_quantization_config(is_per_channel=True)
     whole = replace(config.output_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12))
     config = replace(config, input_activation=whole, output_activation=whole)  # outliers matter here: do not clip them
@@ -160,7 +160,7 @@ def inductor_dynamic(exported: ExportedProgram, batches: list[Batch]) -> Inducto
 def inductor_static(exported: ExportedProgram, batches: list[Batch], target: float = 22.0) -> InductorProgram:
     """Static linears after SmoothQuant, with the worst of them dynamic."""
     smoothed, _ = smooth_quant(exported, batches)
-    fallen, _ = worst_linears(smoothed, batches[:2], target=target)
+    fallen, _ = worst_ops(smoothed, batches[:2], target=target)
     config = get_default_x86_inductor_quantization_config()
     whole = replace(config.output_activation, observer_or_fake_quant_ctr=MinMaxObserver)  # do not clip outliers
     quantizer = _x86().set_operator_type(linear, replace(config, input_activation=whole, output_activation=whole))

@@ -3,11 +3,14 @@
     python -m docs.make_support
 
 Nothing is written down by hand: each operator below is quantized alone, between two others where it needs neighbours,
-and the table says what the quantizer did with it. A test makes the table anew and compares.
+and the table says what the quantizer did with it. The other operators are those that a quantizer has a reason for; the
+limits are those that rules and contract ask. A test makes the page anew and compares.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pt2e_quant import explain, prepare_pt2e
+from pt2e_quant.lowering.executorch.xnnpack import limits
 from pt2e_quant.quantizer import RuleQuantizer
 from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
 from quantizers.x86_inductor import (
@@ -157,8 +161,13 @@ class Cell:
     reason: str | None
 
 
-def cells() -> Iterator[tuple[str, dict[tuple[str, str], Cell]]]:
+@functools.cache
+def cells() -> dict[str, dict[tuple[str, str], Cell]]:
     """For each probe, what each backend and recipe did with its operator."""
+    return dict(_probed())
+
+
+def _probed() -> Iterator[tuple[str, dict[tuple[str, str], Cell]]]:
     for name, probe in PROBES.items():
         x = torch.randint(0, 9, probe.shape) if probe.tokens else torch.randn(probe.shape)
         exported = torch.export.export(Net(probe).eval(), (x,))
@@ -166,7 +175,7 @@ def cells() -> Iterator[tuple[str, dict[tuple[str, str], Cell]]]:
         for backend, (quantizer, recipes) in backends().items():
             for recipe, config in recipes.items():
                 report = explain(prepare_pt2e(exported, quantizer().set_global(config), allow_empty=True))
-                wanted = IN_GRAPH.get(name, name.split(" ")[0])
+                wanted = _in_graph(name)
                 of_name = [d for d in report.record.decisions if d.op.split(".")[1].rstrip("_") == wanted]
                 decision = of_name[-1] if of_name else None
                 found[backend, recipe] = Cell(
@@ -176,9 +185,45 @@ def cells() -> Iterator[tuple[str, dict[tuple[str, str], Cell]]]:
         yield name, found
 
 
+def others() -> dict[str, dict[str, str | None]]:
+    """Operators without a probe, by name: why each backend leaves them in float, None where it has a rule for them.
+
+    What a reason of one backend says nothing of, it has a rule or no rule for; `_copy` twins share the row of the op.
+    """
+    probed = {_in_graph(name) for name in PROBES}
+    reasons: dict[str, dict[str, str]] = defaultdict(dict)
+    rules: dict[str, set[str]] = {}
+    for backend, (quantizer, _) in backends().items():
+        rules[backend] = {_name(op) for rule in quantizer.rules for op in rule.pattern.root.op.targets}
+        for op, reason in quantizer.reasons.items():
+            reasons[_name(op)].setdefault(backend, reason)
+    return {
+        name: {
+            backend: None if name in rules[backend] else reasons[name].get(backend, "no rule for it")
+            for backend in rules
+        }
+        for name in sorted(reasons)
+        if name not in probed and not name.endswith("_copy")
+    }
+
+
+def _in_graph(name: str) -> str:
+    return IN_GRAPH.get(name, name.split(" ")[0])
+
+
+def _name(op: Any) -> str:
+    return str(op).split(".")[1].rstrip("_")
+
+
+def kernels() -> Iterator[str]:
+    """What each kernel of XNNPACK does not take, in the words of its limits."""
+    for kernel in limits.KERNELS:
+        said = " ".join(str(limit.__doc__).partition("\n")[0] for limit in kernel.limits)
+        yield f"- {kernel.name}: {said or 'any.'}"
+
+
 def markdown() -> str:
     """The whole file."""
-    table = list(cells())
     columns = [(backend, recipe) for backend, (_, recipes) in backends().items() for recipe in recipes]
     reasons: dict[str, int] = {}
     lines = [
@@ -191,14 +236,21 @@ def markdown() -> str:
         "| operator | " + " | ".join(f"{backend}: {recipe}" for backend, recipe in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for name, found in table:
+    for name, found in cells().items():
         marks = []
         for column in columns:
             cell = found[column]
             why = cell.reason or ""
             marks.append("x" if cell.rule else f"{reasons.setdefault(why, len(reasons) + 1)}")
         lines.append(f"| {name} | " + " | ".join(marks) + " |")
-    lines += ["", "Reasons:", "", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
+    names = list(backends())
+    lines += ["", "Other operators that a quantizer has something to say of:", ""]
+    lines += ["| operator | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name, said in others().items():
+        marks = ["x" if why is None else f"{reasons.setdefault(why, len(reasons) + 1)}" for why in said.values()]
+        lines.append(f"| {name} | " + " | ".join(marks) + " |")
+    lines += ["", "Reasons:", "", *(f"{number}. {reason}" for reason, number in reasons.items())]
+    lines += ["", "## What XNNPACK's integer kernels take", "", *kernels(), ""]
     return "\n".join(lines)
 
 

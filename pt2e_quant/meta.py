@@ -15,6 +15,7 @@ __all__ = [
     "RECORD_KEY",
     "REFUSALS_KEY",
     "SET_ASIDE_KEY",
+    "TAG_KEY",
     "TRAINED_KEY",
     "UNUSED_RULES_KEY",
     "WEIGHT_OBSERVERS_KEY",
@@ -47,6 +48,10 @@ REFUSALS_KEY = "quantization_refusals"
 WEIGHT_OBSERVERS_KEY = "pt2e_quant_weight_observers"
 """GraphModule.meta key: the observers of constants by name. Nothing calls them before convert, so that dead-code
 elimination drops their nodes, and copies of the module then lack them."""
+
+TAG_KEY = "quantization_tag"
+"""node.meta key, of the reference: what a Quantizer calls the part of the model that an op belongs to. Partitioners of
+other packages read it, on the op and on its q/dq."""
 
 UNUSED_RULES_KEY = "quantization_unused_rules"
 """GraphModule.meta key: names of the rules that fitted no node."""

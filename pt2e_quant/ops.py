@@ -269,11 +269,13 @@ BATCH_NORM = _row(
     "_batch_norm_with_update_functional.default _native_batch_norm_legit.default _native_batch_norm_legit.no_stats "
     "_native_batch_norm_legit_functional.default _native_batch_norm_legit_no_training.default"
 )
+NORM = _row("layer_norm.default rms_norm.default group_norm.default instance_norm.default")
 ADD = _row("add.Tensor", commutes=_unit_alpha)
 SUB = _row("sub.Tensor subtract.Tensor")
 MUL = _row("mul.Tensor multiply.Tensor", commutes=_always)
 DIV = _row("div.Tensor divide.Tensor true_divide.Tensor")
 MEAN = _row("mean.default mean.dim")
+POW = _row("pow.Tensor_Scalar")
 ADAPTIVE_AVG_POOL = _row(
     "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default "
     "_adaptive_avg_pool2d.default _adaptive_avg_pool3d.default"
@@ -360,8 +362,11 @@ _row(
 
 # Values of several tensors
 CAT = _row("cat.default concat.default concatenate.default", preserves=_always)
+STACK = _row(
+    "stack.default hstack.default vstack.default row_stack.default dstack.default column_stack.default",
+    preserves=_always,
+)
 _row(
-    "stack.default hstack.default vstack.default row_stack.default dstack.default column_stack.default "
     "where.self slice_scatter.default select_scatter.default diagonal_scatter.default "
     "as_strided_scatter.default index_copy.default scatter.src masked_scatter.default",
     preserves=_always,

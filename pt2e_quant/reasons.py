@@ -22,9 +22,12 @@ WAYS_OUT = {
     "dtype": "cast to float32, float16 or bfloat16 in the model",
     "non_float": "nothing to do: integers and booleans stay what they are",
     "no_value": "export the model again, so that the graph records dtypes and shapes",
+    "normalized": "nothing to do; where integers are worth their error, select it by operator, module or name",
+    "recurrence": "nothing to do; where integers are worth their error, select it by operator, module or name",
     "mask": "nothing to do: masks stay in float",
     "constant": "nothing to do: no input of the model flows through it",
-    "overwritten": "write `x = x + y` instead of the in-place op in the model",
+    "overwritten": "write `x = x + y` instead of the in-place op in the model, or make all ops functional: "
+    "prepare_pt2e(exported.run_decompositions({}), ...)",
     "not_folded": "see the reason; batch norm has no integer kernel of its own",
     "composite_op": "take it apart, as the reason says",
     "nested_graph": "move the op out of the branch or the loop body",

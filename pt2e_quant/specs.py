@@ -220,6 +220,9 @@ class QuantizationAnnotation:
         output_qspec: spec of the node's output.
         allow_implicit_sharing: this node's inputs may use the qparams of their producer where the specs are equal.
         rule: name of what made the annotation, for reports; the reference API has no such field.
+        ties_inputs: this node's inputs have one scale, as those of a concatenation do. An input that others read with a
+            scale of its own is then quantized again for this node, so that they do not pay for the range of its
+            neighbours. The reference API has no such field.
     """
 
     input_qspec_map: dict[Node, QuantizationSpecBase | None] = field(default_factory=dict)
@@ -227,6 +230,7 @@ class QuantizationAnnotation:
     allow_implicit_sharing: bool = True
     _annotated: bool = False
     rule: str | None = None
+    ties_inputs: bool = False
 
 
 def _check_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | None) -> None:

@@ -336,3 +336,4 @@ class XNNPACKQuantizer(RuleQuantizer):
     reasons = limits.REASONS
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars, split_to_slices)
     decompose = frozenset({"sdpa", "rnn"})
+    spares_streams = True

@@ -209,3 +209,43 @@ def test_selecting_a_batch_norm_that_was_folded_says_into_what(select):
     model = export(ConvNet(), torch.randn(1, 3, 16, 16))
     with pytest.raises(TargetingError, match=r"batch_norm was folded into conv2d \(module 'stem'\); select that"):
         prepare_pt2e(model, select(Toy(STATIC)))
+
+
+# --- how the values spread --------------------------------------------------------------------------------------------
+
+
+class Outlier(nn.Module):
+    """One value of a hundred is far away from the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + 0.5
+
+
+SPREAD = torch.linspace(-1.0, 1.0, 99)
+
+
+def spread_report(far: float) -> Report:
+    def function(gm: GraphModule) -> None:
+        add, relu = the_call(gm, aten.add.Tensor), the_call(gm, aten.relu.default)
+        annotate(relu, dict.fromkeys(relu.all_input_nodes, ACT), ACT)
+        annotate(add, {relu: ACT})
+
+    x = torch.cat([SPREAD, torch.tensor([far])]).repeat(2, 1)
+    prepared = prepare_pt2e(export(Outlier(), x), ByHand(function))
+    prepared(x)
+    return explain(prepared, [(x,)])
+
+
+def test_tensors_whose_values_share_few_steps_are_listed_with_the_numbers():
+    """By hand: median 0, half of the others within 25 * 2 / 98 = 0.51 of it; 235 steps over [-1, 46]."""
+    text = spread_report(46.0).text()
+    start = text.index("Tensors half of whose values lie within 4 steps of their median")
+    assert (
+        "  x: own range [-1, 46] in steps of 0.2; half of its values lie within 2.6 steps of their median"
+        in text[start:]
+    )
+    assert "worst_ops" in text[start:]
+
+
+def test_values_that_fill_their_range_are_not_listed_though_half_are_zeros_of_a_relu():
+    assert "half of whose values" not in spread_report(1.0).text()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.algorithms import smooth_quant, worst_linears
+from pt2e_quant.algorithms import smooth_quant, worst_ops
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.quantizer import ComposableQuantizer
@@ -128,7 +128,7 @@ for group in groups[:4]:
 
 # 4. Some linears remain too sensitive. They are found by measuring, and stay dynamic.
 
-fallen, _ = worst_linears(smoothed, batches[:2], target=22.0)
+fallen, _ = worst_ops(smoothed, batches[:2], target=22.0)
 print("stay dynamic:", *(fallen or ["none"]), sep="\n  ")
 static = XNNPACKQuantizer().set_operator_type(
     torch.ops.aten.linear.default, get_symmetric_quantization_config(is_per_channel=True)

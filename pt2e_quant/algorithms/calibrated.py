@@ -91,9 +91,10 @@ def inputs_of(gm: GraphModule, batches: Batches) -> tuple[dict[str, Tensor], dic
     return peaks, {name: _sample(torch.cat(parts)) for name, parts in rows.items()}
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
-    """The weight as int8 per output channel keeps it."""
-    steps = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
+def rounded_weight(weight: Tensor, channels: int = 0) -> Tensor:
+    """The weight as int8 per output channel keeps it; `channels` is their dimension."""
+    others = [dim for dim in range(weight.dim()) if dim != channels]
+    steps = (weight.abs().amax(others, keepdim=True) / 127).clamp_min(1e-12)
     return torch.round(weight / steps) * steps
 
 

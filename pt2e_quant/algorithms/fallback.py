@@ -1,14 +1,16 @@
-"""Which linears cost a static recipe most of its accuracy, so that they can be quantized dynamically or not at all.
+"""Which ops cost a static recipe most of its accuracy, so that they can be quantized dynamically or not at all.
 
-Each linear is quantized alone: its input and its output per tensor with the range of the data, its weight per channel.
-Then the outputs of the whole model are compared. Errors of different places are nearly independent: their powers add.
-Of a model with n linears this takes, for each batch, two runs and n times what comes after a linear: about 2 + n / 2.
+Each linear and each convolution is quantized alone: its input and its output per tensor with the range of the data, its
+weight per channel. Then the outputs of the whole model are compared. Errors of different places are nearly independent:
+their powers add. Of a model with n of them this takes, for each batch, two runs and n times what comes after an op:
+about 2 + n / 2.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,25 +18,29 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from ..arguments import bind
 from ..graph.constants import Constants
 from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
+from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, HARDTANH, LINEAR, RELU, RELU6, factors, is_conv_transpose
+from ..passes.fold_batch_norm import fold_batch_norm
 from ..qparams import affine_qparams, fake_quantize
 from ..where import module_path
-from .calibrated import Batches, constant_linears, private_copy, rounded_weight, run_again, run_all
+from .calibrated import Batches, private_copy, rounded_weight, run_again, run_all
 
-__all__ = ["Sensitivity", "worst_linears"]
+__all__ = ["Sensitivity", "worst_ops"]
+
+_PRODUCTS = frozenset((*LINEAR, *CONV, *CONV_TRANSPOSE, *CONVOLUTION))
+_CLAMPS = frozenset((*RELU, *RELU6, *HARDTANH))
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantizing one linear statically does to the outputs of the model.
+    """What quantizing one op statically does to the outputs of the model.
 
     Args:
-        node: name of the linear.
+        node: name of the op.
         sqnr: power of the model's outputs over that of the error, in dB.
-        share: of the power of all linears' errors, the part that is this one's.
+        share: of the power of all errors, the part that is this one's.
         module: path of the module that it is in; None where export recorded none.
     """
 
@@ -48,38 +54,40 @@ class Sensitivity:
         return f"{self.node}{where}: {self.sqnr:.1f} dB when quantized alone, {self.share:.0%} of all error"
 
 
-def worst_linears(
+def worst_ops(
     model: ExportedProgram | GraphModule, batches: Batches, *, target: float, outputs: bool = True
 ) -> tuple[list[Sensitivity], list[Sensitivity]]:
-    """Find the linears to keep away from static int8, so that the rest together reach a target.
+    """Find the linears and convolutions to keep away from static int8, so that the rest together reach a target.
 
     Args:
-        model: an exported float model.
+        model: an exported float model. A batch norm counts as part of the op that it is folded into.
         batches: calibration data, as `graph.run.batches_of` takes it; a few batches are enough.
         target: wanted SQNR of the model's outputs, in dB.
-        outputs: round what linears return, as XNNPACK does. False for Inductor, which returns it in float.
+        outputs: round what the ops return, as XNNPACK does. False for Inductor, which returns it in float.
 
     Returns:
-        (fall back, keep), worst first. Give the first ones another configuration with `set_node_name` of the
-        quantizer, before its linears are configured in general or after.
+        (fall back, keep), worst first. Give the first ones another configuration, or None, with `set_node_name` of the
+        quantizer, before its other ops are configured or after.
 
     Raises:
         CalibrationError: there is no batch.
     """
-    gm = finish(private_copy(model))
-    linears = constant_linears(gm, Constants(gm))
-    held = list(batches_of(batches, "worst_linears"))
-    instead = _quantized_linears(gm, linears, held, outputs)
-    signal, noise = 0.0, dict.fromkeys(linears, 0.0)
+    gm = private_copy(model)
+    fold_batch_norm(gm)
+    finish(gm)
+    ops = _stored_products(gm)
+    held = list(batches_of(batches, "worst_ops"))
+    instead = _quantized(gm, ops, held, outputs)
+    signal, noise = 0.0, dict.fromkeys(ops, 0.0)
     for batch in held:
         values = run_all(gm, batch)
         exact = values[gm.graph.output_node()]
         signal += _power(exact)
-        for linear in linears:
-            noise[linear] += _power(exact, run_again(gm, values, linear, instead[linear]))
+        for op in ops:
+            noise[op] += _power(exact, run_again(gm, values, op, instead[op]))
     found = [
-        Sensitivity(linear.name, _sqnr(signal, power), power / max(sum(noise.values()), 1e-300), module_path(linear))
-        for linear, power in sorted(noise.items(), key=lambda item: -item[1])
+        Sensitivity(op.name, _sqnr(signal, power), power / max(sum(noise.values()), 1e-300), module_path(op))
+        for op, power in sorted(noise.items(), key=lambda item: -item[1])
     ]
     powers = sorted(noise.values(), reverse=True)
     allowed = signal * 10 ** (-target / 10)
@@ -87,16 +95,28 @@ def worst_linears(
     return found[:count], found[count:]
 
 
-def _quantized_linears(
-    gm: GraphModule, linears: list[Node], batches: list[Arguments], outputs: bool
-) -> dict[Node, _Static]:
+def _stored_products(gm: GraphModule) -> list[Node]:
+    """The linears and convolutions whose weight no input changes, in graph order."""
+    constants = Constants(gm)
+    products = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in _PRODUCTS]
+    return [node for node in products if factors(node)[1] in constants]
+
+
+def _quantized(gm: GraphModule, ops: list[Node], batches: list[Arguments], outputs: bool) -> dict[Node, _Static]:
     ranges: dict[Node, _Codes] = {}
-    watched = {*linears, *(bind(linear)["input"] for linear in linears)}
+    rounded = {op: _rounded_last(op) for op in ops}
+    watched = {*rounded.values(), *(factors(op)[0] for op in ops)}
     for batch in batches:
         values = run_all(gm, batch)
         for node in watched:
             ranges.setdefault(node, _Codes()).include(values[node])
-    return {linear: _Static(ranges[bind(linear)["input"]], ranges[linear] if outputs else None) for linear in linears}
+    return {op: _Static(op, ranges[factors(op)[0]], ranges[rounded[op]] if outputs else None) for op in ops}
+
+
+def _rounded_last(op: Node) -> Node:
+    """Whose range the kernel's output has: that of the clamp which is fused with it, of the op itself without one."""
+    readers = list(op.users)
+    return readers[0] if len(readers) == 1 and readers[0].target in _CLAMPS else op
 
 
 class _Codes:
@@ -114,13 +134,15 @@ class _Codes:
 
 
 class _Static:
-    """A linear on int8: input and, where it is rounded, output on one grid each, weights per output channel."""
+    """An op on int8: input and, where it is rounded, output on one grid each, weights per output channel."""
 
-    def __init__(self, before: _Codes, after: _Codes | None) -> None:
+    def __init__(self, op: Node, before: _Codes, after: _Codes | None) -> None:
+        self._target: Any = op.target
+        self._channels = 1 if is_conv_transpose(op) else 0
         self._before, self._after = before, after
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        value = torch.nn.functional.linear(self._before(x), rounded_weight(weight), bias)
+    def __call__(self, x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        value: Tensor = self._target(self._before(x), rounded_weight(weight, self._channels), *rest, **kwargs)
         return value if self._after is None else self._after(value)
 
 

@@ -29,11 +29,12 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv
 
 from ..errors import CaptureError
+from ..meta import TAG_KEY
 from ..where import type_name
 
 __all__ = ["dump_graph", "load_graph", "quiet_copies", "restore_attributes", "skeleton"]
 
-_META = ("val", "tensor_meta", "stack_trace", "nn_module_stack", "from_node", "custom")
+_META = ("val", "tensor_meta", "stack_trace", "nn_module_stack", "from_node", "custom", TAG_KEY)
 """What is kept of node.meta. Annotations are not: they are read before the observers are made."""
 
 _SYMBOLS = ("backed_var_to_val", "var_to_range", "replacements", "size_like", "divisible", "unbacked_symint_counter")

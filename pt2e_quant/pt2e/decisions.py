@@ -13,7 +13,7 @@ from ..graph.nested import graphs
 from ..graph.values import is_float_tensor
 from ..ops import BATCH_NORM, EMBEDDING, RNN
 from ..quantizer.reading import AnnotationReading
-from ..reasons import Refusal, refusals
+from ..reasons import WAYS_OUT, Refusal, refusals
 from ..specs import EdgeOrNode
 from ..where import exported_name, locate_all, module_path, node_id, source_line
 from .record import Decision
@@ -62,16 +62,17 @@ def opaque_decisions(gm: GraphModule) -> list[Decision]:
 def nothing_quantized(parts: Iterable[GraphModule], decided: list[Decision], quantizer: str) -> str:
     """What to say when no op of these graphs is annotated."""
     nodes = {node_id(node): node for part in parts for node in part.graph.nodes}
-    reasons: dict[str, list[Node]] = defaultdict(list)
+    reasons: dict[tuple[str, str], list[Node]] = defaultdict(list)
     for decision in decided:
         if decision.node in nodes:
-            reasons[decision.reason or ""].append(nodes[decision.node])
+            reasons[decision.reason or "", decision.code or ""].append(nodes[decision.node])
     count = sum(map(len, reasons.values()))
     lines = [f"nothing would be quantized: {quantizer} annotated none of the {count} float ops of this graph."]
-    for reason, examples in sorted(reasons.items(), key=lambda item: -len(item[1]))[:6]:
+    for (reason, code), examples in sorted(reasons.items(), key=lambda item: -len(item[1]))[:6]:
         lines += [f"  {len(examples)} x {reason}, such as", locate_all(examples[:1])]
+        lines += [f"    {WAYS_OUT[code]}"] if code in WAYS_OUT else []
     lines.append(
-        "  Widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers."
+        "  Or widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers."
     )
     return "\n".join(lines)
 

@@ -87,7 +87,7 @@ def make_plan(gm: GraphModule, quantizer_name: str) -> Plan:
     """
     annotations = read_annotations(gm)
     wanted = _Sites(gm, annotations)
-    resolved = share(wanted.specs, wanted.implicit, {result: start for start, result in carried(gm)})
+    resolved = share(wanted.specs, wanted.implicit, {result: start for start, result in carried(gm)}, wanted.tied)
     _check_stored_once(gm, resolved)
     points, groups, group_of = _points(gm, resolved)
     for site, spec in wanted.specs.items():
@@ -102,12 +102,14 @@ class _Sites:
 
     specs:    spec of every annotated site, in graph order
     implicit: the edges that may share with other uses of their tensor
+    tied:     those of them that share with other inputs of their op
     refusals: why the others must stay as they are, by annotated node
     """
 
     def __init__(self, gm: GraphModule, annotations: Mapping[Node, AnnotationReading]) -> None:
         self.specs: dict[EdgeOrNode, SpecReading] = {}
         self.implicit: set[EdgeOrNode] = set()
+        self.tied: set[EdgeOrNode] = set()
         self.refusals: dict[Node, list[Refusal]] = {}
         self._written = overwritten(gm.graph)
         for node, annotation in annotations.items():
@@ -116,6 +118,8 @@ class _Sites:
                     self.specs[(source, node)] = annotation.inputs[source]
                     if annotation.shares_implicitly:
                         self.implicit.add((source, node))
+                        if annotation.ties_inputs:
+                            self.tied.add((source, node))
             if annotation.output is not None and self._can_quantize(node, node):
                 self.specs[node] = annotation.output
 

@@ -19,6 +19,7 @@ from ..errors import ConversionError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.module import is_guard
 from ..graph.values import copy_value, fake_like, set_value, with_value
+from ..meta import TAG_KEY
 from ..where import copy_origin, locate
 from .observed import QParams
 
@@ -61,6 +62,7 @@ class PairWriter:
                 continue
             like = user if value.op == "get_attr" else observed
             user.args, user.kwargs = map_arg((user.args, user.kwargs), functools.partial(dequantized, like=like))
+        _tag(quantized, value)
         graph.erase_node(observed)
 
     def _quantize(self, value: Node, like: Node, qparams: QParams) -> tuple[Node, Any, tuple[Any, ...]]:
@@ -156,6 +158,24 @@ class PairWriter:
         ):
             return {}
         return {"out_dtype": dtype}
+
+
+def _tag(quantized: Node, value: Node) -> None:
+    """A dequantize belongs to the part of the model that reads it; a quantize to that which computes the value.
+
+    With qparams at run time, or where nobody tagged that, the quantize belongs to its first tagged reader, too.
+    """
+    tags = []
+    for dequantized in quantized.users:
+        of_readers = [user.meta[TAG_KEY] for user in dequantized.users if TAG_KEY in user.meta]
+        if of_readers:
+            dequantized.meta[TAG_KEY] = of_readers[0]
+            tags.append(of_readers[0])
+    chosen = [node for node in quantized.all_input_nodes if node.target is operator.getitem and node is not value]
+    if TAG_KEY in value.meta and not chosen:
+        tags = [value.meta[TAG_KEY]]
+    for node in (quantized, *chosen, *(node.args[0] for node in chosen)) if tags else ():
+        node.meta[TAG_KEY] = tags[0]  # type: ignore[union-attr]  # getitem takes a node apart
 
 
 def _needs_float32(value: Node, dequantize: Any, qparams: QParams) -> bool:

@@ -73,12 +73,16 @@ class PointRecord:
 
 @dataclass(frozen=True)
 class SiteRange:
-    """What one tensor would take for itself: the values that it had, and the scale that the spec maps them to."""
+    """What one tensor would take for itself: the values that it had, and the scale that the spec maps them to.
+
+    spread: half of its values lie no further than this from their median, not counting those that equal it
+    """
 
     tensor: str
     low: float
     high: float
     scale: float
+    spread: float | None = None
 
 
 @dataclass

@@ -5,13 +5,15 @@ A *site* is the output of a node or one use of it (an edge). Two things join sit
 2. uses of one tensor are joined with each other and with its output when their specs ask for the same integers
    (`SpecReading.key`) and the consumer's annotation allows implicit sharing. The observer is that of the output,
    without one that of the first use in the graph. A use whose spec differs is requantized instead. A value that a
-   loop carries is one tensor as the result of its body and as the input of the next run.
+   loop carries is one tensor as the result of its body and as the input of the next run. A *tied* use shares with
+   other inputs of its op, as in a concatenation: it is joined with its tensor only where no other op reads that with
+   a spec of its own, for such a reader would pay for the range of all of them; there, it is requantized.
 Joining is symmetric and transitive, so neither the order of annotations nor the choice of anchor matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from typing import Generic, TypeVar
 
 from torch.fx import Node
@@ -63,7 +65,10 @@ class DisjointSets(Generic[T]):
 
 
 def share(
-    specs: Mapping[EdgeOrNode, SpecReading], implicit: set[EdgeOrNode], same: Mapping[Node, Node] | None = None
+    specs: Mapping[EdgeOrNode, SpecReading],
+    implicit: set[EdgeOrNode],
+    same: Mapping[Node, Node] | None = None,
+    tied: Set[EdgeOrNode] = frozenset(),
 ) -> Resolved:
     """(representative, concrete spec) of the group of each site.
 
@@ -71,6 +76,7 @@ def share(
         specs: spec of each annotated site, in graph order.
         implicit: the edges that may be joined with other uses of the same tensor.
         same: nodes that count as one tensor with another one, as the result of a loop and its input do.
+        tied: of `implicit`, the edges that share with other inputs of their op.
 
     Raises:
         SharingError: a spec shares with a site that has none, or a group is a circle without a concrete spec.
@@ -82,7 +88,7 @@ def share(
         if spec.shares_with is not None:
             sets.union(site, _anchor(site, spec.shares_with, specs))
     concrete = _concrete(specs, sets)
-    _join_uses(specs, implicit, sets, concrete, same or {})
+    _join_uses(specs, implicit, sets, concrete, same or {}, tied)
     return {site: (root := sets.find(site), concrete[root]) for site in specs}
 
 
@@ -115,19 +121,28 @@ def _join_uses(
     sets: DisjointSets[EdgeOrNode],
     concrete: dict[EdgeOrNode, SpecReading],
     same: Mapping[Node, Node],
+    tied: Set[EdgeOrNode],
 ) -> None:
     """Rule 2 of the module docstring. The first use of each kind stands for those that follow."""
     first_of: dict[tuple[Node, Hashable], EdgeOrNode] = {}
-    outputs = [site for site in specs if isinstance(site, Node)]
-    for site in (*outputs, *(site for site in specs if site in implicit)):
-        root = sets.find(site)
+
+    def kind(site: EdgeOrNode) -> tuple[Node, Hashable]:
         tensor = site if isinstance(site, Node) else site[0]
-        key = (same.get(tensor, tensor), concrete[root].key)
-        if key in first_of:
-            spec = concrete[sets.find(first_of[key])]
-            concrete[sets.union(first_of[key], site)] = spec
-        else:
-            first_of[key] = site
+        return same.get(tensor, tensor), concrete[sets.find(site)].key
+
+    def join(site: EdgeOrNode) -> None:
+        first = first_of.setdefault(kind(site), site)
+        spec = concrete[sets.find(first)]
+        concrete[sets.union(first, site)] = spec
+
+    uses = [site for site in specs if site in implicit and site not in tied]
+    for site in (*(site for site in specs if isinstance(site, Node)), *uses):
+        join(site)
+    read = {sets.find(use) for use in uses if specs[use].shares_with is None}
+    # All are chosen before one of them is joined, so that their order does not matter.
+    free = [site for site in specs if site in tied and sets.find(first_of.get(kind(site), site)) not in read]
+    for site in free:
+        join(site)
 
 
 def _chain(root: EdgeOrNode, specs: Mapping[EdgeOrNode, SpecReading], sets: DisjointSets[EdgeOrNode]) -> str:

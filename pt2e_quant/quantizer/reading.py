@@ -272,6 +272,7 @@ class AnnotationReading:
     inputs:            the spec of each input that is to be quantized
     output:            that of the output
     shares_implicitly: its inputs may use the qparams of their producer where the specs are equal
+    ties_inputs:       its inputs have one scale, so those that others read with their own are requantized
     is_claimed:        the quantizer marked the node as its own, whether with a spec or without
     rule:              what made the annotation, where that says so
     """
@@ -279,6 +280,7 @@ class AnnotationReading:
     inputs: Mapping[Node, SpecReading]
     output: SpecReading | None
     shares_implicitly: bool
+    ties_inputs: bool
     is_claimed: bool
     rule: str | None
 
@@ -306,6 +308,7 @@ def read_annotations(gm: GraphModule) -> dict[Node, AnnotationReading]:
             inputs={source: read(spec, node) for source, spec in wanted.items() if spec is not None},
             output=None if annotation.output_qspec is None else read(annotation.output_qspec, node),
             shares_implicitly=bool(getattr(annotation, "allow_implicit_sharing", True)),
+            ties_inputs=bool(getattr(annotation, "ties_inputs", False)),
             is_claimed=is_annotated(node),
             rule=getattr(annotation, "rule", None),
         )

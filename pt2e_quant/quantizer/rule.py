@@ -145,6 +145,12 @@ class Rule:
         """True when the output has the qparams of an input, or the rule follows its producer: it has no own range."""
         return self.inherits or isinstance(self.output, SameAs)
 
+    @property
+    def rounds_anew(self) -> bool:
+        """True when its output has a range of its own, and no weight makes it worth the rounding."""
+        has_weight = any(isinstance(spec, Role) and spec.name == WEIGHT.name for spec in self.specs.values())
+        return self.output is not None and not isinstance(self.output, SameAs) and not has_weight
+
     def refusal(self, match: Match) -> Refusal | None:
         """The first reason against this match, None when the rule applies."""
         for name, node in match.pairs():
@@ -175,7 +181,11 @@ class Rule:
         for node in match.nodes:
             output = self._output_spec(config, anchors) if node is match.root else None
             node.meta[ANNOTATION_KEY] = QuantizationAnnotation(
-                input_qspec_map=inputs[node], output_qspec=output, _annotated=True, rule=self.name
+                input_qspec_map=inputs[node],
+                output_qspec=output,
+                _annotated=True,
+                rule=self.name,
+                ties_inputs=any(map(_is_tied, inputs[node].values())),
             )
 
     def _input_spec(
@@ -198,6 +208,11 @@ class Rule:
         if isinstance(self.output, SameAs):
             return SharedQuantizationSpec(anchors[self.output.name]) if self.output.name in anchors else None
         return _resolve(self.output, config)  # type: ignore[arg-type]  # neither Inherit nor OneScale, see __post_init__
+
+
+def _is_tied(spec: QuantizationSpecBase | None) -> bool:
+    """It shares with another input; INHERIT shares with the output of a producer."""
+    return isinstance(spec, SharedQuantizationSpec) and not isinstance(spec.edge_or_node, Node)
 
 
 def _resolve(

@@ -31,6 +31,7 @@ from .overwritten import overwritten, overwritten_reason
 from .pattern import Match
 from .reading import input_specs, is_annotated
 from .rule import Rule
+from .streams import Streams
 from .targeting import Choice, Targets
 
 __all__ = ["RuleQuantizer"]
@@ -47,6 +48,8 @@ class RuleQuantizer(Quantizer):
         transforms: rewrites before annotation, graph in, graph out.
         trims_outputs: quantize an output only where an integer op reads it. An op whose output has the qparams of its
             input, or none but those, is then left in float altogether. For backends whose kernels can end in float.
+        spares_streams: leave in float what norms and recurrences would make a static recipe pay for (`streams`), unless
+            a selector narrower than the global one asks for it. For backends with integer kernels for sums and means.
 
     Args:
         config: the global configuration; `set_global` sets it later.
@@ -57,6 +60,7 @@ class RuleQuantizer(Quantizer):
     reasons: ClassVar[Mapping[Any, str]] = {}
     transforms: ClassVar[tuple[Callable[[GraphModule], GraphModule], ...]] = ()
     trims_outputs: ClassVar[bool] = False
+    spares_streams: ClassVar[bool] = False
 
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
         self._rules = type(self).rules if rules is None else tuple(rules)
@@ -144,6 +148,7 @@ class _Annotator:
         self._constants = Constants(model)
         self._overwritten = overwritten(model.graph)
         self._masked = masked(model.graph)
+        self._streams = Streams(model) if quantizer.spares_streams else None
         self._foreign = {node for node in choices if is_annotated(node)}
         self._applied: dict[Node, tuple[Rule, Match]] = {}
 
@@ -189,7 +194,7 @@ class _Annotator:
         if config is None:
             return
         match = replace(match, config=config, explicit=self._choices[match.anchor].is_explicit)
-        found = self._obstacle(rule, match) or rule.refusal(match)
+        found = self._obstacle(rule, match) or rule.refusal(match) or self._stream(rule, match)
         if found is None:
             rule.apply(match, config)
             self._applied[match.root] = rule, match
@@ -220,6 +225,11 @@ class _Annotator:
             return Refusal(rule.name, "it is computed from parameters alone, no input flows through it", "constant")
         tensors = [match.root, *(node for name, node in match.pairs() if rule.specs.get(name) is not None)]
         return None if self._masked.isdisjoint(tensors) else Refusal(rule.name, MASK_REASON, "mask")
+
+    def _stream(self, rule: Rule, match: Match) -> Refusal | None:
+        if self._streams is None or match.explicit or not rule.rounds_anew:
+            return None
+        return self._streams.refusal(rule.name, match.anchor, match.root)
 
     def _config(self, match: Match) -> QuantizationConfig | None:
         """The anchor's config; None when another node of the match was explicitly given a different one."""

@@ -1,4 +1,4 @@
-"""What sharing costs: the range of each tensor of a group beside the range that they share.
+"""What sharing costs: the range of each tensor of a group beside the range that they share; and how its values spread.
 
 An observer that several tensors share keeps one range for all of them, so who needs how much of it is not known from
 calibration, and keeping it there would cost every run. It is measured on request, by running data once more through a
@@ -25,22 +25,35 @@ from ..where import in_graph
 
 __all__ = ["measure_ranges"]
 
+_SAMPLE = 10_000
+
 Key = tuple[str, str]
 """Path of an observer, name of the node whose value it is called on."""
 
 
 class _Watcher(nn.Module):
-    """Keeps the smallest and largest value, and returns its input."""
+    """Keeps the smallest and largest value and the spread of each call, and returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ends: tuple[float, float] | None = None
+        self.spreads: list[float] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel():
             low, high = (float(end) for end in min_max(x))
             self.ends = (low, high) if self.ends is None else (min(low, self.ends[0]), max(high, self.ends[1]))
+            self.spreads += _spread(x)
         return x
+
+
+def _spread(x: Tensor) -> list[float]:
+    """The median distance from the median, in a sample, of values that differ from it; zeros of a relu may not."""
+    values = x.detach().flatten().float()
+    values = values[:: -(-len(values) // _SAMPLE)]
+    distances = (values - values.median()).abs()
+    distances = distances[distances > 0]
+    return [float(distances.median())] if len(distances) else []
 
 
 def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> Record:
@@ -100,4 +113,5 @@ def _own_ranges(observer: str, qparams: QParams, watchers: dict[Key, _Watcher]) 
             limits = qparams.quant_min, qparams.quant_max
             scheme: dict[str, Any] = {"dtype": qparams.dtype, "symmetric": qparams.symmetric, "eps": qparams.eps}
             scale, _ = affine_qparams(*watcher.ends, *limits, **scheme)
-            yield SiteRange(tensor, *watcher.ends, float(scale))
+            spread = sum(watcher.spreads) / len(watcher.spreads) if watcher.spreads else None
+            yield SiteRange(tensor, *watcher.ends, float(scale), spread)

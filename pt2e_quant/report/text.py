@@ -18,6 +18,13 @@ _LEGEND = (
 )
 
 _WIDEST = 48
+_FEW_STEPS = 4
+"""Of bell-shaped values, 8 bits over 4.5 standard deviations to each side leave 19."""
+
+_FEW_TITLE = (
+    f"Tensors half of whose values lie within {_FEW_STEPS} steps of their median, since a few others reach far;\n"
+    "keep the ops that compute them from static integers (worst_ops tells which), or quantize them dynamically"
+)
 
 
 def summary(record: Record) -> str:
@@ -90,6 +97,14 @@ def _observers(record: Record, letters: dict[str, str]) -> Iterator[str]:
     costs = [f"{own.tensor}: {sharing_cost(own, group)}" for bits, own, group in costly if bits >= 1]
     if costs:
         yield "Tensors that lose a bit or more to sharing\n" + _lines(costs)
+    few = {
+        (group.observer, own.low, own.high): f"{own.tensor}: {spread_text(own, group)}"
+        for group in record.groups
+        for own in reversed(group.own)  # of a tensor and the moves of its values, the first is named
+        if _is_few(own, group)
+    }
+    if few:
+        yield f"{_FEW_TITLE}\n{_lines(few.values())}"
     dropped = [text for group in record.groups for text in group.dropped]
     if dropped:
         title = "Observers that were asked for and not made: another one watches the same integers"
@@ -180,6 +195,19 @@ def sharing_cost(own: SiteRange, group: GroupRecord) -> str:
 def bits_lost(own: SiteRange, group: GroupRecord) -> float:
     """log2 of the scale of the group over the scale that the tensor would have alone."""
     return math.log2(float(group.scale) / own.scale)  # type: ignore[arg-type]  # measured groups have one scale
+
+
+def spread_text(own: SiteRange, group: GroupRecord) -> str:
+    """'own range [-40, 60] in steps of 0.4; half of its values lie within 1.4 steps of their median'."""
+    steps = own.spread / float(group.scale)  # type: ignore[arg-type,operator]  # of a tensor that was measured
+    return (
+        f"own range {ends_text(own.low, own.high)} in steps of {group.scale:.3g}; half of its values lie within "
+        f"{steps:.1f} steps of their median"
+    )
+
+
+def _is_few(own: SiteRange, group: GroupRecord) -> bool:
+    return own.spread is not None and own.spread < _FEW_STEPS * float(group.scale)  # type: ignore[arg-type]
 
 
 def ends_text(low: float, high: float) -> str:

@@ -92,13 +92,12 @@ def fingerprint(gm: GraphModule) -> dict[str, Said]:
     """
     found = [claim for claim in claims(gm) if is_claimable(claim)]
     implicit = {
-        claim.site
-        for claim in found
-        if not claim.is_output and getattr(claim.node.meta[ANNOTATION_KEY], "allow_implicit_sharing", True)
+        claim.site for claim in found if not claim.is_output and _annotates(claim, "allow_implicit_sharing", True)
     }
+    tied = {claim.site for claim in found if claim.site in implicit and _annotates(claim, "ties_inputs", False)}
     said = what_was_said(gm)
     try:
-        resolved = share({claim.site: read_spec(claim.spec) for claim in found}, implicit)
+        resolved = share({claim.site: read_spec(claim.spec) for claim in found}, implicit, tied=tied)
     except QuantizationError:
         return said
     groups: dict[EdgeOrNode, list[str]] = defaultdict(list)
@@ -108,6 +107,10 @@ def fingerprint(gm: GraphModule) -> dict[str, Said]:
         text = _reading_text(resolved[root][1])
         said.update(dict.fromkeys(group, Said(text, tuple(sorted(group)))))
     return said
+
+
+def _annotates(claim: Claim, field: str, default: bool) -> bool:
+    return bool(getattr(claim.node.meta[ANNOTATION_KEY], field, default))
 
 
 def spec_text(spec: Any) -> str:

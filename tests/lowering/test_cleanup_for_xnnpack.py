@@ -13,6 +13,7 @@ from torch import Tensor
 from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.lowering.executorch.passes.matmul_to_bmm import matmul_to_bmm
 from pt2e_quant.lowering.executorch.passes.own_biases import own_biases
+from pt2e_quant.lowering.executorch.passes.parts_to_slices import parts_to_slices
 from pt2e_quant.lowering.executorch.passes.quantize_padding import quantize_padding
 from pt2e_quant.ops import op_name
 from tests.lowering.handmade import Body, Grid, Weight, bias
@@ -105,6 +106,26 @@ def test_zeros_in_front_of_an_integer_convolution_stay() -> None:
 def test_a_product_of_computed_tensors_is_a_bmm_unless_one_is_repeated(shapes, written) -> None:
     left, right = (torch.randn(shape) for shape in shapes)
     assert ops(changed(matmul_to_bmm, lambda x, y: x @ y, left, right)) == written
+
+
+@pytest.mark.parametrize(
+    ("function", "padded"),
+    [
+        (lambda x: x[:, 1::3], False),
+        (lambda x: x[:, -9:-1:4], False),
+        (lambda x: x[1::2], False),  # 1, 3, 5 of 0 to 6
+        (lambda x: x[2::3], False),  # 2 and 5 are the second of (1, 2, 3) and (4, 5, 6)
+        (lambda x: x[::2], True),  # 6 has no neighbour
+        (lambda x: x[:, ::3], True),
+    ],
+)
+def test_every_nth_value_is_one_of_n_that_lie_beside_each_other(function, padded) -> None:
+    written = ops(changed(parts_to_slices, lambda x: function(x) + 1.0, torch.arange(70.0).reshape(7, 10)))
+    assert written == ["slice", *["constant_pad_nd"] * padded, "reshape", "slice", "reshape", "add"]
+
+
+def test_one_value_of_a_slice_in_steps_is_a_slice() -> None:
+    assert ops(changed(parts_to_slices, lambda x: x[-1::4] * 2.0, torch.arange(6.0).reshape(3, 2))) == ["slice", "mul"]
 
 
 def test_a_product_by_a_weight_stays() -> None:

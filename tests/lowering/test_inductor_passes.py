@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -266,6 +267,18 @@ def test_without_vnni_a_weight_is_two_halves_that_fit_sixteen_bits(name, monkeyp
     (weight,) = calls(gm, Q.dequantize_per_channel.default)
     assert int(weight.args[0].meta["val"].shape[1]) == 2 * kernel[1]
     assert int(attribute(gm, weight.args[0].target).short().abs().max()) * 2 * 255 < 2**15
+
+
+def test_without_vnni_products_with_equal_weights_keep_one_each(monkeypatch):
+    """Inductor's patterns are for one reader of a weight."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+
+    def function(n: Body, x: Tensor) -> Tensor:
+        return nn.functional.linear(GRID(nn.functional.linear(GRID(x), n.w())), n.same())
+
+    weight = Weight((6, 6))
+    gm = passed(exact_without_vnni, function, torch.randn(3, 6), w=weight, same=copy.deepcopy(weight))
+    assert len({dequantize.args[0].target for dequantize in calls(gm, Q.dequantize_per_channel.default)}) == 2
 
 
 NARROW = Grid(0.02, 60, 10, 127, torch.uint8)

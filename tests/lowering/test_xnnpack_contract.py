@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pt2e_quant.errors import LoweringError
-from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.executorch import lower, lower_to_executorch
 from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.lowering.executorch.xnnpack.contract import check_xnnpack_contract
-from tests.lowering.handmade import Body, Grid, Groups, Q, Weight, bias, dynamic, per_token
+from tests.lowering.handmade import Body, Branches, Grid, Groups, Q, Weight, bias, dynamic, per_token
 
 pytest.importorskip("executorch")
 
@@ -92,18 +92,6 @@ WRONG: dict[str, Row] = {
         "quantize_per_tensor",
         lambda: (linear(channels(), x=NARROW, y=NARROW), ROWS),
     ),
-    "factors of addmm": (
-        "addmm_has_unit_factors",
-        "addmm",
-        lambda: (
-            Body(
-                lambda m, x: OUT(torch.addmm(m.b, IN(x), m.w(), beta=2.0)),
-                w=Weight((24, 17), None),
-                b=bias(17),
-            ),
-            ROWS,
-        ),
-    ),
 }
 INIT: dict[str, Row] = {
     "scale in float64": (
@@ -130,26 +118,6 @@ INIT: dict[str, Row] = {
         "weight_axis_is_the_output_channel",
         "conv2d",
         lambda: (Body(lambda m, x: OUT(F.conv2d(IN(x), m.w())), w=Weight((6, 6, 3, 3), 1)), IMAGE),
-    ),
-    "max_pool2d on two grids": (
-        "moved_values_keep_their_grid",
-        "max_pool2d",
-        lambda: (Body(lambda m, x: OUT(F.max_pool2d(IN(x), 2))), IMAGE),
-    ),
-    "permute on two grids": (
-        "moved_values_keep_their_grid",
-        "permute",
-        lambda: (Body(lambda m, x: OUT(IN(x).permute(0, 2, 3, 1))), IMAGE),
-    ),
-    "squeeze on two grids": (
-        "moved_values_keep_their_grid",
-        "squeeze",
-        lambda: (Body(lambda m, x: OUT(IN(x).squeeze(0))), (1, 6, 8)),
-    ),
-    "cat on two grids": (
-        "moved_values_keep_their_grid",
-        "cat",
-        lambda: (Body(lambda m, x: OUT(torch.cat([IN(x), OUT(x)], 1))), IMAGE),
     ),
     "relu after a product": (
         "products_with_a_matrix_do_not_fuse",
@@ -196,11 +164,6 @@ FAILS_TO_LOWER: dict[str, Row] = {
         "add",
         lambda: (Body(per_channel_operand, w=Weight((1, 6, 1, 1), 1)), IMAGE),
     ),
-    "max_pool2d without batch": (
-        "max_pool_has_a_batch",
-        "max_pool2d",
-        lambda: (Body(lambda m, x: F.max_pool2d(x, 2)), (6, 8, 10)),
-    ),
 }
 FAILS_TO_RUN: dict[str, Row] = {
     "conv3d": (
@@ -209,12 +172,19 @@ FAILS_TO_RUN: dict[str, Row] = {
         lambda: (Body(lambda m, x: OUT(F.conv3d(IN(x), m.w())), w=Weight((7, 6, 3, 3, 3))), (1, 6, 4, 5, 6)),
     ),
 }
-FORBIDDEN = WRONG | INIT | FAILS_TO_LOWER | FAILS_TO_RUN
-SHARED: dict[str, Callable[[], tuple[Body, tuple[int, ...]]]] = {
-    "with an output": lambda: (shared(lambda d: OUT(F.relu(d)), lambda d: d), ROWS),
-    "with a float operator": lambda: (shared(lambda d: OUT(F.relu(d)), torch.sigmoid), ROWS),
-    "by relu and max_pool2d": lambda: (shared(lambda d: OUT(F.relu(d)), lambda d: IN(F.max_pool2d(d, 2))), IMAGE),
+REPAIRED: dict[str, Callable[[], tuple[Body, tuple[int, ...]]]] = {
+    "dequantize shared with an output": lambda: (shared(lambda d: OUT(F.relu(d)), lambda d: d), ROWS),
+    "dequantize shared with a float operator": lambda: (shared(lambda d: OUT(F.relu(d)), torch.sigmoid), ROWS),
+    "relu and max_pool2d share a dequantize": lambda: (
+        shared(lambda d: OUT(F.relu(d)), lambda d: IN(F.max_pool2d(d, 2))),
+        IMAGE,
+    ),
+    "factors of addmm": lambda: (
+        Body(lambda m, x: OUT(torch.addmm(m.b, IN(x), m.w(), beta=2.0)), w=Weight((24, 17), None), b=bias(17)),
+        ROWS,
+    ),
 }
+FORBIDDEN = WRONG | INIT | FAILS_TO_LOWER | FAILS_TO_RUN
 
 
 def export(row: Row) -> tuple[torch.export.ExportedProgram, Body, Tensor]:
@@ -296,15 +266,13 @@ def test_without_the_preflight_the_program_fails_while_running(name: str) -> Non
         program.run(x)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_a_shared_dequantize_which_xnnpack_would_misread_is_given_to_each_reader(name: str) -> None:
-    """XNNPACK marks a dequantize as its own when one reader is; the other reader then gets a wrong value, or none."""
-    body, shape = SHARED[name]()
-    x = torch.randn(shape)
-    exported = torch.export.export(body.eval(), (x,))
-    found = check_xnnpack_contract(exported.module())
-    assert [one.rule for one in found if one.fatal] == ["one_dequantize_per_consumer"]
-    assert largest_difference(lower_to_executorch(exported), body, x) < 1.01 * OUT.scale  # rounds the other way
+def test_what_passes_repair_computes_the_numbers_of_the_graph() -> None:
+    bodies, shapes = zip(*(make() for make in REPAIRED.values()), strict=True)
+    model, inputs = Branches(list(bodies)).eval(), tuple(torch.randn(shape) for shape in shapes)
+    expected = [value for branch in model(*inputs) for value in outputs(branch)]
+    got = lower_to_executorch(torch.export.export(model, inputs)).run(*inputs)
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).detach().abs().max() < 1.01 * OUT.scale
 
 
 @pytest.mark.slow
@@ -322,6 +290,19 @@ def test_a_weight_quantized_while_running_is_refused_and_would_end_the_process(t
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode < 0
     assert "quantize_per_channel_out" in done.stderr
+
+
+def test_what_executorch_takes_apart_is_checked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it shared a dequantize after our passes had run."""
+    kept = tuple(step for step in lower.FOR_EXECUTORCH if step.__name__ != "own_dequantizes")
+    monkeypatch.setattr(lower, "FOR_EXECUTORCH", kept)
+    body = shared(lambda d: OUT(F.relu(d)), torch.sigmoid)
+    exported = torch.export.export(body.eval(), (torch.randn(ROWS),))
+    with pytest.raises(LoweringError, match="XNNPACK would compute on wrong numbers") as error:
+        lower_to_executorch(exported)
+    assert "feed 2 operators (aten.relu.default, aten.sigmoid.default)" in str(error.value)
+    assert "aten.sigmoid.default reads the integers of" in str(error.value)
+    assert "node dequantize_per_tensor = " in str(error.value)
 
 
 # --- left to portable kernels -----------------------------------------------------------------------------------------
@@ -418,6 +399,28 @@ def test_what_xnnpack_refuses_runs_in_portable_kernels_with_the_right_numbers(na
     assert reason in reasons.pop()
     # Another order of sums may move a value that lies between two steps of the output grid to the other one.
     assert largest_difference(program, body, x) < 1.01 * OUT.scale
+
+
+def test_a_product_of_more_than_256_steps_of_its_output_runs_in_portable_kernels() -> None:
+    """XNNPACK refuses to load it: its requantization takes factors below 256."""
+
+    def body(factor: float) -> Body:
+        weight = channels()
+        weight.scale.fill_(0.002)
+        fine = Grid(IN.scale * 0.002 / factor, 3)
+        return Body(lambda m, x: fine(F.linear(IN(x), m.w())), w=weight)
+
+    factors = (255.0, 257.0)
+    model, x = Branches([body(factor) for factor in factors]).eval(), torch.randn(ROWS)
+    program = lower_to_executorch(torch.export.export(model, (x, x)))
+    assert [(kernel.node, kernel.precision) for kernel in program.kernels if "linear" in kernel.op] == [
+        ("linear", "int8")
+    ]
+    (reason,) = {left.reason for left in program.undelegated if left.node == "linear_1"}
+    assert reason.startswith("a step of its input times one of its weight is 257 steps of its output")
+    for got, expected, factor in zip(program.run(x, x), model(x, x), factors, strict=True):
+        assert expected.unique().numel() > 1
+        assert (got - expected).abs().max() < 1.01 * IN.scale * 0.002 / factor
 
 
 def test_the_stock_partitioner_fails_on_a_refused_convolution() -> None:

@@ -124,8 +124,6 @@ def test_the_backend_runs_its_linears_in_integers_and_returns_outputs_and_states
     A step has a linear of its own in each direction, and there is one for all inputs: 2 * (3 + 1).
     """
     pytest.importorskip("executorch")
-    if name.startswith("x86") and not torch.cpu._is_vnni_supported():
-        pytest.skip("without VNNI, lowering refuses it: halved weights of unrolled steps miss Inductor's pattern")
     model = recurrent(case)
     converted = quantized(model, QUANTIZERS[name]())
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.errors import CoverageError
 from pt2e_quant.quantizer.overwritten import overwritten
 from tests.nets import export
 from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, annotate, calls, quantizes, the_call
@@ -115,6 +116,26 @@ def test_a_tensor_that_is_written_through_a_view_stays_in_float_with_the_reason(
     prepared = prepare_pt2e(export(Model(part), torch.randn(1, 3, 5, 5)), Toy(STATIC))
     reasons = {decision.node: decision.reason for decision in explain(prepared).skipped}
     assert reasons["conv2d_1"] == "fill_ writes to the memory of conv2d_1, which a quantized copy would miss"
+
+
+def test_a_graph_of_such_tensors_alone_names_the_way_out_and_it_works():
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y[:, :2].relu_()
+            return y
+
+    exported = export(Partly(), torch.randn(1, 3, 5, 5))
+    with pytest.raises(
+        CoverageError, match=r"make all ops functional: prepare_pt2e\(exported.run_decompositions\({}\)"
+    ):
+        prepare_pt2e(exported, Toy(STATIC))
+    prepared = prepare_pt2e(exported.run_decompositions({}), Toy(STATIC))
+    assert [decision.rule for decision in explain(prepared).quantized] == ["conv_only"]
 
 
 def test_an_annotation_of_such_a_tensor_is_refused_too():

@@ -139,3 +139,42 @@ def test_custom_metadata_of_an_op_reaches_the_nodes_made_for_it():
     converted = convert_pt2e(prepared)
     assert len(calls(converted, torch.ops.aten.add.Tensor)) == 1
     assert {node.meta["custom"]["debug_handle"] for node in dequantizes(converted)} == {7}
+
+
+class Tagged(Toy):
+    """Says of each linear which part of the model it belongs to, as quantizers for several accelerators do."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        model = super().annotate(model)
+        for index, node in enumerate(calls(model, torch.ops.aten.linear.default)):
+            node.meta["quantization_tag"] = f"part {index}"
+        return model
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("config", ["static", "dynamic"])
+def test_the_tags_of_a_quantizer_stay_and_hold_for_what_is_made_around_an_op(config, tmp_path):
+    """A dequantize is the reader's, and so is what chooses qparams at run time; a static quantize is the maker's."""
+    x = torch.randn(3, 6)
+    prepared = prepare_pt2e(export(Pair(), x), Tagged(CONFIGS[config]))
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    torch.save(converted, tmp_path / "converted.pt")
+    for gm in (converted, torch.load(tmp_path / "converted.pt", weights_only=False)):
+        first, second = calls(gm, torch.ops.aten.linear.default)
+        assert [node.meta["quantization_tag"] for node in (first, second)] == ["part 0", "part 1"]
+        for linear, quantize_of_input in ((first, "part 0"), (second, "part 0" if config == "static" else "part 1")):
+            assert {node.meta["quantization_tag"] for node in linear.args[:2]} == {linear.meta["quantization_tag"]}
+            quantize = linear.args[0].args[0]
+            assert quantize.meta["quantization_tag"] == quantize_of_input
+            if config == "dynamic":
+                chosen = quantize.args[1]
+                assert {node.meta["quantization_tag"] for node in (chosen, chosen.args[0])} == {quantize_of_input}

@@ -329,3 +329,46 @@ def test_a_tensor_that_is_concatenated_with_itself_shares_one_scale():
     assert {node.args[1:] for node in quantizes(converted)} == {quantizes(converted)[0].args[1:]}
     scale = quantizes(converted)[0].args[1]
     assert (converted(x) - torch.cat([x, x], 1)).abs().max() <= scale / 2 * 1.001  # half a step, once
+
+
+# --- inputs that an op ties together ----------------------------------------------------------------------------------
+
+SMALL, LARGE = torch.tensor([[-0.5, 0.25, 1.0, 0.75]]).repeat(3, 1), torch.tensor([[40.0, -20.0, 7.0, 3.0]])
+
+
+class Beside(nn.Module):
+    """A small and a large tensor, concatenated; `reads` says who reads the small one besides."""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        self.reads, self.linear = reads, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        h = torch.add(x, x)
+        moved = h.view(4, 3).view(3, 4) if "behind a view" in self.reads else h
+        merged = torch.cat([moved, y], 0)
+        if "other cat" in self.reads:
+            return merged, torch.cat([merged, moved], 0)
+        return merged, self.linear(h) if "linear" in self.reads else h
+
+
+def groups_of(reads: str) -> dict[str, tuple[float, int]]:
+    """Of each use and output the qparams, by name."""
+    prepared = prepare_pt2e(export(Beside(reads), SMALL, LARGE), Toy(STATIC))
+    prepared(SMALL, LARGE)
+    groups = explain(convert_pt2e(prepared)).groups
+    return {member: (group.scale, group.zero_point) for group in groups for member in group.members}
+
+
+@pytest.mark.parametrize(("reads", "moved"), [("linear", "add"), ("linear, cat behind a view", "view_1")])
+def test_who_reads_a_tensor_beside_a_concatenation_keeps_its_own_scale(reads, moved):
+    found = groups_of(reads)
+    own, tied = affine_by_hand([2 * SMALL]), affine_by_hand([2 * SMALL, LARGE])
+    assert found["add"] == found["add -> linear"] == (pytest.approx(own[0], rel=1e-6), own[1])
+    assert found[f"{moved} -> cat"] == found["y -> cat"] == found["cat"] == (pytest.approx(tied[0], rel=1e-6), tied[1])
+
+
+@pytest.mark.parametrize("reads", ["nobody", "other cat"])
+def test_a_tensor_that_only_concatenations_read_has_their_scale_and_is_quantized_once(reads):
+    found = groups_of(reads)
+    assert len({found[site] for site in found if site.startswith("add") or "cat" in site}) == 1

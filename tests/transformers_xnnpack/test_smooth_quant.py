@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.algorithms import smooth_quant, worst_linears
+from pt2e_quant.algorithms import smooth_quant, worst_ops
 from pt2e_quant.errors import CalibrationError
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from quantizers.x86_inductor import X86InductorQuantizer
@@ -164,22 +164,22 @@ def test_no_data_is_an_error(exported):
     with pytest.raises(CalibrationError, match="there is no batch in the data"):
         smooth_quant(exported, [])
     with pytest.raises(CalibrationError, match="there is no batch in the data"):
-        worst_linears(exported, [], target=20.0)
+        worst_ops(exported, [], target=20.0)
 
 
 def test_the_worst_linear_is_found_first(exported):
-    fallen, kept = worst_linears(exported, batches(2), target=1000.0)
+    fallen, kept = worst_ops(exported, batches(2), target=1000.0)
     assert (len(fallen), kept) == (7, [])
     assert [site.sqnr for site in fallen] == sorted(site.sqnr for site in fallen)
 
 
 def test_a_target_that_holds_already_needs_no_fallback(exported):
-    assert worst_linears(exported, batches(2), target=-50.0)[0] == []
+    assert worst_ops(exported, batches(2), target=-50.0)[0] == []
 
 
 def test_falling_back_to_dynamic_reaches_the_target(model, exported):
     plain = static_sqnr(model, exported)
-    fallen, kept = worst_linears(exported, batches(2), target=plain + 8)
+    fallen, kept = worst_ops(exported, batches(2), target=plain + 8)
     assert kept
     assert static_sqnr(model, exported, fallen) > plain + 5  # dynamic linears round, too
 
@@ -205,7 +205,7 @@ def test_in_place_operators_are_measured_like_others():
             return self.second(y) + y
 
     one, other = (
-        worst_linears(torch.export.export(kind().eval(), batches(1)[0]), batches(2), target=100.0)[0]
+        worst_ops(torch.export.export(kind().eval(), batches(1)[0]), batches(2), target=100.0)[0]
         for kind in (InPlace, OutOfPlace)
     )
     assert [site.sqnr for site in one] == pytest.approx([site.sqnr for site in other])
@@ -229,14 +229,14 @@ def x86_static_sqnr(model: nn.Module, graph, dynamic=()) -> float:
 def test_inductor_runs_what_falls_back_as_dynamic_kernels(model, exported):
     """Inductor's dynamic linears have one scale for a whole tensor: what they gain depends on the data."""
     plain = x86_static_sqnr(model, exported)
-    fallen, kept = worst_linears(exported, batches(2), target=plain + 3, outputs=False)
+    fallen, kept = worst_ops(exported, batches(2), target=plain + 3, outputs=False)
     assert fallen
     assert kept
     assert x86_static_sqnr(model, exported, fallen) > plain - 1
 
 
 def test_shares_of_the_error_add_up_and_are_told_with_the_place(exported):
-    fallen, kept = worst_linears(exported, batches(2), target=20.0)
+    fallen, kept = worst_ops(exported, batches(2), target=20.0)
     assert sum(site.share for site in (*fallen, *kept)) == pytest.approx(1.0)
     worst = (fallen + kept)[0]
     assert worst.module

@@ -37,6 +37,10 @@ class CallingConvention:
         leaves, tree = pytree.tree_flatten((args, kwargs))
         return cls(tree, tuple(map(_layout, leaves)))
 
+    def contiguous(self) -> CallingConvention:
+        """That of a program which takes no input channels last."""
+        return CallingConvention(self.tree, (torch.contiguous_format,) * len(self.layouts))
+
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Example inputs in their layouts: no views of other strides, nothing expanded."""
         laid: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(self.flatten(args, kwargs), self.tree)
@@ -73,7 +77,10 @@ def _laid_out(value: Any, layout: torch.memory_format) -> Any:
         return value
     if layout not in (torch.contiguous_format, _CHANNELS_LAST.get(value.dim())):
         return value  # of other dimensions than the example: the program says so
-    return value.contiguous(memory_format=layout)
+    laid = value.contiguous(memory_format=layout)
+    usual = torch.empty(laid.shape, device="meta").stride()
+    is_usual = layout is not torch.contiguous_format or laid.stride() == usual
+    return laid if is_usual else laid.reshape(-1).view(laid.shape)  # a dimension of size 1 may have any stride
 
 
 def _describe(tree: pytree.TreeSpec) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.traceback import NodeSource
 
 from ...errors import CaptureError, LoweringError
 from ...graph.attributes import own_written
@@ -24,7 +25,7 @@ from ...meta import ORIGIN_KEY
 from ...pt2e.record import record_of
 from ...where import locate, node_id
 
-__all__ = ["Inputs", "explaining", "origin", "quietly", "take"]
+__all__ = ["Inputs", "explaining", "origin", "quietly", "sharing_provenance", "take"]
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
 _NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
@@ -90,7 +91,7 @@ def explaining(what: str) -> Iterator[None]:
         LoweringError: something was raised.
     """
     try:
-        with quietly():
+        with quietly(), sharing_provenance():
             yield
     except LoweringError:
         raise
@@ -117,6 +118,23 @@ def quietly() -> Iterator[None]:
         finally:
             for logger in loggers:
                 logger.removeFilter(_is_error)
+
+
+@contextmanager
+def sharing_provenance() -> Iterator[None]:
+    """Let nodes share the records of where they come from; nobody writes to them.
+
+    torch.fx copies the whole history of a node for every node that each pass makes of it, and compilers run dozens.
+    """
+    held = vars(NodeSource).get("__deepcopy__")
+    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if held is None:
+            del NodeSource.__deepcopy__  # type: ignore[attr-defined]
+        else:
+            NodeSource.__deepcopy__ = held  # type: ignore[attr-defined]
 
 
 def _is_error(entry: logging.LogRecord) -> bool:

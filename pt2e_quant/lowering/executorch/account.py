@@ -16,14 +16,13 @@ from torch.fx import GraphModule, Node
 
 from ...graph.nested import graphs
 from ...meta import PORTABLE
-from ...where import node_id
 from ..common.entry import origin
 from ..common.program import Fallback, Remark
 from .program import Kernel
 from .runtime import is_implicit
 from .xnnpack.contract import Violation
 
-__all__ = ["Account", "take_account"]
+__all__ = ["Account", "delegate_graphs", "edge_name", "nodes_outside", "take_account"]
 
 _QDQ = ("quantize_per_", "dequantize_per_", "choose_qparams")
 _TRANSLATED = {
@@ -68,10 +67,9 @@ def take_account(
         said: what the partitioner said of a node that it refused.
         backend_ops: names of the operators that the backend knows; None without a backend.
     """
-    calls = [node for graph in _graphs(lowered) for node in graph.nodes if node.op == "call_function"]
-    delegates = [_lowered_module(node) for node in calls if _is_delegate(node)]
+    delegates = [_lowered_module(node) for node in _calls(lowered) if _is_delegate(node)]
     origins = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
-    left = [node for node in calls if not _is_delegate(node) and _computes_a_tensor(node)]
+    left = nodes_outside(lowered)
     explain = _Reasons({id(node) for node in left}, findings, said, backend_ops)
     return Account(
         delegates=len(delegates),
@@ -81,6 +79,20 @@ def take_account(
         delegate_bytes=sum(len(module.processed_bytes) for module in delegates),
         stored=_stored(delegates),
     )
+
+
+def nodes_outside(lowered: GraphModule) -> list[Node]:
+    """What computes tensors outside every delegate, in nested graphs too."""
+    return [node for node in _calls(lowered) if not _is_delegate(node) and _computes_a_tensor(node)]
+
+
+def delegate_graphs(lowered: GraphModule) -> list[torch.fx.Graph]:
+    """What the delegates hold, as ExecuTorch gave it to their backend."""
+    return [_lowered_module(node).original_module.graph for node in _calls(lowered) if _is_delegate(node)]
+
+
+def _calls(lowered: GraphModule) -> list[Node]:
+    return [node for graph in _graphs(lowered) for node in graph.nodes if node.op == "call_function"]
 
 
 def _graphs(module: GraphModule) -> Iterator[torch.fx.Graph]:
@@ -113,10 +125,11 @@ def _computes_a_tensor(node: Node) -> bool:
 def _undelegated(node: Node, origins: dict[str, Node], reason: str) -> Fallback:
     name = origin(node)
     source = origins.get(name, node)
-    return Fallback.of(name, _name(node), source, reason)
+    return Fallback.of(name, edge_name(node), source, reason)
 
 
-def _name(node: Node) -> str:
+def edge_name(node: Node) -> str:
+    """'aten.add.Tensor' of an operator of ExecuTorch's edge dialect."""
     return str(getattr(node.target, "__name__", node.target))
 
 
@@ -136,7 +149,7 @@ class _Reasons:
         self._findings: dict[str, list[str]] = {}
         for finding in findings:
             if finding.severity != "inexact":
-                self._findings.setdefault(node_id(finding.node), []).append(finding.why)
+                self._findings.setdefault(origin(finding.node), []).append(finding.why)
 
     def __call__(self, node: Node) -> str:
         if self._backend_ops is None:
@@ -153,10 +166,10 @@ class _Reasons:
         )
 
     def _translate(self, said: str, node: Node) -> str:
-        if _name(node) in _OF_SHAPES and ("dtype" in said or "shape" in said):
+        if edge_name(node) in _OF_SHAPES and ("dtype" in said or "shape" in said):
             dynamic = _dynamic_sizes(node)
             if dynamic:
-                return _OF_SHAPES[_name(node)].format(dynamic)
+                return _OF_SHAPES[edge_name(node)].format(dynamic)
         if said == "invalid dtype":
             tensors = [source.meta.get("val") for source in (node, *node.all_input_nodes)]
             dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if isinstance(t, Tensor)})
@@ -165,18 +178,18 @@ class _Reasons:
 
     def _next_to(self, node: Node) -> str:
         """The reason of a quantize or dequantize is the operator that it belongs to."""
-        if not any(word in _name(node) for word in _QDQ):
+        if not any(word in edge_name(node) for word in _QDQ):
             return ""
-        near = list(node.users) if "dequantize" in _name(node) else node.all_input_nodes
+        near = list(node.users) if "dequantize" in edge_name(node) else node.all_input_nodes
         for other in (*near, *node.users, *node.all_input_nodes):
-            if id(other) in self._left and not any(word in _name(other) for word in _QDQ):
-                return f"belongs to {origin(other)} ({_name(other)}), which runs in portable kernels"
+            if id(other) in self._left and not any(word in edge_name(other) for word in _QDQ):
+                return f"belongs to {origin(other)} ({edge_name(other)}), which runs in portable kernels"
         return "no operator that the backend runs in integers is next to it"
 
     def _unknown(self, node: Node) -> str:
-        known = self._backend_ops is not None and _name(node).partition(".")[2] in self._backend_ops
+        known = self._backend_ops is not None and edge_name(node).partition(".")[2] in self._backend_ops
         if not known:
-            return f"XNNPACK has no kernel for {_name(node)}"
+            return f"XNNPACK has no kernel for {edge_name(node)}"
         return "XNNPACK refused these arguments, or a delegate around it would depend on itself; it says no more"
 
 
@@ -191,7 +204,7 @@ def _dynamic_sizes(node: Node) -> int:
 def _kernels(module: Any, delegate: int) -> Iterator[Kernel]:
     integer: dict[Node, Literal["int8", "dynamic", "float"]] = {}
     for node in module.original_module.graph.nodes:
-        name = _name(node)
+        name = edge_name(node)
         if node.op != "call_function" or name == "getitem" or any(word in name for word in _QDQ):
             continue
         integer[node] = _precision(node, integer)
@@ -202,12 +215,14 @@ def _precision(
     node: Node, known: dict[Node, Literal["int8", "dynamic", "float"]]
 ) -> Literal["int8", "dynamic", "float"]:
     fused = [known[source] for source in node.all_input_nodes if source in known]
-    if any(user for user in node.users if "quantize_per_" in _name(user) and is_implicit(user)) and fused == ["int8"]:
+    if any(user for user in node.users if "quantize_per_" in edge_name(user) and is_implicit(user)) and fused == [
+        "int8"
+    ]:
         return "int8"  # relu after a convolution: one kernel
-    implicit = [n for n in node.all_input_nodes if "dequantize_per_" in _name(n) and is_implicit(n)]
+    implicit = [n for n in node.all_input_nodes if "dequantize_per_" in edge_name(n) and is_implicit(n)]
     if not implicit:
         return "float"
-    chosen = any(isinstance(n.args[1], Node) and _name(n.args[1]) == "getitem" for n in implicit)
+    chosen = any(isinstance(n.args[1], Node) and edge_name(n.args[1]) == "getitem" for n in implicit)
     return "dynamic" if chosen else "int8"
 
 

@@ -1,7 +1,7 @@
 """Lower a converted graph to an ExecuTorch program (.pte), and say what became of every operator.
 
-Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: clean-up, the check of XNNPACK's
-contract, a new export, partitioning and lowering, and the account of what was delegated.
+Comes after `convert_pt2e`; a float graph lowers just as well. What happens, in order: all passes, the check of
+XNNPACK's contract, a new export, partitioning and lowering, the check of what ExecuTorch made of it, and the account.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from . import runtime as _executorch
 from .account import Account, take_account
 from .control_flow import check_control_flow
 from .embeddings import tied_tables
+from .kernels import check_kernels, check_out_variants, unchecked
 from .methods import by_method, shared_buffers
 from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
 from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
-from .xnnpack.contract import Violation, check_xnnpack_contract, raise_fatal
+from .xnnpack.contract import Violation, check_xnnpack_contract, keep_outside, raise_fatal
+from .xnnpack.delegates import check_delegates
 
 __all__ = ["lower_to_executorch"]
 
@@ -93,7 +95,8 @@ def lower_to_executorch(
         dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has, ({}, {}) fixes
             those of two inputs. ExecuTorch plans its memory ahead and needs an upper bound for each.
         backend: 'xnnpack', or None for portable kernels only.
-        preflight: check the backend's contract first and raise what it forbids. False lowers whatever comes.
+        preflight: check the backend's contract on the graph that is compiled, what ExecuTorch made of it, and that its
+            runtime has every kernel; raise what would not run. False lowers whatever comes.
         verify: run the program on the example inputs, or on these batches instead, and compare every output with the
             converted graph's (`common.verify`). Costs one load, and a run of each; False leaves it out, and the program
             says so. Of several methods, each is run from the state that the model starts with; batches by method name.
@@ -120,11 +123,11 @@ def lower_to_executorch(
     shared = shared_buffers({name: gm for name, (gm, _) in taken.items()})  # before passes fold what is only read
     graphs_of = {name: clone(gm) for name, (gm, _) in taken.items()}
     ready = {name: _ready(taken[name], arguments[name][2], backend, preflight) for name in models}
-    made = _lower(ready, shared, backend)
+    made = _lower(ready, shared, backend, preflight)
 
     def lower(part: GraphModule, batch: Arguments) -> Program:
         inputs = take(part, batch.args, batch.kwargs, "")
-        return _lower({"forward": _ready(inputs, None, backend, preflight)}, (), backend)["forward"].run
+        return _lower({"forward": _ready(inputs, None, backend, preflight)}, (), backend, preflight)["forward"].run
 
     methods = {}
     for name, program in made.items():
@@ -152,20 +155,37 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     remarks = tied_tables(gm) if backend == "xnnpack" else ()
     for step in FOR_EXECUTORCH:
         gm = run_everywhere(step, gm)
-    findings: tuple[Violation, ...] = ()
-    if backend == "xnnpack":
-        findings = check_xnnpack_contract(gm)
-        if preflight:
-            raise_fatal(findings)
     for step in (*FOR_XNNPACK, *AT_LAST) if backend == "xnnpack" else AT_LAST:
         gm = run_pass(step, gm)
+    findings = check_xnnpack_contract(gm) if backend == "xnnpack" else ()
+    if preflight:
+        raise_fatal(findings)
+    keep_outside(findings)
     finish(gm)
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     calling = CallingConvention.of(args, kwargs)
+    if backend == "xnnpack" and any(map(_has_two_layouts, gm.graph.nodes)) and calling != calling.contiguous():
+        calling = calling.contiguous()
+        remarks += (Remark("program", _CONTIGUOUS),)
     exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
     check_bounds(exported)
     return _Ready(exported, gm, findings, remarks, calling)
+
+
+_CONTIGUOUS = (
+    "its inputs are contiguous, though an example is channels last: XNNPACK mistakes the layout of an image of one "
+    "channel, which is both (executorch issue 19153)"
+)
+
+
+def _has_two_layouts(node: Node) -> bool:
+    """An image of one channel whose strides are those of channels last, though it is contiguous as well."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dim() != 4 or tuple(value.shape[2:]) == (1, 1):
+        return False
+    channels, stride = value.shape[1], value.stride(1)
+    return isinstance(channels, int) and isinstance(stride, int) and (channels, stride) == (1, 1)
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
@@ -192,7 +212,7 @@ def _export(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
         return torch.export.export(gm, args, kwargs or None, dynamic_shapes=dynamic_shapes)
 
 
-def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend) -> ExecutorchMethods:
+def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend, preflight: bool) -> ExecutorchMethods:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     rejections = _executorch.Rejections()
@@ -206,15 +226,21 @@ def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend) 
             compile_config=EdgeCompileConfig(_check_ir_validity=False),  # q/dq ops are not core ATen
             constant_methods=_border_constants(ready),
         )
-    accounts = {}
+    accounts, lowered = {}, {}
     for name, method in ready.items():
         program = edge.exported_program(name)
         _keep_initial_state(program)
+        lowered[name] = program.graph_module
+        if preflight:
+            check_delegates(lowered[name], method.gm)
+            check_out_variants(lowered[name], method.gm)
         known = partitioners[name][0].target_partitioner_configs if partitioners else None
         said = partial(rejections.of, name)
-        accounts[name] = take_account(program.graph_module, method.gm, method.findings, said, known)
+        accounts[name] = take_account(lowered[name], method.gm, method.findings, said, known)
     with explaining("ExecuTorch cannot turn the lowered graph into a program"):
         program = edge.to_executorch(_executorch.configuration(bool(shared)))
+    for name, method in ready.items() if preflight else ():
+        check_kernels(program, name, lowered[name], method.gm)
     return _programs(ready, accounts, shared, program)
 
 
@@ -230,7 +256,7 @@ def _programs(
             delegates=account.delegates,
             undelegated=account.undelegated,
             kernels=account.kernels,
-            remarks=account.remarks + ready[name].remarks,
+            remarks=account.remarks + ready[name].remarks + unchecked(),
             sizes=_sizes(buffer, [account], [constants[name]]),
             calling=ready[name].calling,
             loaded=loaded,

@@ -106,12 +106,13 @@ class Loaded:
 
 def _advice(error: str) -> str:
     """What to do about an error of the runtime, by its code (executorch/runtime/core/error.h)."""
-    if "0x14" in error:  # OperatorMissing
+    code = error.replace("0x:", "0x")  # as one of its messages writes it
+    if "0x14" in code:  # OperatorMissing
         return (
-            "An operator outside every delegate has no kernel in this runtime; `undelegated` of the program lowered "
-            "with verify=False lists the candidates. Write it with other operators, or link its kernel."
+            "An operator outside every delegate has no kernel in this runtime; lower with preflight=True, which names "
+            "it. Write it with other operators, or link its kernel."
         )
-    if "0x10" in error:  # NotSupported
+    if "0x10" in code:  # NotSupported
         return "A backend cannot run a part that it took. Keep the operators around it in float, and report the model."
     return (
         "A backend refused its delegate. Lower with preflight=True, which names the operator that breaks a rule of the "

@@ -18,6 +18,7 @@ from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
 from ...passes.take_apart import take_apart
 from .passes.attention_on_merged_heads import attention_on_merged_heads
+from .passes.bags_to_embeddings import bags_to_embeddings
 from .passes.copies_to_concatenate import copies_to_concatenate
 from .passes.copy_results_of_branches import copy_results_of_branches
 from .passes.embeddings_to_kernels import embeddings_to_kernels
@@ -25,13 +26,17 @@ from .passes.expands_to_products import expands_to_products
 from .passes.fold_factors_into_linears import fold_factors_into_linears
 from .passes.matmul_to_bmm import matmul_to_bmm
 from .passes.means_to_linears import means_to_linears
+from .passes.moves_on_their_grid import moves_on_their_grid
 from .passes.moves_stay_with_their_reshapes import moves_stay_with_their_reshapes
 from .passes.norms_to_linears import norms_to_linears
+from .passes.numbers_to_vectors import numbers_to_vectors
+from .passes.other_forms import other_forms
 from .passes.own_biases import own_biases
 from .passes.parts_to_slices import parts_to_slices
 from .passes.quantize_padding import quantize_padding
 from .passes.reshapes_to_views import reshapes_to_views
 from .passes.slices_to_linears import slices_to_linears
+from .passes.softmax_on_rows import softmax_on_rows
 from .passes.spell_out_defaults import spell_out_defaults
 from .passes.weighted_sums_to_products import weighted_sums_to_products
 
@@ -40,17 +45,19 @@ __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 Passes = tuple[Callable[[GraphModule], GraphModule], ...]
 
 FOR_EXECUTORCH: Passes = (
-    take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage, embeddings_to_kernels,
+    take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
+    other_forms, bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip
 """First, on nested graphs too."""
 
 FOR_XNNPACK: Passes = (
+    numbers_to_vectors, moves_on_their_grid,
     # What has no kernel, spelled with what has one: an operator outside cuts the delegate in two.
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
     slices_to_linears, copies_to_concatenate, fold_factors_into_linears,
     # Shapes as XNNPACK matches them.
-    attention_on_merged_heads, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm, parts_to_slices,
-    reshapes_to_views, spell_out_defaults,
+    attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm,
+    parts_to_slices, reshapes_to_views, spell_out_defaults,
     # Integers as XNNPACK matches them.
     own_biases, quantize_padding,
 )  # fmt: skip

@@ -190,7 +190,7 @@ class _Unfolder:
         self.trained: list[TrainedNorm] = []
         self._gm = gm
         self._write = Writer(gm, "prepare_qat_pt2e")
-        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._quantized = quantized
 
     def find_layer(self, norm: SetAside) -> Node:

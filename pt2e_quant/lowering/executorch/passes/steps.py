@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ....arguments import bind
 from ....graph.write import Symbol, Writer, call
 from ....grid import Grid
 from ....ops import is_quantize
 
-__all__ = ["Step", "dequantized", "on_grid", "replace_by_steps"]
+__all__ = ["Step", "on_grid", "replace_by_steps"]
+
+Q = torch.ops.quantized_decomposed
 
 Step = Callable[[Symbol], Any]
 
@@ -22,23 +25,21 @@ def replace_by_steps(write: Writer, node: Node, steps: Sequence[Step], source: N
     source = source or node.all_input_nodes[0]
     integer = _is_enclosed(source, node)
     with write.before(node):
-        value: Any = dequantized(write(source.args[0]), source) if integer else write(source)
+        value: Any = _dequantized(write(source.args[0]), source) if integer else write(source)
         for number, step in enumerate(steps):
             value = step(on_grid(value, source) if integer and number else value)
     write.replace(node, value)
 
 
-def on_grid(value: Symbol, dequantize: Node) -> Any:
-    """Quantize and dequantize a value on the grid of a dequantize."""
-    grid = Grid.of(dequantize)
-    return dequantized(call(torch.ops.quantized_decomposed.quantize_per_tensor.default, value, *_of(grid)), dequantize)
+def on_grid(value: Symbol, near: Node, like: Node | None = None) -> Any:
+    """Quantize and dequantize a value on the grid of a quantize or dequantize; to the dtype of `like`, a dequantize."""
+    grid, dtype = Grid.of(near), bind(like or near)["out_dtype"]
+    qparams = grid.arguments if grid is not None else ()
+    codes = call(Q.quantize_per_tensor.default, value, *qparams)
+    return call(Q.dequantize_per_tensor.default, codes, *qparams, **({} if dtype is None else {"out_dtype": dtype}))
 
 
-def _of(grid: Grid | None) -> tuple[Any, ...]:
-    return grid.arguments if grid is not None else ()
-
-
-def dequantized(codes: Symbol, dequantize: Node) -> Any:
+def _dequantized(codes: Symbol, dequantize: Node) -> Any:
     """Integers dequantized as another dequantize does it."""
     return call(dequantize.target, codes, *dequantize.args[1:], **dequantize.kwargs)
 

@@ -1,15 +1,16 @@
 """The contract between a converted graph and ExecuTorch's XNNPACK backend, as a list of small checks.
 
 What breaks a rule here would lower without a word and then compute wrong numbers, fail when the program is loaded, or
-end in an assertion of the compiler. `executorch.lower_to_executorch` runs the checks before anything is lowered. Each
-rule was measured with ExecuTorch's runtime; the tests hold the measurements, so that a change in ExecuTorch shows.
+end in an assertion of the compiler. `executorch.lower_to_executorch` runs the checks after all passes, on the graph
+that is exported and compiled. Each rule was measured with ExecuTorch's runtime; the tests hold the measurements, so
+that a change in ExecuTorch shows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
@@ -19,13 +20,15 @@ from ....errors import LoweringError
 from ....graph.attributes import constant
 from ....graph.values import rank
 from ....grid import Grid
-from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, SLICE, is_conv_transpose, is_dequantize, op_name
-from ....where import locate
+from ....meta import PORTABLE
+from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, is_conv_transpose, op_name
+from ....where import locate, node_id
+from ...common.entry import origin
 from ...common.gemm import Gemm, as_gemm
-from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, MAX_POOL, WEIGHT_RANGE, Case, group_size, unbatched_pool
-from .patterns import IntegerOp, as_integer_op, moves_values, refusals
+from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, LARGEST_FACTOR, WEIGHT_RANGE, group_size
+from .patterns import IntegerOp, as_integer_op, refusals
 
-__all__ = ["Severity", "Violation", "check_xnnpack_contract", "raise_fatal"]
+__all__ = ["Severity", "Violation", "check_xnnpack_contract", "keep_outside", "raise_fatal"]
 
 Q = torch.ops.quantized_decomposed
 Severity = Literal["wrong", "init", "error", "inexact", "portable"]
@@ -65,6 +68,8 @@ class Violation:
 
     def __str__(self) -> str:
         where = locate(self.node).replace("\n", "\n  ")
+        if origin(self.node) != node_id(self.node):
+            where += f"\n    written for {origin(self.node)} of the converted graph"
         return f"{self.why}: {_MEANING[self.severity]} [{self.rule}]\n  {where}\n  {self.fix}"
 
 
@@ -114,6 +119,15 @@ def raise_fatal(violations: tuple[Violation, ...]) -> None:
             f"the model breaks {len(fatal)} XNNPACK requirement{'s' * (len(fatal) > 1)} and was not lowered "
             f"(preflight=False lowers it anyway):\n{listing}"
         )
+
+
+def keep_outside(violations: tuple[Violation, ...]) -> None:
+    """Mark the nodes that run in portable kernels, so that no delegate takes one of them all the same."""
+    for violation in violations:
+        if violation.severity == "portable":
+            custom = violation.node.meta.get("custom") or {}
+            why = "; ".join(filter(None, (custom.get(PORTABLE), violation.why)))
+            violation.node.meta["custom"] = {**custom, PORTABLE: why}
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -184,6 +198,23 @@ def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
         )
 
 
+def factor_can_be_requantized(gemm: Gemm) -> Iterator[Finding]:
+    grids = [Grid.of(node) if node is not None else None for node in (gemm.activation, gemm.quantize)]
+    scale = (
+        constant(gemm.weight.args[1]) if isinstance(gemm.weight.args[1], Node) else torch.tensor(gemm.weight.args[1])
+    )
+    if gemm.dynamic or scale is None or scale.numel() == 0 or grids[0] is None or grids[1] is None:
+        return
+    factor = float(scale.double().abs().max()) * grids[0].scale / grids[1].scale
+    if factor >= LARGEST_FACTOR:
+        yield (
+            "portable",
+            f"a step of its input times one of its weight is {factor:.4g} steps of its output; XNNPACK takes less than "
+            f"{LARGEST_FACTOR:g}",
+            "Its output is cut to a range that is tiny beside what it can reach: widen it, or leave it in float.",
+        )
+
+
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
@@ -211,35 +242,6 @@ def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Finding]:
     for source in op.inputs:
         if source.target is Q.dequantize_per_channel.default:
             yield "error", f"the operand {source.name} is quantized per channel", fix
-
-
-def moved_values_keep_their_grid(op: IntegerOp) -> Iterator[Finding]:
-    tensors = (*op.inputs, op.quantize) if moves_values(op.node) and not _is_free_slice(op.node) else ()
-    grids = {grid for tensor in tensors if (grid := Grid.of(tensor))}
-    if len(grids) > 1:
-        shown = ", ".join(f"{grid.scale:.6g}/{grid.zero_point}" for grid in sorted(grids, key=str))
-        yield (
-            "init",
-            f"{op_name(op.node)} has different scales or zero points going in and coming out ({shown})",
-            "Give its inputs and output one SharedQuantizationSpec, so that they have the same qparams.",
-        )
-
-
-def _is_free_slice(node: Node) -> bool:
-    """A slice of a tensor with dynamic sizes, which XNNPACK never takes, on whatever grids."""
-    value = node.all_input_nodes[0].meta.get("val")
-    sizes: Any = getattr(value, "shape", ())
-    return node.target in SLICE and not all(isinstance(size, int) for size in sizes)
-
-
-def one_dequantize_per_consumer(node: Node) -> Iterator[Finding]:
-    if len(node.users) < 2 or not is_dequantize(node) or constant(node.args[0]) is not None:
-        return
-    users = list(node.users)
-    integer = [_runs_in_integers(user) for user in users]
-    if any(integer) and not all(taken and user.target in LINEAR for taken, user in zip(integer, users, strict=True)):
-        names = ", ".join(user.name for user in users)
-        yield "init", f"one dequantize feeds several operators ({names})", "Give each consumer a dequantize of its own."
 
 
 def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
@@ -276,29 +278,11 @@ def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
         )
 
 
-def max_pool_has_a_batch(node: Node) -> Iterator[Finding]:
-    reason = unbatched_pool(Case(node)) if node.target in MAX_POOL.ops else None
-    if reason is not None:
-        yield "error", reason, "Add the batch dimension: x.unsqueeze(0)."
-
-
-def addmm_has_unit_factors(gemm: Gemm) -> Iterator[Finding]:
-    bound = bind(gemm.node) if op_name(gemm.node) == "addmm" else {}
-    if bound and (bound["beta"], bound["alpha"]) != (1, 1):
-        fix = "Multiply the bias and the weight by them before quantizing."
-        yield "wrong", f"XNNPACK ignores beta={bound['beta']}, alpha={bound['alpha']} of addmm", fix
-
-
 def products_with_a_matrix_do_not_fuse(gemm: Gemm) -> Iterator[Finding]:
     if op_name(gemm.node) in ("mm", "matmul", "addmm") and not gemm.dynamic and gemm.quantize not in gemm.node.users:
         (activation,) = gemm.node.users
         fix = f"Write it as torch.nn.functional.linear, or quantize between it and {op_name(activation)}."
         yield "init", f"XNNPACK cannot fuse {op_name(activation)} into {op_name(gemm.node)}, though it tries", fix
-
-
-def _runs_in_integers(node: Node) -> bool:
-    gemm = as_gemm(node)
-    return as_integer_op(node) is not None or (gemm is not None and next(refusals(gemm), None) is None)
 
 
 def _is_per_tensor(node: Node) -> bool:
@@ -308,10 +292,8 @@ def _is_per_tensor(node: Node) -> bool:
 CHECKS_OF_NODES: tuple[Check[Node], ...] = (
     weights_are_stored_as_integers,
     activations_use_the_whole_range,
-    one_dequantize_per_consumer,
     dynamic_qparams_are_asymmetric,
     convolutions_have_one_or_two_dimensions,
-    max_pool_has_a_batch,
 )
 """Rules for every call in the graph."""
 
@@ -321,9 +303,9 @@ CHECKS_OF_GEMMS: tuple[Check[Gemm], ...] = (
     weight_axis_is_the_output_channel,
     weight_is_int8,
     weight_groups_are_of_4_bits_and_multiples_of_32,
+    factor_can_be_requantized,
     inputs_and_output_are_int8,
     dynamic_qparams_are_per_row,
-    addmm_has_unit_factors,
     products_with_a_matrix_do_not_fuse,
 )
 """Rules for the convolutions and matrix products that XNNPACK takes."""
@@ -331,6 +313,5 @@ CHECKS_OF_GEMMS: tuple[Check[Gemm], ...] = (
 CHECKS_OF_OTHER_KERNELS: tuple[Check[IntegerOp], ...] = (
     inputs_and_output_are_int8,
     operands_are_quantized_per_tensor,
-    moved_values_keep_their_grid,
 )
 """Rules for everything else that XNNPACK runs in integers."""

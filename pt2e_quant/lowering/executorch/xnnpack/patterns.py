@@ -17,7 +17,7 @@ from ....ops import is_call, is_dequantize, is_quantize, op_name
 from ...common.gemm import Gemm, Q, output_quantize
 from .limits import PADDING, PRODUCTS, Case, Scales, kernel_of
 
-__all__ = ["IntegerOp", "as_integer_op", "case_of", "moves_values", "refusals"]
+__all__ = ["IntegerOp", "as_integer_op", "case_of", "refusals"]
 
 _SCALES: dict[object, Scales] = {
     Q.dequantize_per_tensor.default: "tensor",
@@ -33,12 +33,6 @@ class IntegerOp:
     node: Node
     inputs: tuple[Node, ...]
     quantize: Node
-
-
-def moves_values(node: Node) -> bool:
-    """True for the value-preserving ops that XNNPACK runs on integers, which demand one grid for input and output."""
-    kernel = kernel_of(node)
-    return kernel is not None and kernel.moves
 
 
 def as_integer_op(node: Node) -> IntegerOp | None:

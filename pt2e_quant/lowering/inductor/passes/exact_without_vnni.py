@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from ....arguments import bind
-from ....graph.attributes import constant
+from ....graph.attributes import constant, free_name, insert_attribute
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, call
 from ....ops import is_dequantize
@@ -28,14 +28,16 @@ def exact_without_vnni(gm: GraphModule) -> GraphModule:
     """w becomes [w // 2, w - w // 2] along its inputs, x becomes [x, x]."""
     if torch.cpu._is_vnni_supported():
         return gm
-    write = Writer(gm, "exact_without_vnni", "_halves_")
+    name = "exact_without_vnni"
+    write, halves = Writer(gm, name), free_name(gm, "_halves_")
     for gemm in list(filter(None, map(as_gemm, gm.graph.nodes))):
         weight = constant(gemm.weight.args[0])
         if weight is None or not _overflows(gemm, weight):
             continue
         half = weight >> 1
-        with write.before(gemm.weight):
-            gemm.weight.update_arg(0, write.constant(torch.cat([half, weight - half], 1)).node)
+        both = torch.cat([half, weight - half], 1)
+        with write.before(gemm.weight):  # for each product one of its own, see `own_weights`
+            gemm.weight.update_arg(0, insert_attribute(gm, next(halves), both, like=gemm.weight, by=name))
         with write.before(gemm.activation):
             gemm.activation.update_arg(0, _twice(write(gemm.activation.args[0]), bind(gemm.node).get("groups")).node)
     return tidy(gm)
