@@ -23,7 +23,9 @@ BIN := $(VENV)/bin
 FOR_DEMO := $(VENV)/.installed-for-demo
 FOR_TESTS := $(VENV)/.installed-for-tests
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS)
-PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=$(HASHSEED) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+# loadfile: the tests of a file share programs that take long to make, so one worker runs them all.
+PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=$(HASHSEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+    --cov --cov-report=term
 
 .PHONY: demo test test-all lint bench format clean
 .DELETE_ON_ERROR:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests import untraced
 
 # No deadline: the first example of a test compiles or imports what the others reuse. Under CI the examples are the same
 # in every run, so that a red run is the fault of the change that it judges.
@@ -25,6 +29,16 @@ _trace.propagate = True
 _trace.handlers.clear()
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _look_away() -> None:
+    """Under coverage alone, since it imports what a single test may not need."""
+    if sys.gettrace() is None:
+        return
+    untraced.look_away(untraced.TORCH + untraced.INDUCTOR)
+    if importlib.util.find_spec("executorch"):
+        untraced.look_away(untraced.EXECUTORCH)
 
 
 @pytest.fixture(autouse=True)

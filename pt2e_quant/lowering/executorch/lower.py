@@ -115,8 +115,20 @@ def lower_to_executorch(
         "dynamic_shapes": dynamic_shapes,
         "verify": None if isinstance(verify, bool) else verify,
     }
-    models: Mapping[str, Model] = model if isinstance(model, Mapping) else {"forward": model}
-    arguments = by_method(models, **given) if models is model else {"forward": tuple(given.values())}
+    if isinstance(model, Mapping):
+        return _lowered(model, by_method(model, **given), verify is not False, backend, preflight)
+    arguments = {"forward": tuple(given.values())}
+    return _lowered({"forward": model}, arguments, verify is not False, backend, preflight)["forward"]
+
+
+def _lowered(
+    models: Mapping[str, Model],
+    arguments: Mapping[str, tuple[Any, ...]],
+    verify: bool,
+    backend: Backend,
+    preflight: bool,
+) -> ExecutorchMethods:
+    """All methods, each run beside its graph; on what the last of its arguments has, or else on its example inputs."""
     taken = {
         name: take(models[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, *_) in arguments.items()
     }
@@ -129,11 +141,11 @@ def lower_to_executorch(
         inputs = take(part, batch.args, batch.kwargs, "")
         return _lower({"forward": _ready(inputs, None, backend, preflight)}, (), backend, preflight)["forward"].run
 
-    methods = {}
-    for name, program in made.items():
-        batches = verify if isinstance(verify, bool) else arguments[name][3] or True
-        methods[name] = verify_program(program, graphs_of[name], taken[name][1], batches, lower)
-    return replace(made, methods=methods) if models is model else methods["forward"]
+    batches = {name: verify and (given[3] or True) for name, given in arguments.items()}
+    checked = {
+        name: verify_program(one, graphs_of[name], taken[name][1], batches[name], lower) for name, one in made.items()
+    }
+    return replace(made, methods=checked)
 
 
 @dataclass(frozen=True)
