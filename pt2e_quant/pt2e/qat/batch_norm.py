@@ -51,8 +51,9 @@ Parameters = dict[str, tuple[str, Tensor] | None]
 
 def gamma_over_sigma(gamma: Any, running_var: Any, eps: float) -> Any:
     """What folding multiplies each output channel with; 1 where gamma is 0, so that a division undoes it there too."""
-    inverse = call(aten.rsqrt.default, running_var + eps)
-    scale = inverse if gamma is None else gamma * inverse
+    variance = running_var + eps
+    sigma = call(aten.sqrt.default, variance)
+    scale = sigma / variance if gamma is None else gamma / sigma
     return call(aten.where.ScalarSelf, call(aten.eq.Scalar, scale, 0), 1.0, scale)
 
 
