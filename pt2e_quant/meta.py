@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ANNOTATION_KEY",
     "AROUND_KEY",
+    "DROPOUTS_KEY",
     "DROPPED_KEY",
     "FOLDED_KEY",
     "FROZEN_NORMS_KEY",
@@ -64,6 +65,9 @@ SET_ASIDE_KEY = "pt2e_quant_set_aside"
 
 TRAINED_KEY = "pt2e_quant_trained"
 """GraphModule.meta key: the list of TrainedNorm values of the batch norms that convert folds."""
+
+DROPOUTS_KEY = "pt2e_quant_dropouts"
+"""GraphModule.meta key: the list of PassedOver values of the observer calls that training leaves out."""
 
 FROZEN_NORMS_KEY = "pt2e_quant_frozen_norms"
 """GraphModule.meta key: present where batch norms keep their running statistics, in training too."""

@@ -7,6 +7,7 @@ writes to are copied, what is only read is shared.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ def capture(
     """
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
-    draft = run_pass(inline_regions, clone(exported))
+    inline = functools.partial(inline_regions, to_train=to_train)
+    draft = run_pass(inline, clone(exported), inline_regions.__name__)
     draft = run_everywhere(drop_dead, mark(draft))  # what nobody reads is not quantized either
     draft = run_pass(locate_nested_modules, run_pass(move_constants_in, draft))
     draft = run_everywhere(follow_in_place, draft)

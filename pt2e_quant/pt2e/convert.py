@@ -27,7 +27,9 @@ from ..passes.runner import run_everywhere, run_pass
 from ..where import copy_origin, in_graph
 from .integer_buffers import make_buffers_integer
 from .observed import ObserverReading, QParams, read_observer, read_qparams, with_qparams
+from .present import check_present
 from .qat.batch_norm import fold_trained
+from .qat.dropout import observe_dropouts
 from .qdq import PairWriter
 from .quantized_io import QuantizedIO, quantize_io
 from .record import PointRecord, Record, record_of
@@ -76,7 +78,7 @@ def convert_pt2e(
     record = _checked(model)
     gm = run_pass(to_operators, clone(model))
     if record.trained:
-        gm = run_everywhere(fold_trained, gm.eval())
+        gm = run_everywhere(observe_dropouts, run_everywhere(fold_trained, gm.eval()))
     _restore_observers(gm)
     gm.meta.pop(AROUND_KEY, None)
     own_written(gm, record.state)
@@ -156,12 +158,7 @@ def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
     watched = [point for point in points if point.constant]
-    gone = [name for point in watched for name in (point.producer, *point.consumers) if name not in nodes]
-    if gone:
-        raise ConversionError(
-            f"nodes that prepare_pt2e saw are gone: {', '.join(dict.fromkeys(gone))}. Between prepare_pt2e and "
-            "convert_pt2e a graph may lose dead nodes only; make other changes before or after both."
-        )
+    check_present((name for point in watched for name in (point.producer, *point.consumers)), nodes)
     for point in watched:
         constants.value(nodes[point.producer])  # kept; below, calls come to stand between constants and what they make
     seen: dict[tuple[str, str], Node] = {}

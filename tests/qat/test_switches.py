@@ -20,11 +20,13 @@ from pt2e_quant import (
     enable_observer,
     freeze_bn_stats,
     prepare_pt2e,
+    prepare_qat_pt2e,
     update_bn_stats,
 )
 from pt2e_quant.errors import CaptureError, ConversionError, TargetingError
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import ConvNet, export
-from tests.pt2e.kit import STATIC, Toy, calls
+from tests.pt2e.kit import STATIC, Toy, calls, the_call
 from tests.qat.kit import TRAINED, images, prepared, settle, sgd
 
 aten = torch.ops.aten
@@ -158,3 +160,52 @@ def test_the_front_door_has_it_all():
     assert set(quantize_pt2e.__all__) <= set(pt2e_quant.__all__)
     with pytest.raises(CaptureError, match="exported model"):
         pt2e_quant.prepare_qat_pt2e(ConvNet(), Toy().set_global(TRAINED))
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dropout_between_integers_does_not_widen_the_range_that_it_shares():
+    """In training it divides by 1 - 0.6; the range is that of what goes in, and the converted linear reads integers."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.6), nn.Linear(8, 3))
+    x = images(1, 64, 8)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True))
+    graph = prepare_qat_pt2e(export(model, x, train=True), quantizer)
+    for _ in range(40):  # the average takes in a hundredth of each
+        graph(x)
+    expected = torch.relu(model[0](x)).max().detach()
+    relu = the_call(graph, aten.relu.default)
+    (observer,) = {graph.get_submodule(user.target) for user in relu.users}
+    assert float(observer.activation_post_process.max_val) == pytest.approx(
+        float(expected), rel=0.02
+    )  # 8 bits before it
+    converted = convert_pt2e(settle(graph))
+    check_converted(graph, converted, [x])
+    linear = calls(converted, aten.linear.default)[1]
+    (dropout,) = calls(converted, aten.dropout.default)
+    quantize = linear.args[0].args[0]
+    assert quantize.args[0] is dropout
+    assert quantize.args[1] == dropout.args[0].args[1]
+
+
+class FrozenBackbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            features = self.backbone(x)
+        return self.head(features)
+
+
+def test_no_gradient_flows_where_the_model_lets_none():
+    x = images(1, 2, 3, 8, 8)
+    graph = prepared(FrozenBackbone(), x, train=True)
+    graph(x).sum().backward()
+    trained = {name for name, parameter in graph.named_parameters() if parameter.grad is not None}
+    assert trained == {"head.weight", "head.bias"}
+    converted = convert_pt2e(settle(graph))
+    check_converted(graph, converted, [x])
+    assert calls(converted, aten.batch_norm.default) == []

@@ -27,7 +27,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind, set_argument, training_argument
-from ...errors import ConversionError, PlanError, QuantizationError
+from ...errors import PlanError, QuantizationError
 from ...graph.attributes import attribute, constant, insert_attribute, set_attribute
 from ...graph.module import counts_batches, tidy
 from ...graph.values import is_float_tensor
@@ -36,6 +36,7 @@ from ...meta import SET_ASIDE_KEY, TRAINED_KEY
 from ...ops import is_conv_transpose
 from ...passes.fold_batch_norm import NORM_TENSORS, fold_batch_norm, folded_bias, is_batch_norm
 from ...where import locate
+from ..present import check_present
 
 __all__ = ["SetAside", "TrainedNorm", "fold_for_training", "fold_trained", "unfold_batch_norm"]
 
@@ -288,7 +289,7 @@ def fold_trained(gm: GraphModule) -> GraphModule:
     nodes = {node.name: node for node in gm.graph.nodes}
     biases: dict[str, Node] = {}
     for norm in gm.meta.pop(TRAINED_KEY, ()):
-        _check_present(norm, nodes)
+        check_present((norm.layer, norm.norm, norm.guard), nodes)
         layer, old = nodes[norm.layer], nodes[norm.norm]
         name, target = norm.folded_bias
         if target not in biases:
@@ -303,15 +304,6 @@ def fold_trained(gm: GraphModule) -> GraphModule:
     for node in filter(counts_batches, nodes.values()):
         gm.graph.erase_node(node)
     return fold_batch_norm(tidy(gm))
-
-
-def _check_present(norm: TrainedNorm, nodes: dict[str, Node]) -> None:
-    gone = [name for name in (norm.layer, norm.norm, norm.guard) if name not in nodes]
-    if gone:
-        raise ConversionError(
-            f"nodes that prepare_qat_pt2e made are gone: {', '.join(gone)}. Between prepare and convert_pt2e a graph "
-            "may lose dead nodes only; make other changes before or after both."
-        )
 
 
 def _folded_bias(gm: GraphModule, norm: TrainedNorm, node: Node) -> nn.Parameter:

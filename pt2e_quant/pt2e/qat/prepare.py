@@ -22,6 +22,7 @@ from ...quantizer.base import Quantizer
 from ..capture import capture
 from ..prepare import checked_name, observed
 from .batch_norm import unfold_batch_norm
+from .dropout import pass_over_dropouts
 
 __all__ = ["prepare_qat_pt2e"]
 
@@ -65,6 +66,7 @@ def prepare_qat_pt2e(
     record = gm.meta[RECORD_KEY] = replace(gm.meta[RECORD_KEY], trained=True)
     points = record.points_by_graph()
     for path, part in graphs(gm):
+        pass_over_dropouts(part)
         unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
     return finish(gm).train(captured.training)
 
