@@ -19,6 +19,7 @@ from .pt2e import (
     update_bn_stats,
 )
 from .report import Report, explain
+from .shadows import explain_hidden_quantizers
 
 __version__ = "0.1.0"
 
@@ -38,3 +39,5 @@ __all__ = [
     "prepare_qat_pt2e",
     "update_bn_stats",
 ]
+
+explain_hidden_quantizers()

@@ -10,7 +10,9 @@ arguments. The dispatcher hands over every argument by position, those after the
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ from torch.library import Library
 
 from .errors import SpecError
 
-__all__ = ["NAMESPACE", "OPS", "QuantizedOp", "missing", "register"]
+__all__ = ["NAMESPACE", "OPS", "QuantizedOp", "missing", "register", "take_empty_tensors"]
 
 NAMESPACE = "quantized_decomposed"
 
@@ -87,6 +89,17 @@ def register(namespace: str = NAMESPACE) -> tuple[str, ...]:
                 library.impl(name, kernel, key)
         _libraries.append(library)
     return names
+
+
+@functools.cache  # once in a process; what it returns has to live
+def take_empty_tensors() -> Library:
+    """Replace the kernels that fail on a tensor without values, which models of dynamic sizes can meet."""
+    library = Library(NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces each replaced kernel
+        for op in map(OPS.__getitem__, ("choose_qparams.tensor", "choose_qparams_symmetric.tensor")):
+            library.impl(op.schema.partition("(")[0], op.kernels()[op.key], op.key, allow_override=True)
+    return library
 
 
 def _is_registered(namespace: str, name: str) -> bool:
@@ -279,8 +292,8 @@ def _choose_symmetric(x: Tensor, low: int, high: int, eps: float, dtype: torch.d
 
 
 def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value, zero counted in, as tensors of one element."""
-    smallest, largest = torch.aminmax(x)
+    """Smallest and largest value, zero counted in, as tensors of one element; of no values, zero alone."""
+    smallest, largest = torch.aminmax(x if x.numel() else x.new_zeros(1))
     return smallest.clamp(max=0).reshape(1), largest.clamp(min=0).reshape(1)
 
 

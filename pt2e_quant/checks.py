@@ -5,9 +5,10 @@
 
     MyObserver(bins=3.5)        SpecError: MyObserver: bins must be an int, got 3.5
 
-Annotations are written once, for the reader, for mypy and for this. Kinds known here: classes, None, unions, Literal,
-list, tuple, dict, other containers by their class alone, Callable, Any. A bool is no int; an int is a float; whole
-numbers of other packages (numpy) count as int, their real numbers as float.
+Annotations are written once, for the reader, for mypy and for this. Kinds known here: classes, protocols that can be
+asked at run time, None, unions, Literal, Callable, Any; list, tuple, dict and other containers with what they hold (an
+iterator is not run for that). A bool is no int; an int is a float; whole numbers of other packages (numpy) count as
+int, their real numbers as float.
 
 Before this: nothing. After it: every room with public functions.
 """
@@ -22,6 +23,8 @@ import reprlib
 import types
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
 
 from .errors import QuantizationError
 
@@ -43,16 +46,16 @@ def checked(error: type[QuantizationError], *, but: tuple[str, ...] = ()) -> Cal
     """
 
     def decorate(function: _Function) -> _Function:
-        signature = inspect.signature(function)
-        packed = {p.name for p in signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        trusted = packed.union(but)
+        parameters = inspect.signature(function).parameters.values()
+        packed = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        trusted = packed.union(but, ("self", "cls"))
+        positions = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
         @functools.wraps(function)
         def at_the_door(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
             owner = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
             kinds = _kinds(function)
-            for name, value in given.items():
+            for name, value in (*zip(positions, args, strict=False), *kwargs.items()):
                 if name in kinds and name not in trusted:
                     _check(owner, name, value, kinds[name], error)
             return function(*args, **kwargs)
@@ -70,7 +73,11 @@ def check_fields(record: Any, error: type[QuantizationError]) -> None:
 
 @functools.cache
 def _kinds(owner: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(owner)
+    """By argument or field. What a function returns is not looked at: its class may be that of an optional package."""
+    if isinstance(owner, type):
+        return get_type_hints(owner)
+    taken = {name: kind for name, kind in owner.__annotations__.items() if name != "return"}
+    return get_type_hints(types.SimpleNamespace(__annotations__=taken), owner.__globals__)
 
 
 def _check(owner: str, name: str, value: object, kind: Any, error: type[QuantizationError]) -> None:
@@ -79,24 +86,37 @@ def _check(owner: str, name: str, value: object, kind: Any, error: type[Quantiza
 
 
 def _is(value: object, kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is None and isinstance(kind, type) and kind not in _NUMBERS:
+        return isinstance(value, kind)
     if origin in (Union, types.UnionType):
         return any(_is(value, one) for one in arguments)
     if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
+        return any(type(value) is type(one) and value == one for one in arguments)
     if origin is collections.abc.Callable or kind is Callable:
         return callable(value)
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_is, value, arguments))
-    if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(_is(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items())
     if kind in _NUMBERS:
         return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
-    return isinstance(value, origin or kind)
+    if origin is type:
+        return isinstance(value, type)
+    return _holds(value, origin, arguments)
+
+
+def _holds(value: object, origin: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether a container is of this class, and what it holds of these kinds, as far as that can be seen twice."""
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_is, value, arguments))
+    if not isinstance(value, (list, tuple) if origin in (list, tuple) else origin):
+        return False
+    if isinstance(value, collections.abc.Mapping) and len(arguments) == 2:
+        return all(_is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items())
+    if arguments[0] is Any:
+        return True
+    if isinstance(value, Tensor):  # it holds tensors, of which one without dimensions holds none
+        return arguments[0] is Tensor and value.dim() > 0
+    return not isinstance(value, collections.abc.Collection) or all(_is(item, arguments[0]) for item in value)
 
 
 def _words(kind: Any) -> str:
@@ -107,10 +127,17 @@ def _words(kind: Any) -> str:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin is collections.abc.Callable or kind is Callable:
         return "something to call"
-    if origin in (list, tuple) or origin is dict:
-        return f"a {origin.__name__} of ({', '.join(_words(one) for one in arguments if one is not Ellipsis)})"
+    if origin is type:
+        return "a class"
+    if origin is not None and arguments:
+        held = ", ".join(_words(one) for one in arguments if one is not Ellipsis)
+        return f"{_with_article(origin.__name__)} of ({held})"
     whole = origin or kind
-    return _CLASSES.get(whole, f"a {_name(whole)}")
+    return _CLASSES.get(whole) or _with_article(_name(whole))
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def _name(kind: Any) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "CalibrationError",
     "CalibrationWarning",
     "CaptureError",
+    "CaptureWarning",
     "ConversionError",
     "CoverageError",
     "FileError",
@@ -68,6 +69,10 @@ class CalibrationError(QuantizationError):
 
 class CalibrationWarning(UserWarning):
     """An observer left values out of a range: infinity, or the largest number of their type, as in attention masks."""
+
+
+class CaptureWarning(UserWarning):
+    """The model was exported in a form that is quantized worse than it could be."""
 
 
 class FileError(QuantizationError, OSError):

@@ -86,6 +86,8 @@ def _typed(what: str, path: Path) -> Iterator[None]:
         yield
     except FileError:
         raise
+    except ValueError as error:
+        raise FileError(f"{str(path)!r} is not the name of a file: {error}") from error
     except OSError as error:
         way_out = _WAYS_OUT.get(error.errno or 0, "")
         raised = FileError(f"cannot {what} {path}: {error.strerror or error}.{way_out and f' {way_out}'}")
@@ -95,11 +97,8 @@ def _typed(what: str, path: Path) -> Iterator[None]:
 
 def _target(path: Path) -> Path:
     """What to replace: where a link leads to, and no device, folder or write-protected file."""
-    try:
-        target = Path(os.path.realpath(path))
-        kind = target.stat().st_mode if target.exists() else None
-    except ValueError as error:
-        raise FileError(f"{path!r} is not the name of a file: {error}") from error
+    target = Path(os.path.realpath(path))
+    kind = target.stat().st_mode if target.exists() else None
     if kind is not None and not target.is_file():
         number = errno.EISDIR if target.is_dir() else errno.EEXIST
         raise OSError(number, os.strerror(number))

@@ -98,11 +98,13 @@ __all__ = [
 def register_quantized_decomposed() -> None:
     """Make torch.ops.quantized_decomposed complete: from torch.ao where torch has it, otherwise from our own code.
 
-    Runs on import of this module. Doing it again changes nothing, and ops that others have registered stay theirs.
+    Runs on import of this module. Doing it again changes nothing. Ops that others have registered stay theirs, but for
+    the kernels that fail on empty tensors.
     """
     if _quantized_decomposed.missing():
         _register_from_torch_ao()
         _quantized_decomposed.register()
+    _quantized_decomposed.take_empty_tensors()
 
 
 def _register_from_torch_ao() -> None:

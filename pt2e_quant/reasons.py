@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from .checks import checked
+from .errors import AnnotationError
 from .meta import REFUSALS_KEY
 
 __all__ = ["WAYS_OUT", "Folded", "Refusal", "refusals", "refuse"]
@@ -59,6 +61,7 @@ class Folded:
         return f"{self.node} into {self.into}"
 
 
+@checked(AnnotationError)
 def refuse(node: Node, by: str, reason: str, code: str = "arguments") -> None:
     """Record a reason on a node; reports print it, with the way out that WAYS_OUT has for its code."""
     recorded = node.meta.setdefault(REFUSALS_KEY, [])
@@ -66,6 +69,7 @@ def refuse(node: Node, by: str, reason: str, code: str = "arguments") -> None:
         recorded.append(Refusal(by, reason, code))
 
 
+@checked(AnnotationError)
 def refusals(node: Node) -> list[Refusal]:
     """The reasons recorded on a node, in the order of recording."""
     return list(node.meta.get(REFUSALS_KEY, ()))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .checks import check_fields
+from .checks import check_fields, checked
 from .errors import SpecError
 
 __all__ = [
@@ -58,6 +58,7 @@ _QUANTIZED_STORAGE = {
 }
 
 
+@checked(SpecError)
 def integer_range(dtype: torch.dtype) -> tuple[int, int] | None:
     """(smallest, largest) value of an integer dtype, None for a floating-point one. torch.qint8 counts as int8, etc."""
     storage = _QUANTIZED_STORAGE.get(dtype, dtype)
@@ -70,6 +71,7 @@ def integer_range(dtype: torch.dtype) -> tuple[int, int] | None:
     return int(limits.min), int(limits.max)
 
 
+@checked(SpecError)
 def range_of(dtype: torch.dtype, quant_min: int | None = None, quant_max: int | None = None) -> tuple[int, int]:
     """(smallest, largest) q: the bounds that were given, those of dtype where none was; (0, 0) for a float dtype."""
     low, high = integer_range(dtype) or (0, 0)
@@ -82,11 +84,13 @@ def _sub_byte_range(dtype: torch.dtype) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
+@checked(SpecError)
 def is_symmetric(qscheme: torch.qscheme | None) -> bool:
     """True for the schemes that hold the zero point at the middle of the range."""
     return qscheme in _SYMMETRIC
 
 
+@checked(SpecError)
 def is_per_channel(qscheme: torch.qscheme | None) -> bool:
     """True for the schemes with one scale per index of an axis."""
     return qscheme in PER_CHANNEL

@@ -18,6 +18,8 @@ from types import MappingProxyType
 
 import torch
 
+from pt2e_quant.checks import checked
+from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import HistogramObserver, PlaceholderObserver
 from pt2e_quant.quantizer import QuantizationConfig, for_training
 from pt2e_quant.specs import QuantizationSpec
@@ -50,6 +52,7 @@ from .inductor_rules import (
 __all__ = ["RULES", "ArmInductorQuantizer", "get_default_arm_inductor_quantization_config"]
 
 
+@checked(SpecError)
 def get_default_arm_inductor_quantization_config(is_qat: bool = False, is_dynamic: bool = False) -> QuantizationConfig:
     """Asymmetric activations, uint8 when static and int8 when dynamic; int8 weights, one scale per output channel.
 

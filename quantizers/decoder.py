@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pt2e_quant.checks import checked
+from pt2e_quant.errors import SpecError
 from pt2e_quant.quantizer import ComposableQuantizer, QuantizationConfig, Quantizer, for_training
 
 from .cache import CacheQuantizer, get_cache_config
@@ -11,6 +13,7 @@ from .xnnpack import XNNPACKQuantizer, get_8da4w_config
 __all__ = ["get_decoder_quantizer"]
 
 
+@checked(SpecError)
 def get_decoder_quantizer(
     group_size: int = 32, embedding_bits: int = 4, integer_cache: bool = False, is_qat: bool = False
 ) -> ComposableQuantizer:

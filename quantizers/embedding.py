@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import PerChannelMinMaxObserver, PerGroupMinMaxObserver
 from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, for_training, op, rule
@@ -21,6 +22,7 @@ _RANGES = {8: (-127, 127), 4: (-8, 7)}
 embedding_of = op(aten.embedding.default)
 
 
+@checked(SpecError)
 def get_embedding_config(bits: int = 8, group_size: int | None = None, is_qat: bool = False) -> QuantizationConfig:
     """Symmetric integers of 8 or 4 bits.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, PlaceholderObserver
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 
+@checked(SpecError)
 def get_default_x86_inductor_quantization_config(
     is_qat: bool = False, is_dynamic: bool = False, reduce_range: bool = False
 ) -> QuantizationConfig:
@@ -85,6 +87,7 @@ def get_x86_inductor_weight_only_quantization_config() -> QuantizationConfig:
     return QuantizationConfig(None, None, per_channel_int8())
 
 
+@checked(SpecError)
 def get_x86_inductor_int4_weight_only_quantization_config(group_size: int = 128) -> QuantizationConfig:
     """Linear and embedding with weights of 4 bits (-8..7) in groups, and float activations; needs no calibration data.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.executorch.xnnpack import limits
 from pt2e_quant.lowering.executorch.xnnpack.limits import Case, Kernel, Limit
@@ -59,6 +60,7 @@ _EPS = 2**-12  # smallest scale: with less, the requantization multipliers of XN
 _HUGE = 1e6
 
 
+@checked(SpecError)
 def get_symmetric_quantization_config(
     is_per_channel: bool = False,
     is_qat: bool = False,
@@ -99,6 +101,7 @@ def get_symmetric_quantization_config(
     return for_training(config) if is_qat else config
 
 
+@checked(SpecError)
 def get_8da4w_config(group_size: int = 32, is_qat: bool = False) -> QuantizationConfig:
     """Linears only: int8 activations per row at run time, weights of 4 bits (-8..7) in groups, for decoders.
 

@@ -80,7 +80,7 @@ BAD = [
     ({"pair": (1, 2)}, r"pair must be a tuple of \(an int, a text\)"),
     ({"names": "xy"}, r"names must be a list of \(a text\) or None"),
     ({"table": {1: 1}}, r"table must be a dict of \(a text, an int\) or None"),
-    ({"several": 3}, "several must be a Iterable"),
+    ({"several": 3}, r"several must be an Iterable of \(a text\), got 3"),
     ({"dtype": "int8"}, r"dtype must be a torch\.dtype, got 'int8'"),
     ({"tensor": [1.0]}, r"tensor must be a torch\.Tensor or None"),
 ]

@@ -18,6 +18,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.constants import Constants
 from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
@@ -54,6 +56,7 @@ class Sensitivity:
         return f"{self.node}{where}: {self.sqnr:.1f} dB when quantized alone, {self.share:.0%} of all error"
 
 
+@checked(CaptureError)
 def worst_ops(
     model: ExportedProgram | GraphModule, batches: Batches, *, target: float, outputs: bool = True
 ) -> tuple[list[Sensitivity], list[Sensitivity]]:

@@ -19,6 +19,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind, set_argument
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.attributes import attribute, free_name, insert_attribute
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, finish, tidy
@@ -60,6 +62,7 @@ class Smoothed:
         return f"{', '.join(self.linears)}: {done}{where}{f' ({self.reason})' if self.reason else ''}"
 
 
+@checked(CaptureError)
 def smooth_quant(
     model: ExportedProgram | GraphModule,
     batches: Batches,

@@ -11,6 +11,7 @@ from os import PathLike
 
 from torch.fx import GraphModule
 
+from ..checks import checked
 from ..errors import CalibrationError
 from ..files import write_file
 from .entry import Entry, kind_of, state_of
@@ -22,6 +23,7 @@ from .watched import Watched, watched
 __all__ = ["load_calibration", "save_calibration"]
 
 
+@checked(CalibrationError)
 def save_calibration(prepared: GraphModule, path: str | PathLike[str]) -> None:
     """Write the state of the observers of activations. The same state gives the same bytes.
 
@@ -33,6 +35,7 @@ def save_calibration(prepared: GraphModule, path: str | PathLike[str]) -> None:
     write_file(path, to_bytes([_entry(site) for site in watched(prepared)]))
 
 
+@checked(CalibrationError)
 def load_calibration(prepared: GraphModule, path: str | PathLike[str], *others: str | PathLike[str]) -> None:
     """Replace what the observers of activations know by what files say.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..checks import checked
 from ..errors import CaptureError, QuantizationError
 from ..graph.run import values_of
 from ..grid import Grid
@@ -150,6 +151,7 @@ class LsbComparison:
         return json.dumps(self.to_dict(), indent=1)
 
 
+@checked(CaptureError)
 def compare_lsb(
     converted: GraphModule,
     reference: GraphModule | None,

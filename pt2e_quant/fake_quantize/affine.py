@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import checked
-from ..errors import CalibrationError, SpecError
+from ..errors import CalibrationError, QuantizationError, SpecError
 from ..observer import FixedQParamsObserver, MovingAverageMinMaxObserver
 from ..observer.batch import remember
 from ..specs import integer_range, is_per_channel
@@ -189,7 +189,9 @@ def call_constructor(owner: str, observer: Any, arguments: dict[str, Any]) -> An
         )
     try:
         return observer(**arguments)
-    except TypeError as error:
+    except QuantizationError:
+        raise
+    except Exception as error:  # observers of other packages raise what they like
         name = getattr(observer, "__name__", type(observer).__name__)
         raise SpecError(f"{owner}: {name} cannot be made with {arguments}: {error}") from error
 

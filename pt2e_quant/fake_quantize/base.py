@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TargetingError
+from ..checks import checked
+from ..errors import CaptureError, TargetingError
 from ..observer.factory import PartialWrapper
 
 __all__ = [
@@ -55,6 +56,7 @@ class FakeQuantizeBase(ABC, nn.Module):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) of that grid."""
 
+    @checked(CaptureError)
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Round values, or with False pass them on as they are."""
         self.fake_quant_enabled[0] = int(enabled)
@@ -62,6 +64,7 @@ class FakeQuantizeBase(ABC, nn.Module):
     def disable_fake_quant(self) -> None:
         self.enable_fake_quant(False)
 
+    @checked(CaptureError)
     def enable_observer(self, enabled: bool = True) -> None:
         """Let the range follow the data, or with False keep scale and zero point as they are."""
         self.observer_enabled[0] = int(enabled)
@@ -117,6 +120,7 @@ def is_fake_quantizer(module: nn.Module) -> bool:
     return hasattr(module, "fake_quant_enabled")
 
 
+@checked(CaptureError)
 def toggle_fake_quantizers(model: nn.Module, *, fake_quant: bool | None = None, observer: bool | None = None) -> int:
     """Flip the switches of every fake quantizer in a model, those of other packages included.
 
@@ -146,21 +150,25 @@ def toggle_fake_quantizers(model: nn.Module, *, fake_quant: bool | None = None, 
     return len(found)
 
 
+@checked(CaptureError)
 def enable_fake_quant(mod: nn.Module) -> None:
     """For `model.apply(enable_fake_quant)`: this one module rounds values, if it is a fake quantizer."""
     _switch(mod, "enable_fake_quant", True)
 
 
+@checked(CaptureError)
 def disable_fake_quant(mod: nn.Module) -> None:
     """For `model.apply(disable_fake_quant)`: this one module passes values on, if it is a fake quantizer."""
     _switch(mod, "enable_fake_quant", False)
 
 
+@checked(CaptureError)
 def enable_observer(mod: nn.Module) -> None:
     """For `model.apply(enable_observer)`: the range of this one module follows the data, if it is a fake quantizer."""
     _switch(mod, "enable_observer", True)
 
 
+@checked(CaptureError)
 def disable_observer(mod: nn.Module) -> None:
     """For `model.apply(disable_observer)`: the range of this one module stays, if it is a fake quantizer."""
     _switch(mod, "enable_observer", False)

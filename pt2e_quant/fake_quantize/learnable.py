@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import checked
-from ..errors import SpecError
+from ..errors import CaptureError, SpecError
 from ..observer.batch import remember
 from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
@@ -31,6 +31,8 @@ from .affine import channel_axis, load_shapes, made_observer, within_int64
 from .base import FakeQuantizeBase, is_fake_quantizer
 
 __all__ = ["LearnableFakeQuantize", "disable_range_learning", "enable_range_learning"]
+
+MOST_CHANNELS = 1 << 32
 
 
 class LearnableFakeQuantize(FakeQuantizeBase):
@@ -76,7 +78,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         bounds = {"quant_min": quant_min, "quant_max": quant_max}
         inner = made_observer(type(self).__name__, observer, **observer_kwargs, **bounds)
         float_qparams = inner.qscheme is torch.per_channel_affine_float_qparams
-        if float_qparams or inner.is_dynamic or channel_len == 0 or channel_len < -1:
+        if float_qparams or inner.is_dynamic or channel_len == 0 or not -1 <= channel_len <= MOST_CHANNELS:
             raise SpecError(
                 "LearnableFakeQuantize learns a static grid with integer zero points of at least one channel, got "
                 f"{inner.qscheme}, is_dynamic={inner.is_dynamic} and channel_len={channel_len}; use "
@@ -87,14 +89,14 @@ class LearnableFakeQuantize(FakeQuantizeBase):
                 f"LearnableFakeQuantize starts from a finite scale > 0 and a zero point in [{quant_min}, {quant_max}], "
                 f"got {scale} and {zero_point}"
             )
-        self.quant_min, self.quant_max = quant_min, quant_max
+        self.quant_min, self.quant_max = int(quant_min), int(quant_max)
         self.use_grad_scaling = use_grad_scaling
         self.dtype: torch.dtype = inner.dtype
         self.qscheme: torch.qscheme = inner.qscheme
         self.ch_axis: int = getattr(inner, "ch_axis", -1)
         self.is_per_channel = is_per_channel(self.qscheme)
         self.is_dynamic = False
-        self.bitwidth = (quant_max - quant_min + 1).bit_length() - 1
+        self.bitwidth = (self.quant_max - self.quant_min + 1).bit_length() - 1
         count = max(channel_len, 1)
         self.scale = nn.Parameter(torch.full((count,), float(scale)))
         learns_zero_point = not is_symmetric(self.qscheme)
@@ -213,11 +215,13 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+@checked(CaptureError)
 def enable_range_learning(mod: nn.Module) -> None:
     """For `model.apply(enable_range_learning)`: this one module trains its scale and zero point, if it can."""
     _switch(mod, "enable_range_learning")
 
 
+@checked(CaptureError)
 def disable_range_learning(mod: nn.Module) -> None:
     """For `model.apply(disable_range_learning)`: this one module stops training its scale and zero point."""
     _switch(mod, "disable_range_learning")

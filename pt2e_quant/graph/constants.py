@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..arguments import mutated_arguments
+from ..checks import checked
 from ..errors import CaptureError
 from ..where import locate
 from .attributes import attribute, written_attributes
@@ -24,6 +25,7 @@ class Constants:
     constants (weight_norm, a transposed weight, ...).
     """
 
+    @checked(CaptureError)
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
         self._values: dict[Node, Any] = {}

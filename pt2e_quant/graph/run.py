@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import linecache
+import re
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import _pytree as fx_pytree
 from torch.fx.graph import _PyTreeCodeGen
@@ -14,9 +18,10 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..arguments import written_values
-from ..errors import CalibrationError
+from ..errors import CalibrationError, QuantizationError
+from ..where import locate
 
-__all__ = ["Arguments", "Watcher", "arguments_of", "batches_of", "flat_inputs", "run_batch", "values_of"]
+__all__ = ["Arguments", "Watcher", "arguments_of", "batches_of", "flat_inputs", "on_batch", "run_batch", "values_of"]
 
 
 class Arguments(NamedTuple):
@@ -63,6 +68,52 @@ def batches_of(data: Iterable[Any], asked_by: str) -> Iterator[Arguments]:
         raise CalibrationError(f"{asked_by}: there is no batch in the data")
 
 
+@contextmanager
+def on_batch(model: nn.Module, what: str) -> Iterator[None]:
+    """Around a run on data of the user: what goes wrong says where, and what the model was exported for.
+
+    Raises:
+        CalibrationError: the model failed on the batch.
+    """
+    try:
+        yield
+    except (QuantizationError, torch.OutOfMemoryError):
+        raise
+    except Exception as failure:
+        raise CalibrationError(
+            f"{what} failed on this batch: {type(failure).__name__}: {failure}\n"
+            f"{_place(model, failure)}  It was exported for {_inputs(model)}. Give it such inputs alone, without "
+            "labels, on its device; sizes that vary are named at export (dynamic_shapes)."
+        ) from failure
+
+
+_ASSIGNED = re.compile(r"\s*(\w+) = ")
+
+
+def _place(model: nn.Module, failure: Exception) -> str:
+    """The node at whose line the generated code stopped, '' where it never got there."""
+    if not isinstance(model, GraphModule):
+        return ""
+    nodes = {node.name: node for node in model.graph.nodes}
+    for frame, line in reversed(list(traceback.walk_tb(failure.__traceback__))):
+        if "eval_with_key" in frame.f_code.co_filename:
+            assigned = _ASSIGNED.match(linecache.getline(frame.f_code.co_filename, line))
+            if assigned is not None and assigned.group(1) in nodes:
+                return f"  at {locate(nodes[assigned.group(1)])}\n"
+    return ""
+
+
+def _inputs(model: nn.Module) -> str:
+    if not isinstance(model, GraphModule):
+        return "other inputs"
+    values = {node.name: node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}
+    words = [
+        f"{name}: {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" if isinstance(value, Tensor) else name
+        for name, value in values.items()
+    ]
+    return ", ".join(words) or "no inputs"
+
+
 def run_batch(model: nn.Module, batch: Any) -> list[Any]:
     """The outputs of one call without gradients, flat."""
     args, kwargs = arguments_of(batch)
@@ -101,7 +152,7 @@ class Watcher(Interpreter):
 
     def run_batch(self, batch: Any) -> list[Any]:
         """The outputs for one batch, flat, without gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), on_batch(self._gm, "the graph"):
             return pytree.tree_leaves(self.run(*flat_inputs(self._gm, batch), enable_io_processing=False))
 
 

@@ -11,7 +11,6 @@ Before this: `qparams` does the arithmetic. After it: one file per way of keepin
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -234,11 +233,11 @@ class UniformQuantizationObserverBase(RangeObserverBase):
         self._check_scheme()
         low, high = self._integer_bounds(quant_min, quant_max)
         self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
-        if not _SMALLEST <= eps < math.inf:
+        if not _SMALLEST <= eps <= FLOAT32_MAX:
             raise SpecError(
                 f"{type(self).__name__}: eps is the smallest scale and must be finite and > 0 in float32, got {eps}"
             )
-        self.register_buffer("eps", torch.tensor([eps], **self._factory(factory_kwargs)))
+        self.register_buffer("eps", torch.tensor([float(eps)], **self._factory(factory_kwargs)))
 
     def reset_min_max_vals(self) -> None:
         """Forget everything that was seen."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 
 from torch import Tensor
 
+from ..checks import check_fields, checked
 from ..errors import SpecError
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
 @dataclass(frozen=True)
 class Granularity:
     """Base of the granularities; says nothing by itself."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, SpecError)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def own_granularity(value: object) -> Granularity | None:
     return made
 
 
+@checked(SpecError, but=("granularity",))
 def get_block_size(input_shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
     """Shape of the part of a tensor that shares one scale; as many dimensions as the tensor.
 

@@ -27,6 +27,7 @@ from .search import greedy_range
 __all__ = ["HistogramObserver"]
 
 _FEW = 1 << 13  # below this, torch.histc is as fast as the steps that replace it
+MOST_BINS = 1 << 24  # 64 MiB of counts; more say no more of float32 values
 _CHUNK = 1 << 18  # values that are binned at once: 1 MiB in float32 stays in the cache through the five steps
 
 
@@ -64,9 +65,9 @@ class HistogramObserver(UniformQuantizationObserverBase):
     ) -> None:
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic)
         whole = integer_range(dtype)
-        if whole is None or bins < 1 or is_dynamic:
+        if whole is None or not 1 <= bins <= MOST_BINS or is_dynamic:
             raise SpecError(
-                f"a histogram needs an integer dtype, at least one bin and is_dynamic=False, got dtype={dtype}, "
+                f"a histogram needs an integer dtype, 1 to {MOST_BINS} bins and is_dynamic=False, got dtype={dtype}, "
                 f"bins={bins}, is_dynamic={is_dynamic}; use PlaceholderObserver for a dynamic tensor"
             )
         buffers = self._factory(factory_kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import checked
 from ..errors import CalibrationError
 from .base import ObserverBase
 
@@ -18,6 +19,7 @@ __all__ = ["get_observer_state_dict", "load_observer_state_dict"]
 _NAME = "activation_post_process"
 
 
+@checked(CalibrationError)
 def get_observer_state_dict(mod: nn.Module) -> OrderedDict[str, Any]:
     """The part of the state dict of `mod` that belongs to observers: keys that contain 'activation_post_process'."""
     whole = mod.state_dict()
@@ -26,6 +28,7 @@ def get_observer_state_dict(mod: nn.Module) -> OrderedDict[str, Any]:
     return part  # type: ignore[no-any-return]
 
 
+@checked(CalibrationError)
 def load_observer_state_dict(mod: nn.Module, obs_dict: dict[str, Any]) -> None:
     """Put what `get_observer_state_dict` returned, here or in the reference, back into the observers of `mod`.
 

@@ -6,6 +6,8 @@ import torch
 from torch.fx import GraphModule
 
 from ..arguments import bind
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.module import tidy
 from ..graph.values import is_float_tensor
 from ..graph.write import Writer, function
@@ -16,6 +18,7 @@ aten = torch.ops.aten
 hardtanh, relu = function(aten.hardtanh.default), function(aten.relu.default)
 
 
+@checked(CaptureError)
 def clamp_to_hardtanh(gm: GraphModule) -> GraphModule:
     """clamp(x, a, b) is hardtanh(x, a, b), clamp(x, min=0) is relu(x)."""
     write = Writer(gm, "clamp_to_hardtanh")

@@ -6,6 +6,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind, set_argument
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.module import tidy
 from ..ops import PAD
 
@@ -14,6 +16,7 @@ __all__ = ["fold_zero_padding"]
 aten = torch.ops.aten
 
 
+@checked(CaptureError)
 def fold_zero_padding(gm: GraphModule) -> GraphModule:
     """Let a convolution pad by itself where zeros stand alike on both sides of its input: nothing comes between."""
     changed = False

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.module import tidy
 from ..graph.values import is_float_tensor
@@ -16,6 +18,7 @@ __all__ = ["lift_scalars"]
 _WITH_SCALARS = frozenset((*ADD, *MUL, *SUB))
 
 
+@checked(CaptureError)
 def lift_scalars(gm: GraphModule) -> GraphModule:
     """Store the number in a 0-d buffer, only where x is floating point and the result has the dtype of x.
 

@@ -12,6 +12,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.constants import Constants
 from ..graph.module import tidy
@@ -24,6 +26,7 @@ aten = torch.ops.aten
 linear = function(aten.linear.default)
 
 
+@checked(CaptureError)
 def matmul_to_linear(gm: GraphModule) -> GraphModule:
     """Turn mm, matmul and addmm by a constant 2-d matrix into linear, whose weight is stored (out, in).
 

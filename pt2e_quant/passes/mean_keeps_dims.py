@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.module import tidy
 from ..graph.write import Writer, function
 
@@ -15,6 +17,7 @@ aten = torch.ops.aten
 mean = function(aten.mean.dim)
 
 
+@checked(CaptureError)
 def mean_keeps_dims(gm: GraphModule) -> GraphModule:
     """Split the mean over height and width of a 4-d tensor into one with keepdim=True and a flatten."""
     write, changed = Writer(gm, "mean_keeps_dims"), False

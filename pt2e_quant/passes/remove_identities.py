@@ -26,7 +26,7 @@ def remove_identities(gm: GraphModule) -> GraphModule:
         gm.graph.erase_node(check)  # export leaves one beside each .to(); the dtypes are those of this graph
     writes = any(is_call(node) and mutates(node.target) for node in gm.graph.nodes)
     for node in list(gm.graph.nodes):
-        if is_call(node) and _is_identity(node, writes) and not _passes_an_input_through(node):
+        if is_call(node) and _is_identity(node, writes) and not _is_needed_as_a_result(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)
     return tidy(gm)
@@ -47,6 +47,11 @@ def _layout(value: Tensor) -> tuple[Any, ...]:
     return value.dtype, value.device, tuple(map(str, value.shape)), tuple(map(str, value.stride()))
 
 
-def _passes_an_input_through(node: Node) -> bool:
-    """Without the node, the graph would return one of its own inputs or parameters."""
-    return node.all_input_nodes[0].op != "call_function" and any(user.op == "output" for user in node.users)
+def _is_needed_as_a_result(node: Node) -> bool:
+    """Without the node, the graph would return one of its own inputs or parameters, or a value twice.
+
+    The body of a loop must do neither: torch refuses results that share memory.
+    """
+    source = node.all_input_nodes[0]
+    taken = source.op != "call_function" or any(user.op == "output" for user in source.users)
+    return taken and any(user.op == "output" for user in node.users)

@@ -8,6 +8,8 @@ import torch
 from torch.fx import GraphModule
 
 from ..arguments import bind
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.module import tidy
 from ..graph.write import Writer, function
 from ..ops import SPLIT, UNBIND, functional
@@ -17,6 +19,7 @@ __all__ = ["split_to_slices"]
 select = function(torch.ops.aten.select.int)
 
 
+@checked(CaptureError)
 def split_to_slices(gm: GraphModule) -> GraphModule:
     """Turn each part of a split or chunk into a slice, each part of an unbind into a select.
 

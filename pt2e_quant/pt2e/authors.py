@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import linecache
-import re
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch import nn
 
-from ..errors import CalibrationError, QuantizationError
+from ..errors import QuantizationError
+from ..graph.run import on_batch
 from ..observer.batch import whole_batch
-from ..where import locate
 
 __all__ = ["calibrating", "code_of"]
 
@@ -47,41 +42,5 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     Raises:
         CalibrationError: the model failed on the batch.
     """
-    with whole_batch(model):
-        try:
-            yield
-        except (QuantizationError, torch.OutOfMemoryError):
-            raise
-        except Exception as failure:
-            raise CalibrationError(
-                f"the prepared model failed on this batch: {type(failure).__name__}: {failure}\n"
-                f"{_place(model, failure)}  It was exported for {_inputs(model)}. Give it such inputs alone, without "
-                "labels, on its device; sizes that vary are named at export (dynamic_shapes)."
-            ) from failure
-
-
-_ASSIGNED = re.compile(r"\s*(\w+) = ")
-
-
-def _place(model: nn.Module, failure: Exception) -> str:
-    """The node at whose line the generated code stopped, '' where it never got there."""
-    if not isinstance(model, GraphModule):
-        return ""
-    nodes = {node.name: node for node in model.graph.nodes}
-    for frame, line in reversed(list(traceback.walk_tb(failure.__traceback__))):
-        if "eval_with_key" in frame.f_code.co_filename:
-            assigned = _ASSIGNED.match(linecache.getline(frame.f_code.co_filename, line))
-            if assigned is not None and assigned.group(1) in nodes:
-                return f"  at {locate(nodes[assigned.group(1)])}\n"
-    return ""
-
-
-def _inputs(model: nn.Module) -> str:
-    if not isinstance(model, GraphModule):
-        return "other inputs"
-    values = {node.name: node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}
-    words = [
-        f"{name}: {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" if isinstance(value, Tensor) else name
-        for name, value in values.items()
-    ]
-    return ", ".join(words) or "no inputs"
+    with whole_batch(model), on_batch(model, "the prepared model"):
+        yield

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ..checks import checked
 from ..errors import AnnotationError, SharingError
 from ..graph.attributes import attribute
 from ..graph.constants import Constants
@@ -78,6 +79,7 @@ class Plan:
     unused_rules: list[str]
 
 
+@checked(AnnotationError)
 def make_plan(gm: GraphModule, quantizer_name: str) -> Plan:
     """Read the annotations of a graph; each graph nested in it has a plan of its own.
 

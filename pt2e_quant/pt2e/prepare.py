@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ..arguments import bind, training_argument
 from ..checks import checked
-from ..errors import AnnotationError, CaptureError, CoverageError
+from ..errors import AnnotationError, CaptureError, CaptureWarning, CoverageError
 from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute, free_name, written_attributes
 from ..graph.devices import device_of
@@ -36,6 +38,8 @@ from .plan import Plan, Point, make_plan
 from .record import GroupRecord, PointRecord, Record
 
 __all__ = ["checked_name", "observed", "prepare_pt2e"]
+
+_CALLER = 6  # frames between a warning and the call of prepare_pt2e: the two decorators are some
 
 
 @collector_paused()
@@ -94,6 +98,8 @@ def observed(
         points += _insert(part, plan, made, names)
         groups += _group_records(part, plan, made, names)
         observers += made
+    if observers and not any(map(is_fake_quantizer, observers)):
+        _warn_of_training(gm)
     gm.meta[RECORD_KEY] = Record(
         stage="prepared",
         quantizer=name,
@@ -107,6 +113,21 @@ def observed(
         state=_state_to_restore(gm, observers),
     )
     return run_pass(to_plain_functions, _guarded(gm, points))
+
+
+def _warn_of_training(gm: ExportedModule) -> None:
+    """Calibration sees what the deployed model will compute, so nothing in it may drop values or take statistics."""
+    for node in (node for _, part in graphs(gm) for node in part.graph.nodes):
+        name = training_argument(node.target)
+        if name is not None and bind(node)[name] is True:
+            warnings.warn(
+                f"the model was exported in training mode:\n{locate(node)}\n  Dropout draws random numbers there, and "
+                "batch norm normalizes with the statistics of each batch and is folded into no layer. Export "
+                "model.eval(); or call prepared.eval() before calibration, where the batch norms are no matter.",
+                CaptureWarning,
+                stacklevel=_CALLER,
+            )
+            return
 
 
 def _guarded(gm: ExportedModule, points: list[PointRecord]) -> ExportedModule:

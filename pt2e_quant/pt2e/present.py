@@ -18,6 +18,6 @@ def check_present(names: Iterable[str], nodes: Collection[str]) -> None:
     gone = [name for name in dict.fromkeys(names) if name not in nodes]
     if gone:
         raise ConversionError(
-            f"nodes that prepare_pt2e saw are gone: {', '.join(gone)}. Between prepare_pt2e and convert_pt2e a graph may "
-            "lose dead nodes only; make other changes before or after both."
+            f"nodes that prepare_pt2e saw are gone: {', '.join(gone)}. Between prepare_pt2e and convert_pt2e a graph "
+            "may lose dead nodes only; make other changes before or after both."
         )

@@ -6,10 +6,11 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..errors import AnnotationError
+from ..checks import checked
+from ..errors import AnnotationError, CaptureError
 from ..meta import ANNOTATION_KEY
 from ..specs import EdgeOrNode
 from ..where import locate
@@ -29,7 +30,9 @@ class ComposableQuantizer(Quantizer):
     """
 
     def __init__(self, quantizers: Iterable[Quantizer]) -> None:
-        self.quantizers = list(quantizers) if isinstance(quantizers, Iterable) else []
+        self.quantizers = (
+            list(quantizers) if isinstance(quantizers, Iterable) and not isinstance(quantizers, Tensor) else []
+        )
         if not self.quantizers or not all(callable(getattr(part, "annotate", None)) for part in self.quantizers):
             raise AnnotationError(f"ComposableQuantizer needs a list of at least one quantizer, got {quantizers!r}")
 
@@ -41,11 +44,13 @@ class ComposableQuantizer(Quantizer):
     def decompose(self) -> frozenset[str]:  # type: ignore[override]  # the parts say it
         return frozenset().union(*(getattr(part, "decompose", ()) for part in self.quantizers))
 
+    @checked(CaptureError)
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         for part in self.quantizers:
             model = part.transform_for_annotation(model)
         return model
 
+    @checked(CaptureError)
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate part by part.
 

@@ -22,7 +22,8 @@ import torch
 from torch.fx import Node
 
 from ..arguments import bind
-from ..errors import AnnotationError
+from ..checks import checked
+from ..errors import AnnotationError, QuantizationError
 from ..graph.constants import Constants
 from ..ops import is_commutative, memory_of, twins
 from .config import QuantizationConfig
@@ -51,6 +52,7 @@ def _whole_list(argument: Any) -> Any:
     return argument
 
 
+@checked(AnnotationError)
 def op(*targets: torch._ops.OpOverload, commutative: bool | None = None) -> Op:
     """Declare an op. In-place and _copy twins of each target are included, commutativity comes from the op table.
 
@@ -165,20 +167,28 @@ class Pattern:
         return Match(tuple(reversed(found.calls)), captures, found.users, constants)
 
 
+@checked(AnnotationError)
 def trace(function: Callable[..., Any]) -> Pattern:
     """Call a pattern function with captures and keep the tree that it builds.
 
     Raises:
         AnnotationError: the function does not return a call of a declared op.
     """
+    name = getattr(function, "__name__", repr(function))
     captures = []
-    for parameter in inspect.signature(function).parameters.values():
-        captures.append(Capture(parameter.name, parameter.kind is inspect.Parameter.VAR_POSITIONAL))
-    root = function(*captures)
-    if not isinstance(root, OpCall):
+    try:
+        for parameter in inspect.signature(function).parameters.values():
+            captures.append(Capture(parameter.name, parameter.kind is inspect.Parameter.VAR_POSITIONAL))
+        root = function(*captures)
+    except QuantizationError:
+        raise
+    except Exception as error:  # a pattern is code of a backend's author
         raise AnnotationError(
-            f"pattern {function.__name__!r} must return a declared op applied to its parameters, got {root!r}"
-        )
+            f"pattern {name!r} cannot be read: {type(error).__name__}: {error}. It is called once with captures in the "
+            "place of tensors, and may call nothing but what op(...) declared"
+        ) from error
+    if not isinstance(root, OpCall):
+        raise AnnotationError(f"pattern {name!r} must return a declared op applied to its parameters, got {root!r}")
     return Pattern(root, tuple(captures))
 
 

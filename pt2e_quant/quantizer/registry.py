@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
+from ..checks import checked
 from ..errors import TargetingError, did_you_mean
 from .base import Quantizer
 
@@ -23,6 +24,7 @@ def find_quantizers() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
 
 
+@checked(TargetingError)
 def load_quantizer(name: str) -> type[Quantizer]:
     """The quantizer class behind a name.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch.fx import Node
 
+from ..checks import checked
 from ..errors import AnnotationError
 from ..graph.values import is_float_tensor, is_quantizable
 from ..meta import ANNOTATION_KEY
@@ -95,11 +96,13 @@ class OneScale:
     spec: QuantizationSpecBase | Role
 
 
+@checked(AnnotationError)
 def same_as(name: str) -> SameAs:
     """Share one scale and zero point with the capture `name` of the same rule."""
     return SameAs(name)
 
 
+@checked(AnnotationError)
 def one_scale(spec: QuantizationSpecBase | Role) -> OneScale:
     """For a list capture (`*tensors`): all its tensors share one scale and zero point."""
     return OneScale(spec)
@@ -223,6 +226,7 @@ def _resolve(
     return spec(config) if callable(spec) else spec
 
 
+@checked(AnnotationError)
 def rule(
     *, output: SpecLike = None, unless: Iterable[Unless] = (), name: str | None = None, **captures: SpecLike
 ) -> Callable[[Callable[..., Any]], Rule]:

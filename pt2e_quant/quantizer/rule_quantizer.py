@@ -18,11 +18,12 @@ from typing import Any, ClassVar, TypeVar
 
 from torch.fx import GraphModule, Node
 
-from ..errors import TargetingError
+from ..checks import checked
+from ..errors import CaptureError, TargetingError
 from ..graph.constants import Constants
 from ..graph.values import is_float_tensor
 from ..meta import ANNOTATION_KEY, FOLDED_KEY, UNUSED_RULES_KEY
-from ..ops import EMBEDDING
+from ..ops import EMBEDDING, resolve
 from ..reasons import Refusal, refusals, refuse
 from .base import Quantizer
 from .config import QuantizationConfig
@@ -62,6 +63,7 @@ class RuleQuantizer(Quantizer):
     trims_outputs: ClassVar[bool] = False
     spares_streams: ClassVar[bool] = False
 
+    @checked(TargetingError, but=("config",))
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
         self._rules = type(self).rules if rules is None else tuple(rules)
         self._targets = Targets()
@@ -92,37 +94,44 @@ class RuleQuantizer(Quantizer):
     def set_operator_type(self: Self, operator: Any, config: QuantizationConfig | None) -> Self:
         """Configuration of an operator: an overload (aten.conv2d.default) or a packet (aten.conv2d, all overloads)."""
         _check_config(config)
+        resolve(operator)  # raises for what is no operator
         self._targets.operators[operator] = config
         return self
 
+    @checked(TargetingError, but=("config",))
     def set_module_type(self: Self, module_type: type | str, config: QuantizationConfig | None) -> Self:
         """Configuration of all ops inside modules of a class (or its subclasses), given as class or qualified name."""
         _check_config(config)
         self._targets.module_types[module_type] = config
         return self
 
+    @checked(TargetingError, but=("config",))
     def set_module_name(self: Self, module_name: str, config: QuantizationConfig | None) -> Self:
         """Configuration of all ops inside the module at a dotted path, or at each path that fits a glob ("block.*")."""
         _check_config(config)
         self._targets.module_names[module_name] = config
         return self
 
+    @checked(TargetingError, but=("config",))
     def set_node_name(self: Self, node_name: str, config: QuantizationConfig | None) -> Self:
         """Configuration of a graph node by its name, or of every node whose name fits a glob ("conv2d_*")."""
         _check_config(config)
         self._targets.nodes[node_name] = config
         return self
 
+    @checked(TargetingError, but=("config",))
     def set_filter_function(self: Self, accept: Callable[[Node], bool]) -> Self:
         """Quantize only nodes for which `accept(node)` is true; it comes on top of every selector."""
         self._targets.filter_function = accept
         return self
 
+    @checked(CaptureError)
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         for transform in type(self).transforms:
             model = transform(model)
         return model
 
+    @checked(CaptureError)
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match of a rule.
 

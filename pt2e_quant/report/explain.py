@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from ..errors import CaptureError, FileError
+from ..checks import check_fields, checked
+from ..errors import CaptureError, FileError, TargetingError
 from ..files import open_file, write_files
 from ..graph.module import collector_paused
 from ..grid import Grid
@@ -23,6 +24,7 @@ from .why import why
 __all__ = ["LoweredProgram", "Report", "explain"]
 
 
+@runtime_checkable
 class LoweredProgram(Protocol):
     """What a backend's lowering returns, as far as a report reads it."""
 
@@ -30,6 +32,7 @@ class LoweredProgram(Protocol):
         """What a node of the converted graph became, in a few words."""
 
 
+@checked(CaptureError)
 def explain(model: object, data: Iterable[Any] | None = None) -> Report:
     """The report of a model that prepare_pt2e or convert_pt2e returned.
 
@@ -70,6 +73,9 @@ class Report:
 
     record: Record
 
+    def __post_init__(self) -> None:
+        check_fields(self, CaptureError)
+
     @property
     def quantized(self) -> list[Decision]:
         return self.record.quantized
@@ -101,6 +107,7 @@ class Report:
     def unused_rules(self) -> list[str]:
         return self.record.unused_rules
 
+    @checked(TargetingError)
     def why(self, name: str) -> str:
         """What became of one node, or of all nodes of a module, given by name.
 
@@ -167,6 +174,7 @@ class Report:
         except CaptureError as error:
             raise CaptureError(f"{path}: {error}") from error
 
+    @checked(CaptureError)
     def lowered(self, program: LoweredProgram) -> dict[str, str]:
         """What each op of the report became in the program that its converted model was lowered to, by node.
 
@@ -174,6 +182,7 @@ class Report:
         """
         return {decision.node: program.fate(decision.node) for decision in self.record.decisions}
 
+    @checked(CaptureError)
     def to_model_explorer(self, column: Column = "decision") -> dict[str, Any]:
         """Node data for Google's Model Explorer, as plain values, to show on the float model that was exported.
 
@@ -183,6 +192,7 @@ class Report:
         """
         return node_data(self.record, column)
 
+    @checked(FileError)
     def save(self, path: str | Path) -> tuple[Path, Path, Path]:
         """Write `path` + ".txt", ".json" and ".model_explorer.json" (to_model_explorer); the three paths.
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import qparams
-from ..errors import CalibrationError
+from ..checks import checked
+from ..errors import CalibrationError, SpecError
 from ..fake_quantize.base import straight_through
 from ..observer.granularity import block_rows, blocked, from_block_rows
 from .scheme import Scheme
@@ -26,6 +27,7 @@ __all__ = ["choose_qparams", "dequantize", "fake_quantize", "quantize", "ranges"
 _SMALLEST_SHARED = -127  # E8M0 holds the powers of two from 2 ** -127 to 2 ** 127
 
 
+@checked(SpecError)
 def ranges(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of each block, float32, in `scheme.qparams_shape(x.shape)`.
 
@@ -40,6 +42,7 @@ def ranges(x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     return laid_out.amin(within).float().reshape(shape), laid_out.amax(within).float().reshape(shape)
 
 
+@checked(SpecError)
 def choose_qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """(scale, zero_point) for these ranges, in their shape.
 
@@ -63,22 +66,25 @@ def choose_qparams(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, T
     return torch.exp2(exponent.clamp(_SMALLEST_SHARED, -_SMALLEST_SHARED)).to(scheme.scale_dtype), zero_point
 
 
+@checked(SpecError)
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     """The element that stands for each value of x, in `scheme.format.storage` and the shape of x."""
     return _elements(x, scale, zero_point, scheme)[0]
 
 
+@checked(SpecError)
 def dequantize(
     q: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, out_dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The real numbers that q stands for, computed in float32 and returned as out_dtype."""
-    scale, zero_point = _rows(scale), _rows(zero_point)
     values = block_rows(q, scheme.blocks).to(torch.float32)
+    scale, zero_point = (_rows(param, len(values)) for param in (scale, zero_point))
     if scheme.format.kind == "integer":
         values = values - zero_point
     return from_block_rows(values * scale, tuple(q.shape), scheme.blocks).to(out_dtype)
 
 
+@checked(SpecError)
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     """`dequantize(quantize(x))` in the dtype of x; its gradient is that of x inside the range and 0 outside."""
     return straight_through(x, *rounded(x, scale, zero_point, scheme))
@@ -91,8 +97,8 @@ def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> tup
 
 
 def _elements(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    of, scale, zero_point = scheme.format, _rows(scale), _rows(zero_point)
-    values = block_rows(x.to(torch.float32), scheme.blocks)
+    of, values = scheme.format, block_rows(x.to(torch.float32), scheme.blocks)
+    scale, zero_point = (_rows(param, len(values)) for param in (scale, zero_point))
     if of.kind != "integer":
         values = values / scale
         inside = (values >= of.low) & (values <= of.high)
@@ -109,8 +115,10 @@ def _elements(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> t
     return from_block_rows(elements, shape, scheme.blocks), from_block_rows(inside, shape, scheme.blocks)
 
 
-def _rows(param: Tensor) -> Tensor:
+def _rows(param: Tensor, rows: int) -> Tensor:
     """One value per row of the matrix of blocks; scales in float32 or, as the op per token has them, in float64."""
+    if param.numel() not in (1, rows):
+        raise SpecError(f"this scheme has {rows} blocks here, but scales or zero points for {param.numel()}")
     if param.dtype is torch.float8_e8m0fnu:
         param = param.to(torch.float32)
     return param.reshape(-1, 1)

@@ -107,6 +107,7 @@ class SchemeFakeQuantize(AffineFakeQuantize):
         SpecError: as in SchemeObserver.
     """
 
+    @checked(SpecError)
     def __init__(self, scheme: Scheme, averaging_constant: float | None = None, **fields: Any) -> None:
         observed = {"scheme": scheme, "averaging_constant": averaging_constant, "is_dynamic": scheme.is_dynamic}
         super().__init__(SchemeObserver, **{**observed, **fields})

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from .. import observer
-from ..checks import check_fields
+from ..checks import check_fields, checked
 from ..errors import SpecError
 from ..observer import get_block_size
 from ..specs import DYNAMIC_PER_CHANNEL
@@ -94,6 +94,7 @@ _RULES = [
 ]
 
 
+@checked(SpecError)
 def refusal(cell: Cell) -> tuple[str, Cell] | None:
     """Why this cell makes no sense and the nearest one that does; None for a legal cell. Training changes nothing.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..checks import checked
 from ..errors import SpecError
 from ..fake_quantize import FakeQuantize
 from ..observer import (
@@ -28,6 +29,7 @@ from .scheme import Scheme
 __all__ = ["quantization_spec"]
 
 
+@checked(SpecError)
 def quantization_spec(scheme: Scheme, *, qat: bool = False, averaging_constant: float = 0.01) -> QuantizationSpec:
     """The spec of a scheme, for an annotation.
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from ..checks import checked
 from ..errors import QuantizationError
 from ..graph.module import clone, is_guard
 from ..pt2e.capture import capture
@@ -62,6 +63,7 @@ RULES = {
 Models = Mapping[str, ExportedProgram] | Iterable[ExportedProgram]
 
 
+@checked(QuantizationError, but=("models",))
 def check_quantizer(
     quantizer: object,
     models: Models | None = None,
@@ -101,6 +103,7 @@ def check_quantizer(
     return [finding for finding in dict.fromkeys(found) if finding.rule not in ignored]
 
 
+@checked(QuantizationError, but=("models",))
 def assert_conforms(
     quantizer: object, models: Models | None = None, *, backend: Backend | None = None, ignore: Iterable[str] = ()
 ) -> None:
@@ -114,6 +117,8 @@ def assert_conforms(
 
 
 def _named(models: Models) -> dict[str, ExportedProgram]:
+    if isinstance(models, Tensor) or not isinstance(models, Iterable):
+        raise QuantizationError(f"check_quantizer takes exported models, by name or in a list, got {models!r}")
     named = dict(models) if isinstance(models, Mapping) else {f"model {i}": model for i, model in enumerate(models)}
     for name, model in named.items():
         if not isinstance(model, ExportedProgram) or model.example_inputs is None:

@@ -13,6 +13,7 @@ from ..errors import LoweringError
 from ..graph.attributes import attribute
 from ..graph.module import is_guard
 from ..ops import CHOOSE_QPARAMS, QUANTIZE
+from ..pt2e.authors import code_of
 from ..pt2e.convert import convert_pt2e
 from ..pt2e.prepare import prepare_pt2e
 from ..pt2e.record import record_of
@@ -87,7 +88,8 @@ def _float_use(claim: Claim, node: Node) -> str | None:
 
 def _backend(converted: GraphModule, backend: Backend) -> Found:
     try:
-        objections = list(backend(converted) or ())
+        with code_of("the backend that check_quantizer was given"):
+            objections = list(backend(converted) or ())
     except LoweringError as error:
         yield "backend-runs-it", "", first_line(error)
         return

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
+from ..checks import checked
+from ..errors import CaptureError
 from ..graph.constants import Constants
 from ..graph.module import is_guard
 from ..graph.run import Watcher
@@ -29,6 +31,7 @@ CONVERTED_RULES = {
 """The rules of `check_converted`, with what each demands."""
 
 
+@checked(CaptureError)
 def check_converted(converted: GraphModule, inputs: tuple[object, ...] | None = None, model: str = "") -> list[Finding]:
     """Where a converted graph breaks one of CONVERTED_RULES.
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import QuantizationError
+from ..checks import checked
+from ..errors import QuantizationError, SpecError
 from .draft import Step
 from .kinds import COMMON, OPS
 from .sketch import STARTS, Sketch
@@ -26,6 +27,7 @@ class MissingDependencyError(QuantizationError, ImportError):
     """A package of the extra `testing` is not installed."""
 
 
+@checked(SpecError)
 def aten_graphs(
     *,
     max_steps: int = 8,

@@ -158,3 +158,10 @@ def test_between_quantize_and_dequantize_every_slice_has_its_own() -> None:
     ops = after(parts_to_slices, lambda x: torch.cat([A(part) for part in A(x).split([1, 2], 1)], 1), X)
     assert ops.count("quantize_per_tensor") == 3
     assert ops.count("dequantize_per_tensor") == 4  # one for each slice, one for each operand of cat
+
+
+def test_a_value_that_is_returned_twice_keeps_its_copies():
+    """The body of a loop must not return one memory twice: torch refuses it."""
+    body = Body(lambda m, x: (lambda y: (y, y.clone(), y.detach().clone()))(F.relu(x)))
+    gm = remove_identities(clone(torch.export.export(body.eval(), (X,)).module()))
+    assert len({value.data_ptr() for value in finish(gm)(X)}) == 3

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.lowering.common.program import remarks_on_float
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import export
@@ -43,3 +44,14 @@ def test_every_op_of_the_report_is_delegated_or_not_by_the_same_name():
         "not delegated: no backend was asked for",
         "removed while lowering",
     }
+
+
+def test_a_graph_without_integers_is_remarked_on():
+    """Lowering an export that nobody quantized is fine, and said."""
+    x = torch.randn(2, 3, 6, 6)
+    exported = export(nn.Conv2d(3, 5, 3), x)
+    prepared = prepare_pt2e(exported, XNNPACKQuantizer(get_symmetric_quantization_config()))
+    prepared(x)
+    assert remarks_on_float(convert_pt2e(prepared)) == ()
+    (remark,) = lower_to_executorch(exported, verify=False).remarks
+    assert str(remark).startswith("output: nothing in this graph is quantized")

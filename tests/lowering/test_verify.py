@@ -162,3 +162,25 @@ def test_a_program_can_be_verified_later(converted, batches):
 
     program = lower_to_executorch(converted, verify=False)
     assert program.verify(converted, batches[:2]).batches == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_dropout_draws_random_numbers_in_training_mode_alone(training):
+    """In eval mode it is the identity, and the program is verified."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.3)).train(training)
+    graph = torch.export.export(model, (torch.rand(2, 4),)).module()
+    result = verified(graph, runs(graph), [(torch.rand(2, 4),)])
+    assert result.reason == ("dropout draws random numbers, so no two runs are alike" if training else None)
+
+
+def test_attention_without_dropout_draws_none():
+    def attend(q):
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+    class Attention(nn.Module):
+        def forward(self, q):
+            return attend(q)
+
+    q = torch.rand(1, 2, 5, 4)
+    graph = torch.export.export(Attention(), (q,)).module()
+    assert verified(graph, runs(graph), [(q,)]).reason is None

@@ -107,7 +107,7 @@ def test_a_bound_that_is_not_given_is_that_of_the_dtype(name):
         ("MovingAverageMinMaxObserver", {"averaging_constant": 0.0}, r"in \(0, 1\], got 0.0"),
         ("MovingAverageMinMaxObserver", {"is_dynamic": True}, "use averaging_constant=1"),
         ("HistogramObserver", {"is_dynamic": True}, "is_dynamic=True; use PlaceholderObserver"),
-        ("HistogramObserver", {"bins": 0}, "at least one bin"),
+        ("HistogramObserver", {"bins": 0}, "needs an integer dtype, 1 to 16777216 bins"),
         ("HistogramObserver", {"dtype": torch.float8_e4m3fn}, "needs an integer dtype"),
         ("FixedQParamsObserver", {"dtype": torch.float32}, "need an integer dtype"),
         ("FixedQParamsObserver", {"qscheme": torch.per_channel_affine}, "a per-tensor scheme"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.errors import CaptureWarning
 from tests.nets import export
 from tests.pt2e.kit import STATIC, Nothing, Toy, calls, the_call
 
@@ -83,7 +84,9 @@ def test_a_mode_that_is_set_already_recompiles_nothing(make: Callable[[], GraphM
 
 
 def test_a_model_captured_in_training_mode_says_so():
-    gm = prepare_pt2e(export(Net(), torch.randn(8, 6), train=True), Toy(STATIC))
+    with pytest.warns(CaptureWarning, match=r"exported in training mode:\nnode \w+ = aten\.\w+") as caught:
+        gm = prepare_pt2e(export(Net(), torch.randn(8, 6), train=True), Toy(STATIC))
+    assert caught[0].filename == __file__
     assert gm.training
     assert literals(gm.eval()) == [(False, MOMENTUM, EPS), (P, False)]
 

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 from torch.fx import GraphModule, Node
 
 from ...files import write_file
+from ...graph.nested import graphs
 from ...graph.run import Arguments
+from ...pt2e.record import record_of
 from ...where import module_path, source_line
 from .entry import Inputs
 from .verify import Lower, Verification, verified
 
-__all__ = ["Fallback", "LoweredProgram", "Remark", "Saved", "section", "verify_program"]
+__all__ = ["Fallback", "LoweredProgram", "Remark", "Saved", "remarks_on_float", "section", "verify_program"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Fallback:
 
 
 P = TypeVar("P", bound="LoweredProgram")
+
+
+def remarks_on_float(gm: GraphModule) -> tuple[Remark, ...]:
+    """Of a graph that holds no integer tensors but those of the model: what is lowered is a float program."""
+    nodes = [node for _, part in graphs(gm) for node in part.graph.nodes]
+    record = record_of(gm)
+    if any(str(node.target).startswith("quantized_decomposed") for node in nodes) or (record and record.representation):
+        return ()
+    text = "nothing in this graph is quantized, so the program computes in floating point; prepare_pt2e comes first"
+    return (Remark(gm.graph.output_node().name, text),)
 
 
 class Saved(ABC):

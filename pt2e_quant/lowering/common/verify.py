@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ...arguments import bind, training_argument
 from ...errors import LoweringError, QuantizationError
 from ...graph.attributes import own_written
 from ...graph.module import ExportedModule, clone, drop_dead, finish
@@ -237,7 +238,12 @@ def _copied(value: Any) -> Any:
 
 
 def _is_random(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+    """Whether a node draws random numbers when it runs: a dropout of an exported model in eval mode draws none."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    given, training = bind(node), training_argument(op)
+    return (training is None or bool(given[training])) and given.get("dropout_p") != 0.0
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ...where import locate_all
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import check_bounds, derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
-from ..common.program import Remark, verify_program
+from ..common.program import Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from . import runtime as _executorch
 from .account import Account, take_account
@@ -164,7 +164,7 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
-    remarks = tied_tables(gm) if backend == "xnnpack" else ()
+    remarks = remarks_on_float(gm) + (tied_tables(gm) if backend == "xnnpack" else ())
     for step in FOR_EXECUTORCH:
         gm = run_everywhere(step, gm)
     for step in (*FOR_XNNPACK, *AT_LAST) if backend == "xnnpack" else AT_LAST:

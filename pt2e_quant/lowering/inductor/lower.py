@@ -29,7 +29,7 @@ from ...where import node_id
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
-from ..common.program import Fallback, Remark, verify_program
+from ..common.program import Fallback, Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from .account import Recorder, take_account
 from .contract import check_inductor_contract
@@ -131,7 +131,7 @@ def _cleaned(
     gm, inputs = taken
     ops = {node_id(node): str(node.target) for _, part in graphs(gm) for node in part.graph.nodes}
     check_inductor_contract(gm)
-    remarks = remarks_on(gm)
+    remarks = [*remarks_on_float(gm), *remarks_on(gm)]
     for step in recipe(tuned=autotune):
         gm = run_everywhere(step, gm)
     finish(gm)

@@ -1,0 +1,347 @@
+"""Every public function takes 40 wrong values for each of its arguments: what comes out is an error of this package.
+
+A new public name is found by itself. Where it needs an argument that no value is known for, the test asks for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.calibration import save_calibration
+from pt2e_quant.fake_quantize import FakeQuantize
+from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.inductor import lower_to_inductor
+from pt2e_quant.observer import FixedQParamsObserver, MappingType, MinMaxObserver, PerTensor
+from pt2e_quant.observer.factory import PartialWrapper
+from pt2e_quant.qconfig import QConfig
+from pt2e_quant.qconfig_mapping import QConfigMapping
+from pt2e_quant.quantizer import ComposableQuantizer, op
+from pt2e_quant.schemes import Cell, Scheme
+from pt2e_quant.specs import QuantizationSpec
+from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+LIBRARY = (
+    "algorithms", "calibration", "debug", "errors", "fake_quantize", "lowering.executorch", "lowering.inductor",
+    "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer", "report", "schemes", "specs",
+    "testing",
+)  # fmt: skip
+BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
+ROOMS = ("pt2e_quant", *(f"pt2e_quant.{room}" for room in LIBRARY), *(f"quantizers.{file}" for file in BACKENDS))
+
+
+def failing(*arguments: object, **named: object) -> None:
+    raise RuntimeError("code of the user")
+
+
+WRONG: dict[str, Any] = {
+    repr(value)[:24]: value
+    for value in (
+        None, True, 0, -1, 3, 10**30, 3.7, -1.5, float("nan"), float("inf"), "", "int8", "\0", b"x", [], [1, 2], ["a"],
+        [None], (), (1, "a"), {}, {"a": 1}, {1: None}, set(), object(), int, failing, torch.int8, torch.float32,
+        torch.ones(2), torch.full((2, 3), float("nan")), torch.ones(0), torch.tensor(2.0), nn.ReLU(), numpy.int64(3),
+        range(3), 1j, ..., slice(1), iter("ab"),
+    )
+}  # fmt: skip
+FEW = [value for value in WRONG.values() if value is None or type(value) in (int, float, str, list, torch.Tensor)][::3]
+
+
+# Good values, by the name of the argument -----------------------------------------------------------------------------
+
+
+@functools.cache
+def exported() -> torch.export.ExportedProgram:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    return torch.export.export(net, (torch.rand(2, 4, generator=torch.Generator().manual_seed(0)),))
+
+
+@functools.cache
+def prepared() -> torch.fx.GraphModule:
+    made = prepare_pt2e(exported(), XNNPACKQuantizer().set_global(get_symmetric_quantization_config()))
+    made(torch.rand(2, 4))
+    return made
+
+
+@functools.cache
+def converted() -> torch.fx.GraphModule:
+    return convert_pt2e(prepared())
+
+
+def node() -> torch.fx.Node:
+    return next(one for one in exported().module().graph.nodes if one.op == "call_function")
+
+
+RELU = op(torch.ops.aten.relu.default)
+QCONFIG = QConfig(MinMaxObserver, MinMaxObserver.with_args(dtype=torch.qint8))
+GOOD: dict[str, Callable[[], Any]] = {
+    "accept": lambda: lambda node: True,
+    "activation": lambda: MinMaxObserver,
+    "backend": lambda: "x86",
+    "batches": lambda: [(torch.rand(2, 4),)],
+    "by": lambda: "a rule",
+    "cell": lambda: Cell("int8", "tensor", "static"),
+    "config": get_symmetric_quantization_config,
+    "converted": converted,
+    "data": lambda: [(torch.rand(2, 4),)],
+    "derive_qparams_fn": lambda: lambda observers: (torch.tensor(0.5), torch.tensor(3)),
+    "derived_from": lambda: [node()],
+    "dtype": lambda: torch.int8,
+    "edge_or_node": node,
+    "edge_or_node_to_obs_or_fq": dict,
+    "function": lambda: lambda x: RELU(x),
+    "global_qconfig": lambda: QCONFIG,
+    "gm": lambda: exported().module(),
+    "granularity": PerTensor,
+    "group_size": lambda: 2,
+    "high": lambda: torch.tensor(3.0),
+    "index": lambda: 0,
+    "input_activation": lambda: None,
+    "input_shape": lambda: (2, 4),
+    "known": lambda: ["int8"],
+    "low": lambda: torch.tensor(-1.5),
+    "mapping_type": lambda: MappingType.SYMMETRIC,
+    "mod": prepared,
+    "model": exported,
+    "module": nn.ReLU,
+    "module_name": lambda: "0",
+    "module_name_regex": lambda: "0",
+    "module_type": lambda: nn.Linear,
+    "name": lambda: "xnnpack",
+    "node": node,
+    "node_name": lambda: "linear",
+    "object_type": lambda: nn.Linear,
+    "obs_dict": dict,
+    "observer": lambda: MinMaxObserver,
+    "observer_or_fake_quant_ctr": lambda: MinMaxObserver,
+    "operator": lambda: torch.ops.aten.linear.default,
+    "output_activation": lambda: None,
+    "path": lambda: "calibration",
+    "prepared": prepared,
+    "program": lambda: None,
+    "q": lambda: torch.ones(2, dtype=torch.int8),
+    "q1": lambda: QCONFIG,
+    "q2": lambda: QCONFIG,
+    "qconfig": lambda: QCONFIG,
+    "qconfig_dict": dict,
+    "qscheme": lambda: torch.per_tensor_affine,
+    "quantizer": lambda: XNNPACKQuantizer().set_global(get_symmetric_quantization_config()),
+    "quantizer_name": lambda: "one",
+    "quantizers": lambda: [XNNPACKQuantizer().set_global(get_symmetric_quantization_config())],
+    "reason": lambda: "because",
+    "record": lambda: explain(converted()).record,
+    "reference": lambda: None,
+    "runtime": lambda: None,
+    "scale": lambda: torch.tensor(0.5),
+    "scheme": lambda: Scheme(dtype="int8"),
+    "spec": lambda: QuantizationSpec(torch.int8, MinMaxObserver),
+    "target": lambda: 22.0,
+    "target_dtype": lambda: torch.int8,
+    "text": lambda: explain(converted()).to_json(),
+    "weight": lambda: MinMaxObserver.with_args(dtype=torch.qint8),
+    "x": lambda: torch.rand(2),
+    "zero_point": lambda: torch.tensor(3),
+    "axis": lambda: 0,
+    "block_size": lambda: (1, 2),
+}
+OTHERWISE = {
+    "FixedQParamsObserver": {"scale": 0.5, "zero_point": 3},
+    "FixedQParamsQuantizationSpec": {"scale": 0.5, "zero_point": 3},
+    "FixedQParamsFakeQuantize": {"observer": FixedQParamsObserver.with_args(scale=0.5, zero_point=3)},
+    "why": {"name": "linear"},
+    "check_quantizer": {"models": {"net": exported()}},
+    "assert_conforms": {"models": {"net": exported()}},
+}
+"""Where an argument of the same name is another one."""
+
+MADE_HERE = {
+    "Refusal", "Match", "Op", "Pattern", "Rule", "Constants",  # of the kit: `refuse`, `op`, `trace`, `rule` make them
+    "PartialWrapper", "ExecutorchProgram", "ExecutorchMethods", "InductorProgram",
+    "Step", "Sketch", "Format", "Cell",
+}  # fmt: skip
+"""Classes whose objects functions of this package make; they hold what they are given."""
+
+READ_LATER = {
+    "QuantizationAnnotation", "QuantizationConfig",  # of other packages too: prepare_pt2e reads them, with a place
+    "prepare_obs_or_fq_callback", "validate",  # for backends to fill in
+}  # fmt: skip
+
+
+ALLOWED: dict[str, tuple[type[Exception], ...]] = {
+    "assert_conforms": (AssertionError,),
+    "PlaceholderObserver": (FutureWarning,),  # the tests make errors of warnings
+    "PerTokenPlaceholderObserver": (FutureWarning,),
+}
+"""What docstrings say is raised besides."""
+
+LONG = ("check_quantizer", "assert_conforms")
+"""Good values take seconds."""
+
+
+# What is public -------------------------------------------------------------------------------------------------------
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    seen: set[int] = set()
+    for room in ROOMS:
+        module = importlib.import_module(room)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if callable(value) and id(value) not in seen and not _is_left_out(name, value):
+                seen.add(id(value))
+                yield name, value
+
+
+def _is_left_out(name: str, value: Any) -> bool:
+    if not inspect.isclass(value):
+        return isinstance(value, PartialWrapper) or name in ("lower_to_executorch", "lower_to_inductor", "did_you_mean")
+    without_door = issubclass(value, BaseException | enum.Enum) or inspect.isabstract(value) or "Base" in name
+    result = dataclasses.is_dataclass(value) and value.__module__.startswith(
+        ("pt2e_quant.algorithms", "pt2e_quant.calibration", "pt2e_quant.debug", "pt2e_quant.pt2e", "pt2e_quant.testing")
+    )
+    return without_door or result or getattr(value, "_is_protocol", False) or name in MADE_HERE
+
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "Report": lambda: explain(converted()),
+    "XNNPACKQuantizer": XNNPACKQuantizer,
+    "ComposableQuantizer": lambda: ComposableQuantizer(GOOD["quantizers"]()),
+    "QConfigMapping": QConfigMapping,
+    "FakeQuantize": FakeQuantize,
+}
+
+
+def methods() -> Iterator[tuple[str, Any]]:
+    """Public methods of the objects that a user holds. A module's own are torch's."""
+    for owner, make in OBJECTS.items():
+        for name in dir(type(make())):
+            if not name.startswith("_") and callable(getattr(make(), name)) and not hasattr(nn.Module, name):
+                yield f"{owner}.{name}", getattr(make(), name)
+
+
+FUNCTIONS = {**dict(public()), **dict(methods())}
+
+
+# The sweep ------------------------------------------------------------------------------------------------------------
+
+
+def base_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Good values for all arguments that need one."""
+    own = OTHERWISE.get(name.rpartition(".")[2], {})
+    needed = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    unknown = [one for one in needed if one not in GOOD and one not in own]
+    assert unknown == [], f"{name}: GOOD needs a value for {unknown}"
+    return {**own, **{one: GOOD[one]() for one in needed if one not in own}}
+
+
+def untyped(name: str, function: Callable[..., Any], values: list[Any]) -> list[str]:
+    base = base_of(name, function)
+    found = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        for value in values:
+            try:
+                function(**{**base, parameter.name: value})
+            except (QuantizationError, *ALLOWED.get(name, ())):
+                pass
+            except Exception as error:  # noqa: BLE001  # that is the finding
+                found.append(f"{parameter.name}={value!r:.30}: {type(error).__name__}: {str(error)[:80]}")
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_a_folder_of_its_own(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("public"))
+        save_calibration(prepared(), "calibration")
+        yield
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in LONG])
+def test_a_wrong_value_is_an_error_of_this_package(name):
+    assert untyped(name, FUNCTIONS[name], FEW) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forty_wrong_values_are(name):
+    assert untyped(name, FUNCTIONS[name], list(WRONG.values())) == []
+
+
+SIMPLE = {
+    "int": int,
+    "bool": bool,
+    "str": str,
+    "torch.dtype": torch.dtype,
+    "Tensor": torch.Tensor,
+    "GraphModule": object,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.rpartition(".")[2] not in READ_LATER])
+def test_what_is_of_no_kind_is_refused_by_every_argument_of_a_simple_kind(name):
+    """An object() is no number, text, dtype, tensor or graph, whatever else it may stand for."""
+    function = FUNCTIONS[name]
+    base, taken = base_of(name, function), []
+    for parameter in inspect.signature(function).parameters.values():
+        if str(parameter.annotation).removesuffix(" | None") not in SIMPLE:
+            continue
+        try:
+            function(**{**base, parameter.name: object()})
+        except QuantizationError:
+            continue
+        taken.append(parameter.name)
+    assert taken == []
+
+
+# Lowering: slow, since good values compile ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lower", [lower_to_executorch, lower_to_inductor])
+def test_lowering_refuses_forty_wrong_values_of_each_argument(lower):
+    assert untyped(lower.__name__, functools.partial(lower, converted()), list(WRONG.values())) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["executorch", "inductor"])
+def test_programs_refuse_forty_wrong_values(backend):
+    if backend == "executorch":
+        program: Any = lower_to_executorch(converted())
+    else:
+        quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+        ready = prepare_pt2e(exported(), quantizer)
+        ready(torch.rand(2, 4))
+        program = lower_to_inductor(convert_pt2e(ready))
+    problems = [
+        f"run({value!r:.30}): {type(error).__name__}"
+        for value in WRONG.values()
+        if (error := raised(lambda value=value: program.run(value))) and not isinstance(error, QuantizationError)
+    ]
+    for name in ("verify", "save", "fate"):
+        problems += untyped(name, getattr(program, name), list(WRONG.values()))
+    assert problems == []
+
+
+def raised(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
