@@ -6,6 +6,8 @@ from typing import Any
 
 __all__ = ["tables"]
 
+_WIDEST = 140
+
 
 def tables(rows: list[dict[str, Any]]) -> str:
     """One table a backend."""
@@ -29,7 +31,8 @@ def _lines(backend: str, rows: list[dict[str, Any]]) -> list[str]:
 def _line(backend: str, row: dict[str, Any]) -> str:
     cells = [row["net"], row["recipe"]]
     if "error" in row:
-        return f"| {' | '.join([*cells, row['error']])} |"
+        said = row["error"] if len(row["error"]) <= _WIDEST else f"{row['error'][:_WIDEST]} ..."
+        return f"| {' | '.join([*cells, said])} |" + " |" * (8 if backend == "xnnpack" else 7)
     outside = row["outside"]
     left = ", ".join(f"{count} {op}" for op, count in outside.items()) if isinstance(outside, dict) else len(outside)
     cells += [_db(row["sqnr"]), _db(row["verified"]) if row["passed"] else f"not run: {row['said']}"]
