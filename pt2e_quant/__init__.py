@@ -1,15 +1,43 @@
 """pt2e_quant: quantize models that torch.export captured, for ExecuTorch and other backends.
 
-prepare_pt2e -> calibrate -> convert_pt2e -> lower; explain() tells what happened at any point.
+prepare_pt2e -> calibrate -> convert_pt2e -> lower, or prepare_qat_pt2e -> train -> convert_pt2e; explain() tells what
+happened at any point.
 """
 
 from .errors import QuantizationError
-from .pt2e import QuantizedIO, convert_pt2e, prepare_pt2e
+from .pt2e import (
+    QuantizedIO,
+    check_converted,
+    convert_pt2e,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+    freeze_bn_stats,
+    prepare_pt2e,
+    prepare_qat_pt2e,
+    update_bn_stats,
+)
 from .report import Report, explain
 from .shadows import explain_hidden_quantizers
 
 __version__ = "0.1.0"
 
-__all__ = ["QuantizationError", "QuantizedIO", "Report", "convert_pt2e", "explain", "prepare_pt2e"]
+__all__ = [
+    "QuantizationError",
+    "QuantizedIO",
+    "Report",
+    "check_converted",
+    "convert_pt2e",
+    "disable_fake_quant",
+    "disable_observer",
+    "enable_fake_quant",
+    "enable_observer",
+    "explain",
+    "freeze_bn_stats",
+    "prepare_pt2e",
+    "prepare_qat_pt2e",
+    "update_bn_stats",
+]
 
 explain_hidden_quantizers()

@@ -5,15 +5,19 @@ from __future__ import annotations
 __all__ = [
     "ANNOTATION_KEY",
     "AROUND_KEY",
+    "DROPOUTS_KEY",
     "DROPPED_KEY",
     "FOLDED_KEY",
+    "FROZEN_NORMS_KEY",
     "MERGED_KEY",
     "NESTED_KEY",
     "ORIGIN_KEY",
     "PORTABLE",
     "RECORD_KEY",
     "REFUSALS_KEY",
+    "SET_ASIDE_KEY",
     "TAG_KEY",
+    "TRAINED_KEY",
     "UNUSED_RULES_KEY",
     "WEIGHT_OBSERVERS_KEY",
 ]
@@ -55,6 +59,18 @@ UNUSED_RULES_KEY = "quantization_unused_rules"
 
 FOLDED_KEY = "quantization_folded"
 """GraphModule.meta key: the list of Folded values of the batch norms that are gone."""
+
+SET_ASIDE_KEY = "pt2e_quant_set_aside"
+"""GraphModule.meta key: the list of SetAside values of the batch norms that training brings back."""
+
+TRAINED_KEY = "pt2e_quant_trained"
+"""GraphModule.meta key: the list of TrainedNorm values of the batch norms that convert folds."""
+
+DROPOUTS_KEY = "pt2e_quant_dropouts"
+"""GraphModule.meta key: the list of PassedOver values of the observer calls that training leaves out."""
+
+FROZEN_NORMS_KEY = "pt2e_quant_frozen_norms"
+"""GraphModule.meta key: present where batch norms keep their running statistics, in training too."""
 
 ANNOTATION_KEY = "quantization_annotation"
 """The node.meta key under which a Quantizer leaves its QuantizationAnnotation."""

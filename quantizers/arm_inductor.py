@@ -21,7 +21,7 @@ import torch
 from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import HistogramObserver, PlaceholderObserver
-from pt2e_quant.quantizer import QuantizationConfig
+from pt2e_quant.quantizer import QuantizationConfig, for_training
 from pt2e_quant.specs import QuantizationSpec
 
 from .inductor_quantizer import InductorQuantizer
@@ -57,14 +57,9 @@ def get_default_arm_inductor_quantization_config(is_qat: bool = False, is_dynami
     """Asymmetric activations, uint8 when static and int8 when dynamic; int8 weights, one scale per output channel.
 
     Args:
-        is_qat: fake-quantizers for training; not available yet, see Raises.
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
         is_dynamic: activation qparams at run time; needs no calibration data, works for linear.
-
-    Raises:
-        SpecError: is_qat is set.
     """
-    if is_qat:
-        raise SpecError("quantization-aware training is not part of this release; use is_qat=False")
     activation = QuantizationSpec(
         dtype=torch.int8 if is_dynamic else torch.uint8,
         quant_min=-128 if is_dynamic else 0,
@@ -73,7 +68,8 @@ def get_default_arm_inductor_quantization_config(is_qat: bool = False, is_dynami
         is_dynamic=is_dynamic,
         observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
     )
-    return QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
+    config = QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
+    return for_training(config) if is_qat else config
 
 
 RULES = (

@@ -11,7 +11,7 @@ import torch
 from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import PerChannelMinMaxObserver, PerGroupMinMaxObserver
-from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, op, rule
+from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, for_training, op, rule
 from pt2e_quant.specs import QuantizationSpec
 
 __all__ = ["RULES", "EmbeddingQuantizer", "get_embedding_config"]
@@ -23,7 +23,7 @@ embedding_of = op(aten.embedding.default)
 
 
 @checked(SpecError)
-def get_embedding_config(bits: int = 8, group_size: int | None = None) -> QuantizationConfig:
+def get_embedding_config(bits: int = 8, group_size: int | None = None, is_qat: bool = False) -> QuantizationConfig:
     """Symmetric integers of 8 or 4 bits.
 
     Eight bits per row are the integers that XNNPACK's linears have: a table that a linear shares (tied embedding and
@@ -32,6 +32,7 @@ def get_embedding_config(bits: int = 8, group_size: int | None = None) -> Quanti
     Args:
         bits: 8 (-127..127) or 4 (-8..7).
         group_size: values of a row that share a scale; None is one scale for each row.
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
 
     Raises:
         SpecError: another number of bits.
@@ -46,7 +47,8 @@ def get_embedding_config(bits: int = 8, group_size: int | None = None) -> Quanti
         dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_channel_symmetric, ch_axis=0,
         observer_or_fake_quant_ctr=observer,
     )  # fmt: skip
-    return QuantizationConfig(None, None, weight)
+    config = QuantizationConfig(None, None, weight)
+    return for_training(config) if is_qat else config
 
 
 def no_weight(match: Match) -> str | None:

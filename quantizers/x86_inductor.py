@@ -14,7 +14,7 @@ from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, PlaceholderObserver
-from pt2e_quant.quantizer import Match, QuantizationConfig
+from pt2e_quant.quantizer import Match, QuantizationConfig, for_training
 from pt2e_quant.specs import QuantizationSpec
 
 from .inductor_quantizer import InductorQuantizer
@@ -55,16 +55,11 @@ def get_default_x86_inductor_quantization_config(
     """uint8 activations (asymmetric) and int8 weights (symmetric, one scale per output channel).
 
     Args:
-        is_qat: fake-quantizers for training; not available yet, see Raises.
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
         is_dynamic: activation qparams at run time; needs no calibration data, works for linear.
         reduce_range: activations in [0, 127]. For processors without VNNI: there, two products of 8 bits are added
             in 16 bits, which overflow from 128 on. The lowering tells when a machine needs it.
-
-    Raises:
-        SpecError: is_qat is set.
     """
-    if is_qat:
-        raise SpecError("quantization-aware training is not part of this release; use is_qat=False")
     activation = QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
@@ -73,7 +68,8 @@ def get_default_x86_inductor_quantization_config(
         is_dynamic=is_dynamic,
         observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
     )
-    return QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
+    config = QuantizationConfig(activation, None if is_dynamic else activation, per_channel_int8())
+    return for_training(config) if is_qat else config
 
 
 def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:

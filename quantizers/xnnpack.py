@@ -39,6 +39,7 @@ from pt2e_quant.quantizer import (
     QuantizationConfig,
     RuleQuantizer,
     clamp_to_hardtanh,
+    for_training,
     lift_scalars,
     matmul_to_linear,
     mean_keeps_dims,
@@ -47,6 +48,7 @@ from pt2e_quant.quantizer import (
     rule,
     same_as,
     split_to_slices,
+    trained_activation,
 )
 from pt2e_quant.specs import QuantizationSpec, QuantizationSpecBase, is_per_channel
 
@@ -72,15 +74,13 @@ def get_symmetric_quantization_config(
 
     Args:
         is_per_channel: one weight scale per output channel instead of one in all. Dynamic needs it.
-        is_qat: fake-quantizers for training; not available yet, see Raises.
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
         is_dynamic: activation qparams at run time; needs no calibration data, works for linear and conv2d.
         act_qmin, act_qmax, weight_qmin, weight_qmax: bounds of the integers, both included.
 
     Raises:
-        SpecError: a range is not one of int8, or is_qat is set.
+        SpecError: a range is not one of int8.
     """
-    if is_qat:
-        raise SpecError("quantization-aware training is not part of this release; use is_qat=False")
     activation = QuantizationSpec(
         dtype=torch.int8,
         quant_min=act_qmin,
@@ -97,16 +97,18 @@ def get_symmetric_quantization_config(
         ch_axis=0 if is_per_channel else None,
         observer_or_fake_quant_ctr=(PerChannelMinMaxObserver if is_per_channel else MinMaxObserver).with_args(eps=_EPS),
     )
-    return QuantizationConfig(activation, None if is_dynamic else activation, weight)
+    config = QuantizationConfig(activation, None if is_dynamic else activation, weight)
+    return for_training(config) if is_qat else config
 
 
 @checked(SpecError)
-def get_8da4w_config(group_size: int = 32) -> QuantizationConfig:
+def get_8da4w_config(group_size: int = 32, is_qat: bool = False) -> QuantizationConfig:
     """Linears only: int8 activations per row at run time, weights of 4 bits (-8..7) in groups, for decoders.
 
     Args:
         group_size: weights that share a scale, a multiple of 32. The scales are those of the least squared error,
             rounded to bfloat16, which is what XNNPACK stores: the converted graph computes with the same ones.
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
 
     Raises:
         SpecError: XNNPACK has no kernel for groups of that size.
@@ -121,7 +123,9 @@ def get_8da4w_config(group_size: int = 32) -> QuantizationConfig:
             group_size=group_size, eps=_EPS, scale_dtype=torch.bfloat16
         ),
     )  # fmt: skip
-    return QuantizationConfig(get_symmetric_quantization_config(True, is_dynamic=True).input_activation, None, weight)
+    activation = get_symmetric_quantization_config(True, is_dynamic=True).input_activation
+    config = QuantizationConfig(activation, None, weight)
+    return for_training(config) if is_qat else config
 
 
 # Ops and what their kernels do not take -------------------------------------------------------------------------------
@@ -192,7 +196,8 @@ def rows(config: QuantizationConfig) -> QuantizationSpecBase | None:
     """The input of a linear. XNNPACK's dynamic linear has a scale for each row, so the graph must say so as well."""
     spec = config.input_activation
     if isinstance(spec, QuantizationSpec) and spec.is_dynamic:
-        return replace(spec, observer_or_fake_quant_ctr=PerTokenPlaceholderObserver.with_args(eps=_EPS))
+        per_row = replace(spec, observer_or_fake_quant_ctr=PerTokenPlaceholderObserver.with_args(eps=_EPS))
+        return trained_activation(per_row) if config.is_qat else per_row
     return spec
 
 

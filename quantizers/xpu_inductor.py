@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from pt2e_quant.observer import HistogramObserver
-from pt2e_quant.quantizer import Match, QuantizationConfig, Rule
+from pt2e_quant.quantizer import Match, QuantizationConfig, Rule, for_training
 from pt2e_quant.specs import QuantizationSpec
 
 from .inductor_quantizer import InductorQuantizer
@@ -52,20 +52,27 @@ __all__ = [
 ]
 
 
-def get_default_xpu_inductor_quantization_config() -> QuantizationConfig:
-    """int8 activations (asymmetric) and int8 weights (symmetric, one scale per output channel)."""
-    return _static(torch.per_tensor_affine)
+def get_default_xpu_inductor_quantization_config(is_qat: bool = False) -> QuantizationConfig:
+    """int8 activations (asymmetric) and int8 weights (symmetric, one scale per output channel).
+
+    Args:
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
+    """
+    return _static(torch.per_tensor_affine, is_qat)
 
 
-def get_xpu_inductor_symm_quantization_config() -> QuantizationConfig:
+def get_xpu_inductor_symm_quantization_config(is_qat: bool = False) -> QuantizationConfig:
     """The same with symmetric activations: without zero points to correct for, the kernels do less.
 
     What is never negative, such as the output of relu, then has 7 bits instead of 8.
+
+    Args:
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
     """
-    return _static(torch.per_tensor_symmetric)
+    return _static(torch.per_tensor_symmetric, is_qat)
 
 
-def _static(qscheme: torch.qscheme) -> QuantizationConfig:
+def _static(qscheme: torch.qscheme, is_qat: bool) -> QuantizationConfig:
     activation = QuantizationSpec(
         dtype=torch.int8,
         quant_min=-128,
@@ -73,7 +80,8 @@ def _static(qscheme: torch.qscheme) -> QuantizationConfig:
         qscheme=qscheme,
         observer_or_fake_quant_ctr=HistogramObserver,
     )
-    return QuantizationConfig(activation, activation, per_channel_int8())
+    config = QuantizationConfig(activation, activation, per_channel_int8())
+    return for_training(config) if is_qat else config
 
 
 _BEHIND = frozenset((*after_conv.targets, *plus.targets))

@@ -5,6 +5,7 @@ FixedQParamsFakeQuantize          qparams that are known beforehand
 FusedMovingAvgObsFakeQuantize     both in one call of torch's fused kernel
 LearnableFakeQuantize             scale and zero point are trained (LSQ, LSQ+)
 AffineFakeQuantize                one scale per block: PerAxis, PerGroup, PerBlock, ...
+PerGroupFakeQuantize              one scale per group in a row, for weights of few bits
 default_...                       recipes of these that the reference has ready made
 """
 
@@ -44,6 +45,7 @@ from .defaults import (
 )
 from .fused import FusedMovingAvgObsFakeQuantize
 from .learnable import LearnableFakeQuantize, disable_range_learning, enable_range_learning
+from .per_group import PerGroupFakeQuantize
 
 __all__ = [
     "AffineFakeQuantize",
@@ -52,6 +54,7 @@ __all__ = [
     "FixedQParamsFakeQuantize",
     "FusedMovingAvgObsFakeQuantize",
     "LearnableFakeQuantize",
+    "PerGroupFakeQuantize",
     "default_affine_fake_quant",
     "default_affine_fixed_qparams_fake_quant",
     "default_affine_per_axis_fake_quant",

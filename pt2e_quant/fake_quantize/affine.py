@@ -82,8 +82,8 @@ class FakeQuantize(FakeQuantizeBase):
         return self.activation_post_process.calculate_qparams()  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.observer_enabled[0] == 1:
-            self._observe(x)
+        if self.observer_enabled[0] == 1 or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
+            self._observe(x)  # a dynamic tensor has no range to keep from an earlier one
         if self.fake_quant_enabled[0] == 1 and x.numel():
             return self._round(x)
         return x

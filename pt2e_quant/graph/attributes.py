@@ -17,6 +17,7 @@ __all__ = [
     "constant",
     "free_name",
     "insert_attribute",
+    "own_state",
     "own_written",
     "set_attribute",
     "state_bytes",
@@ -38,6 +39,18 @@ def own_written(gm: GraphModule, values: Mapping[str, Tensor] | None = None) -> 
         path, _, leaf = name.rpartition(".")
         setattr(gm.get_submodule(path), leaf, copies[name])
     return copies
+
+
+def own_state(gm: nn.Module) -> None:
+    """Give a module copies of its own of all parameters and buffers; what was shared inside it stays shared."""
+    copies: dict[int, Any] = {}
+    for module in gm.modules():
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                if old is not None and id(old) not in copies:
+                    value = old.detach().clone()
+                    copies[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+                held[name] = None if old is None else copies[id(old)]
 
 
 def state_bytes(gm: nn.Module) -> int:

@@ -17,13 +17,25 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import bind, set_argument, training_argument
-from ..meta import AROUND_KEY
-from .attributes import set_attribute
+from ..meta import AROUND_KEY, FROZEN_NORMS_KEY
+from ..ops import BATCH_NORM
+from .attributes import constant, set_attribute
 from .devices import device_of, move_graph, recorded_device
 from .nested import bodies, graphs
 from .pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 
-__all__ = ["ExportedModule", "clone", "collector_paused", "drop_dead", "finish", "is_guard", "set_training", "tidy"]
+__all__ = [
+    "ExportedModule",
+    "captured_mode",
+    "clone",
+    "collector_paused",
+    "counts_batches",
+    "drop_dead",
+    "finish",
+    "is_guard",
+    "set_training",
+    "tidy",
+]
 
 
 class ExportedModule(GraphModule):
@@ -31,7 +43,8 @@ class ExportedModule(GraphModule):
 
     Export captures one mode of dropout and batch norm as a literal in the graph. Here train(mode) rewrites exactly that
     literal: p, eps and momentum keep their values, and nothing is recompiled when the mode is already the wanted one.
-    Python branches on self.training were decided at capture and stay as they are.
+    Batch norms with frozen statistics stay in evaluation, those without running statistics in training. Python
+    branches on self.training were decided at capture and stay as they are.
 
     A *draft* is one that passes are at work on: no code is generated before `finish`, or before somebody runs it.
     """
@@ -44,7 +57,7 @@ class ExportedModule(GraphModule):
 
     def train(self, mode: bool = True) -> ExportedModule:
         super().train(mode)
-        if set_training(self.graph, mode):
+        if set_training(self.graph, mode, norms=mode and FROZEN_NORMS_KEY not in self.meta):
             self.recompile()
         return self
 
@@ -95,14 +108,40 @@ def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) ->
     return module
 
 
-def set_training(graph: Graph, mode: bool) -> int:
-    """Set the train/eval literal of every mode-dependent op to `mode`; the number of nodes that changed."""
+def set_training(graph: Graph, mode: bool, *, norms: bool | None = None) -> int:
+    """Set the train/eval literal of every mode-dependent op; the number of nodes that changed.
+
+    Args:
+        graph: the graph.
+        mode: True for training.
+        norms: the mode of batch norms, where it is another one.
+    """
     changed = 0
     for node in graph.nodes:
-        name = training_argument(node.target) if node.op == "call_function" else None
+        name = _switch(node)
         if name is not None:
-            changed += set_argument(node, name, mode)
+            of_norm = counts_batches(node) or node.target in BATCH_NORM
+            value = norms if of_norm and norms is not None else mode
+            changed += set_argument(node, name, int(value) if counts_batches(node) else value)
     return changed
+
+
+def counts_batches(node: Node) -> bool:
+    """Whether a node adds 1 to a counter that nothing in the graph reads, as a batch norm does in training."""
+    if node.target is not torch.ops.aten.add_.Tensor or node.users or node.args[1] not in (0, 1):
+        return False
+    counter = constant(node.args[0])
+    return counter is not None and counter.dtype is torch.int64 and counter.dim() == 0
+
+
+def _switch(node: Node) -> str | None:
+    """Name of the argument by which a node follows the mode; None for what does not."""
+    if counts_batches(node):
+        return "other"
+    name = training_argument(node.target) if node.op == "call_function" else None
+    if name is None or node.target not in BATCH_NORM:
+        return name
+    return None if bind(node).get("running_var", node) is None else name  # it has the batch's own statistics alone
 
 
 def clone(gm: GraphModule) -> ExportedModule:
@@ -140,7 +179,7 @@ def finish(gm: ExportedModule) -> ExportedModule:
         _drop_unused(part)
         object.__setattr__(part, "_draft", False)
         part.recompile()
-    nn.Module.train(gm, _captured_mode(gm))
+    nn.Module.train(gm, captured_mode(gm))
     return gm
 
 
@@ -163,10 +202,10 @@ def _prefixes(path: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _captured_mode(gm: GraphModule) -> bool:
+def captured_mode(gm: GraphModule) -> bool:
     """The mode that the first mode-dependent op of the graphs was captured in; False when there is none."""
     for node in (node for _, part in graphs(gm) for node in part.graph.nodes):
-        name = training_argument(node.target) if node.op == "call_function" else None
+        name = _switch(node)
         if name is not None:
             return bool(bind(node)[name])
     return False

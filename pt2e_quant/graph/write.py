@@ -109,13 +109,14 @@ class Writer:
             self._known.append((tensor, name))
         return Symbol(insert_attribute(self._gm, name, tensor, self._like, self._by), self)
 
-    def follow(self, node: Node, compute: Callable[[Symbol], Symbol]) -> None:
-        """Let the readers of a node read what `compute` makes of it instead."""
+    def follow(self, node: Node, compute: Callable[[Symbol], Symbol]) -> Node:
+        """Let the readers of a node read what `compute` makes of it instead; the node of that."""
         readers = list(node.users)
         with self.after(node):
             made = compute(self(node)).node
         for reader in readers:
             reader.replace_input_with(node, made)
+        return made
 
     def replace(self, old: Node, new: Symbol | Node) -> Node:
         """Let what was written, which computes the same, take the place of a node, and erase that one."""

@@ -11,6 +11,7 @@ stays and the reason is recorded on it.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,14 +28,19 @@ from ..ops import BATCH_NORM, LINEAR, is_conv, is_conv_transpose
 from ..reasons import Folded, refuse
 from ..where import module_path, module_type, node_id, source_line
 
-__all__ = ["fold_batch_norm"]
+__all__ = ["NORM_TENSORS", "fold_batch_norm", "folded_bias", "is_batch_norm"]
 
-_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def fold_batch_norm(gm: GraphModule) -> GraphModule:
-    """Fold every batch norm that can be folded; `gm.meta[FOLDED_KEY]` lists them."""
-    norms = [node for node in gm.graph.nodes if _is_batch_norm(node)]
+def fold_batch_norm(gm: GraphModule, *, unless: Callable[[Node], str | None] | None = None) -> GraphModule:
+    """Fold every batch norm that can be folded; `gm.meta[FOLDED_KEY]` lists them.
+
+    Args:
+        gm: the graph.
+        unless: why a batch norm is not to be folded although it could be, if so.
+    """
+    norms = [node for node in gm.graph.nodes if is_batch_norm(node)]
     if not norms:
         return gm
     constants = Constants(gm)
@@ -42,8 +48,8 @@ def fold_batch_norm(gm: GraphModule) -> GraphModule:
     for norm in norms:
         source = _source(norm)
         layer = layer_of.get(source, source) if isinstance(source, Node) else source
-        reason = _obstacle(norm, layer, constants)
-        if reason is not None:
+        reason = _obstacle(norm, layer, constants) or (unless and unless(norm))
+        if reason:
             refuse(norm, "fold_batch_norm", reason, "not_folded")
             continue
         layer_of[norm] = layer
@@ -63,7 +69,8 @@ def _folded_norm(norm: Node, layer: Node) -> Folded:
     )
 
 
-def _is_batch_norm(node: Node) -> bool:
+def is_batch_norm(node: Node) -> bool:
+    """Whether a node is a batch norm, in any of its forms."""
     return node.op == "call_function" and node.target in BATCH_NORM
 
 
@@ -98,7 +105,7 @@ def _obstacle(norm: Node, layer: Any, constants: Constants) -> str | None:
         return f"{source.name} has {_readers(source)} users, folding would change what the others see"
     if any(_is_getitem(user) and user.args[1] != 0 for user in norm.users):
         return "its saved statistics are used by the graph"
-    inputs = [bind(layer)["weight"], bind(layer)["bias"], *(arguments[name] for name in _NORM_TENSORS)]
+    inputs = [bind(layer)["weight"], bind(layer)["bias"], *(arguments[name] for name in NORM_TENSORS)]
     moving = next((value for value in inputs if value is not None and value not in constants), None)
     if moving is not None:
         return f"{moving.name} is not a constant of the model"
@@ -151,7 +158,7 @@ class _Folder:
         key: Key = (arguments["weight"], arguments["bias"], arguments.get("groups", 1), is_conv_transpose(layer))
         for norm in self._norms[layer]:
             statistics = bind(norm)
-            key += (*(statistics[name] for name in _NORM_TENSORS), statistics["eps"])
+            key += (*(statistics[name] for name in NORM_TENSORS), statistics["eps"])
         return key
 
     def _make(self, layers: list[Node]) -> list[Node]:
@@ -164,7 +171,7 @@ class _Folder:
             weight, bias = _folded(
                 weight,
                 bias,
-                {name: self._value(statistics[name]) for name in _NORM_TENSORS},
+                {name: self._value(statistics[name]) for name in NORM_TENSORS},
                 float(statistics["eps"]),
                 groups=arguments["groups"] if is_conv_transpose(layers[0]) else None,
             )
@@ -199,20 +206,27 @@ def _folded(
     `groups` is given for a transposed convolution, whose weight is (in, out / groups, *kernel); all others have the
     output channels in dimension 0.
     """
-    mean, var = norm["running_mean"].double(), norm["running_var"].double()  # type: ignore[union-attr]
-    scale = torch.rsqrt(var + eps)
-    if norm["weight"] is not None:
-        scale = scale * norm["weight"].double()
-    new_bias = ((0.0 if bias is None else bias.double()) - mean) * scale
-    if norm["bias"] is not None:
-        new_bias = new_bias + norm["bias"].double()
+    scale = _scale(norm, eps)
     factor = scale.to(torch.promote_types(weight.dtype, torch.float32))
     if groups is None:
         new_weight = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
     else:
         per_group = weight.unflatten(0, (groups, -1))
         new_weight = (per_group * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
-    return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
+    return new_weight.to(weight.dtype), folded_bias(bias, norm, eps).to(weight.dtype)
+
+
+def folded_bias(bias: Tensor | None, norm: dict[str, Tensor | None], eps: float) -> Tensor:
+    """bias' of the module docstring, in float64."""
+    shifted = (0.0 if bias is None else bias.double()) - norm["running_mean"].double()  # type: ignore[union-attr]
+    scaled = shifted * _scale(norm, eps)
+    return scaled if norm["bias"] is None else scaled + norm["bias"].double()
+
+
+def _scale(norm: dict[str, Tensor | None], eps: float) -> Tensor:
+    """s of the module docstring, in float64."""
+    scale = torch.rsqrt(norm["running_var"].double() + eps)  # type: ignore[union-attr]
+    return scale if norm["weight"] is None else scale * norm["weight"].double()
 
 
 def _remove(norm: Node, producer: Node) -> None:

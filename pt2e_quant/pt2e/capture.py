@@ -7,6 +7,7 @@ writes to are copied, what is only read is shared.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..errors import CaptureError
-from ..graph.attributes import own_written, state_bytes
-from ..graph.module import ExportedModule, clone, drop_dead, is_guard
+from ..graph.attributes import own_state, own_written, state_bytes
+from ..graph.module import ExportedModule, captured_mode, clone, drop_dead, is_guard
 from ..graph.nested import mark
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..passes.follow_in_place import follow_in_place
@@ -24,6 +25,7 @@ from ..passes.inline_regions import inline_regions
 from ..passes.nested_constants import move_constants_in
 from ..passes.nested_modules import locate_nested_modules
 from ..passes.runner import run_everywhere, run_pass
+from .qat.batch_norm import fold_for_training
 from .record import record_of
 
 __all__ = ["Captured", "capture"]
@@ -38,35 +40,46 @@ class Captured(NamedTuple):
     """A private copy of an exported graph, ready to annotate.
 
     state_bytes: size of the parameters and buffers before that
+    training: it was exported in training mode
     """
 
     gm: ExportedModule
     example_inputs: ExampleInputs | None
     state_bytes: int
+    training: bool
 
 
-def capture(model: object, steps: Iterable[Callable[[GraphModule], GraphModule]] = ()) -> Captured:
+def capture(
+    model: object, steps: Iterable[Callable[[GraphModule], GraphModule]] = (), *, to_train: bool = False
+) -> Captured:
     """Copy an exported graph and bring it into the form that quantizers expect.
 
     Args:
         model: an ExportedProgram or its module.
         steps: rewrites to run last, such as the decompositions that a backend asks for.
+        to_train: in evaluation mode, whatever it was exported in, with parameters of its own, and with all that it
+            takes to bring the folded batch norms back.
 
     Raises:
         CaptureError: the model is not an exported one, or was prepared or converted before.
     """
     example_inputs = model.example_inputs if isinstance(model, ExportedProgram) else None
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
-    draft = run_pass(inline_regions, clone(exported))
+    inline = functools.partial(inline_regions, to_train=to_train)
+    draft = run_pass(inline, clone(exported), inline_regions.__name__)
     draft = run_everywhere(drop_dead, mark(draft))  # what nobody reads is not quantized either
     draft = run_pass(locate_nested_modules, run_pass(move_constants_in, draft))
     draft = run_everywhere(follow_in_place, draft)
-    own_written(draft)
+    training = captured_mode(draft)
+    if to_train:
+        own_state(draft.eval())
+    else:
+        own_written(draft)
     before = state_bytes(draft)
-    gm = run_everywhere(fold_batch_norm, draft)
+    gm = run_everywhere(fold_for_training if to_train else fold_batch_norm, draft)
     for step in steps:
         gm = run_everywhere(step, gm)
-    return Captured(gm, example_inputs, before)
+    return Captured(gm, example_inputs, before, training)
 
 
 def _checked(model: object) -> GraphModule:

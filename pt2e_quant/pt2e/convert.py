@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from ..checks import checked
 from ..errors import CalibrationError, ConversionError
-from ..graph.attributes import attribute, own_written, set_attribute, state_bytes
+from ..graph.attributes import attribute, own_state, own_written, set_attribute, state_bytes
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy
 from ..graph.nested import graphs
@@ -27,6 +27,9 @@ from ..passes.runner import run_everywhere, run_pass
 from ..where import copy_origin, in_graph
 from .integer_buffers import make_buffers_integer
 from .observed import ObserverReading, QParams, read_observer, read_qparams, with_qparams
+from .present import check_present
+from .qat.batch_norm import fold_trained
+from .qat.dropout import observe_dropouts
 from .qdq import PairWriter
 from .quantized_io import QuantizedIO, quantize_io
 from .record import PointRecord, Record, record_of
@@ -52,8 +55,8 @@ def convert_pt2e(
     """Replace the observers of a prepared, calibrated model by q/dq pairs. The prepared model stays as it was.
 
     Args:
-        model: what `prepare_pt2e` returned, after calibration data ran through it. Dynamic and weight-only
-            configurations need none.
+        model: what `prepare_pt2e` returned, after calibration data ran through it, or `prepare_qat_pt2e`, after
+            training. Dynamic and weight-only configurations need no data to calibrate.
         fold_quantize: store quantized weights as integers; False leaves weight -> quantize -> dequantize in the graph.
         quantized_io: inputs and outputs of the model that are to be integers; `explain(converted).inputs` and
             `.outputs` have their scale and zero point.
@@ -65,7 +68,7 @@ def convert_pt2e(
 
     Returns:
         A module with the calling convention of the exported model. Buffers that it writes to start from what they held
-        before calibration; after training they keep what they hold.
+        before calibration; after training they keep what they hold. What was trained is returned in evaluation mode.
 
     Raises:
         ConversionError: `model` is not a prepared one, its parameters are on the meta device, or an input, output or
@@ -74,6 +77,8 @@ def convert_pt2e(
     """
     record = _checked(model)
     gm = run_pass(to_operators, clone(model))
+    if record.trained:
+        gm = run_everywhere(observe_dropouts, run_everywhere(fold_trained, gm.eval()))
     _restore_observers(gm)
     gm.meta.pop(AROUND_KEY, None)
     own_written(gm, record.state)
@@ -83,6 +88,8 @@ def convert_pt2e(
     if quantized_io is not None:
         record = quantize_io(gm, quantized_io, record)
     finish(gm)
+    if record.trained:
+        own_state(gm)  # training may go on
     groups = [with_qparams(group, qparams.get(group.observer)) for group in record.groups]
     gm.meta[RECORD_KEY] = replace(record, stage="converted", state={}, groups=groups, bytes_after=state_bytes(gm))
     return reference_representation_rewrite(gm) if use_reference_representation else gm
@@ -151,12 +158,7 @@ def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
     constants = Constants(gm)
     nodes = {node.name: node for node in gm.graph.nodes}
     watched = [point for point in points if point.constant]
-    gone = [name for point in watched for name in (point.producer, *point.consumers) if name not in nodes]
-    if gone:
-        raise ConversionError(
-            f"nodes that prepare_pt2e saw are gone: {', '.join(dict.fromkeys(gone))}. Between prepare_pt2e and "
-            "convert_pt2e a graph may lose dead nodes only; make other changes before or after both."
-        )
+    check_present((name for point in watched for name in (point.producer, *point.consumers)), nodes)
     for point in watched:
         constants.value(nodes[point.producer])  # kept; below, calls come to stand between constants and what they make
     seen: dict[tuple[str, str], Node] = {}

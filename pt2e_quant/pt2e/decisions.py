@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from ..graph.nested import graphs
 from ..graph.values import is_float_tensor
-from ..ops import EMBEDDING, RNN
+from ..ops import BATCH_NORM, EMBEDDING, RNN
 from ..quantizer.reading import AnnotationReading
 from ..reasons import WAYS_OUT, Refusal, refusals
 from ..specs import EdgeOrNode
@@ -24,7 +24,7 @@ __all__ = ["PLAN", "decisions", "nothing_quantized", "opaque_decisions"]
 PLAN = "plan"
 """Who refuses what an annotation asks for and the graph does not allow."""
 
-_WITH_PARTS = frozenset((*RNN, *EMBEDDING))
+_WITH_PARTS = frozenset((*RNN, *EMBEDDING, *BATCH_NORM))
 
 
 def decisions(
@@ -84,7 +84,7 @@ def _is_decided(node: Node, annotations: Mapping[Node, AnnotationReading]) -> bo
 
 
 def _is_part(node: Node) -> bool:
-    """What is taken out of an RNN or of bags shares their fate."""
+    """What is taken out of an RNN, of bags or of a batch norm shares their fate."""
     return node.target is operator.getitem and node.all_input_nodes[0].target in _WITH_PARTS
 
 

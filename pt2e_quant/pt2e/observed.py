@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError, QuantizationError
+from ..fake_quantize import FakeQuantizeBase, is_fake_quantizer
 from ..observer import Granularity, PerAxis, PerGroup, PerRow, PerTensor, PerToken
 from ..observer.derived import DerivedObserver
 from ..qparams import FLOAT32_EPS, storage_dtype
@@ -190,7 +191,7 @@ def read_qparams(reading: ObserverReading) -> QParams:
 def _answer(reading: ObserverReading) -> tuple[Tensor, Tensor]:
     """(scale, zero_point) of an observer, whatever it does."""
     try:
-        scale, zero_point = reading.observer.calculate_qparams()  # type: ignore[operator]
+        scale, zero_point = _asked(reading.observer)
         return torch.as_tensor(scale).detach(), torch.as_tensor(zero_point).detach()
     except QuantizationError:
         raise
@@ -199,6 +200,13 @@ def _answer(reading: ObserverReading) -> tuple[Tensor, Tensor]:
             f"calculate_qparams of {type(reading.observer).__name__} does not give a scale and a zero point: "
             f"{type(error).__name__}: {error}\n{_indented(reading.place)}"
         ) from error
+
+
+def _asked(observer: Any) -> Any:
+    """Of a fake quantizer of another package what it rounds to; it may answer with what its observer would choose."""
+    if is_fake_quantizer(observer) and not isinstance(observer, FakeQuantizeBase):
+        return observer.scale, observer.zero_point
+    return observer.calculate_qparams()
 
 
 def _check_grid(reading: ObserverReading, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int]) -> None:

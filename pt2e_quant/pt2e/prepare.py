@@ -37,7 +37,7 @@ from .making import make_observers
 from .plan import Plan, Point, make_plan
 from .record import GroupRecord, PointRecord, Record
 
-__all__ = ["prepare_pt2e"]
+__all__ = ["checked_name", "observed", "prepare_pt2e"]
 
 _CALLER = 6  # frames between a warning and the call of prepare_pt2e: the two decorators are some
 
@@ -72,15 +72,16 @@ def prepare_pt2e(
         TargetingError, AnnotationError, SharingError, SpecError: what the quantizer asks for cannot be done.
         CoverageError: nothing would be quantized, or less than `require` demands; lists the misses with reasons.
     """
-    name = _checked_name(quantizer)
+    name = checked_name(quantizer)
     captured = capture(model, decompositions(decompose, quantizer))
-    return _observed(captured, _annotate(quantizer, captured.gm), quantizer, name, require, allow_empty)
+    return finish(observed(captured, quantizer, name, require, allow_empty))
 
 
-def _observed(
-    captured: Captured, gm: ExportedModule, quantizer: Quantizer, name: str, require: Iterable[str], allow_empty: bool
+def observed(
+    captured: Captured, quantizer: Quantizer, name: str, require: Iterable[str], allow_empty: bool
 ) -> ExportedModule:
-    """The annotated graph with its observers and its record."""
+    """The captured graph annotated, with its observers and its record; still a draft."""
+    gm = _annotate(quantizer, captured.gm)
     parts = [part for _, part in graphs(gm, opaque=False)]
     plans = [make_plan(part, name) for part in parts]
     decisions = [decision for plan in plans for decision in plan.decisions] + opaque_decisions(gm)
@@ -111,7 +112,7 @@ def _observed(
         example_inputs=captured.example_inputs,
         state=_state_to_restore(gm, observers),
     )
-    return finish(run_pass(to_plain_functions, _guarded(gm, points)))
+    return run_pass(to_plain_functions, _guarded(gm, points))
 
 
 def _warn_of_training(gm: ExportedModule) -> None:
@@ -138,11 +139,16 @@ def _guarded(gm: ExportedModule, points: list[PointRecord]) -> ExportedModule:
     return gm
 
 
-def _checked_name(quantizer: object) -> str:
+def checked_name(quantizer: object) -> str:
+    """The name of a quantizer, which is one.
+
+    Raises:
+        CaptureError: it is none.
+    """
     if isinstance(quantizer, type) or not callable(getattr(quantizer, "annotate", None)):
         kind = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
         raise CaptureError(
-            f"the second argument of prepare_pt2e is a Quantizer, got {kind}; "
+            f"the second argument is a Quantizer, got {kind}; "
             "for example XNNPACKQuantizer().set_global(get_symmetric_quantization_config())"
         )
     return quantizer_name(quantizer)

@@ -133,6 +133,7 @@ class Record:
     inputs, outputs: those that convert made integers, by position
     buffers:         those that convert made integers, by name
     state:           what the buffers that the model writes to held before calibration, by name
+    trained:         prepared for training
     """
 
     stage: Literal["prepared", "converted"]
@@ -150,6 +151,7 @@ class Record:
     buffers: dict[str, Grid] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     representation: Representation | None = None
+    trained: bool = False
 
     def points_by_graph(self) -> dict[str, list[PointRecord]]:
         """The points of each graph by its path ('' is the outermost), with the names that things have inside it."""

@@ -27,6 +27,7 @@ from .pattern import Match, Op, Pattern, op, trace
 from .registry import find_quantizers, load_quantizer
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
+from .training import for_training, trained_activation, trained_weight
 
 __all__ = [
     "BIAS",
@@ -54,6 +55,7 @@ __all__ = [
     "clamp_to_hardtanh",
     "find_quantizers",
     "fold_zero_padding",
+    "for_training",
     "lift_scalars",
     "load_quantizer",
     "matmul_to_linear",
@@ -66,4 +68,6 @@ __all__ = [
     "same_as",
     "split_to_slices",
     "trace",
+    "trained_activation",
+    "trained_weight",
 ]

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.errors import SpecError
 from pt2e_quant.quantizer import QuantizationConfig
 from pt2e_quant.specs import QuantizationSpec
 from pt2e_quant.testing import assert_conforms
 from quantizers.arm_inductor import RULES as ARM_RULES
-from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
+from quantizers.arm_inductor import ArmInductorQuantizer
 from quantizers.xpu_inductor import RULES as XPU_RULES
 from quantizers.xpu_inductor import XPUInductorQuantizer
 from tests.inductor_others.others_rows import MODELS, RECIPES, Branches, converted, quantizer, readers, report
@@ -307,8 +306,3 @@ def test_the_selectors_are_those_of_x86(recipe):
     assert [d.quantized for d in found.record.decisions if "linear" in d.op] == [True, False]
     assert by.get_global_quantization_config() is None
     assert by.set_global(config).get_global_quantization_config() is config
-
-
-def test_training_is_not_offered_yet():
-    with pytest.raises(SpecError, match="is_qat=False"):
-        get_default_arm_inductor_quantization_config(is_qat=True)

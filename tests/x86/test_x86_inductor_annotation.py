@@ -376,8 +376,3 @@ def test_a_linear_in_float16_holds_the_pair_of_casts_that_inductor_matches():
 def test_an_unknown_function_is_an_error():
     with pytest.raises(TargetingError, match="no operator belongs to"):
         X86InductorQuantizer().set_function_type_qconfig(export, None)
-
-
-def test_training_is_not_offered_yet():
-    with pytest.raises(SpecError, match="is_qat=False"):
-        get_default_x86_inductor_quantization_config(is_qat=True)

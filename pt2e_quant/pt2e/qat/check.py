@@ -1,0 +1,111 @@
+"""check_converted: a converted model computes what the model that was trained computes in evaluation.
+
+Before this: `convert_pt2e`. After it: lowering, whose own check compares the artefact with the converted graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from ...errors import ConversionError
+from ...fake_quantize import is_fake_quantizer
+from ...grid import Grid
+from ..record import record_of
+
+__all__ = ["Parity", "check_converted"]
+
+_PARTS = 256
+"""Of the range of an output in float: one of them is a step of 8 bits."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a converted model is from the prepared one.
+
+    steps: of each output, in the order of the model's leaves, the largest difference in units of its grid; of an output
+           in float, in 256ths of the range that it has in the data
+    values: how many values were compared
+    """
+
+    steps: tuple[float, ...]
+    values: int
+
+    @property
+    def largest(self) -> float:
+        return max(self.steps, default=0.0)
+
+
+@torch.no_grad()
+def check_converted(prepared: nn.Module, converted: GraphModule, data: Iterable[Any], *, within: float = 1.0) -> Parity:
+    """Compare a converted model with the prepared one in evaluation, with its ranges as they are.
+
+    A float sum that rounds otherwise can fall on the other side of a border between two integers, so one step is no
+    fault; more is. Both models stay as they were.
+
+    Args:
+        prepared: what `prepare_qat_pt2e` returned, trained; or `prepare_pt2e`, with specs that make fake quantizers.
+        converted: what `convert_pt2e` made of it.
+        data: batches: a tensor, or a tuple of arguments.
+        within: steps of an output's grid that it may be off.
+
+    Raises:
+        ConversionError: an output is further off; there is nothing to compare; or `converted` is not a converted model.
+    """
+    outputs = _output_nodes(converted)
+    reference = copy.deepcopy(prepared).eval()
+    for module in filter(is_fake_quantizer, reference.modules()):
+        module.enable_observer(getattr(module, "is_dynamic", False))  # type: ignore[operator]
+    result = copy.deepcopy(converted).eval()
+    runs = [(_leaves(reference, batch), _leaves(result, batch)) for batch in data]
+    if not runs:
+        raise ConversionError("check_converted got no data, so there is nothing to compare; pass a list of batches")
+    steps, values = [], 0
+    for index, node in enumerate(outputs):
+        expected = torch.cat([run[0][index].flatten() for run in runs])
+        got = torch.cat([run[1][index].flatten() for run in runs])
+        steps.append(float((got - expected).abs().max()) / _step(node, expected) if len(got) else 0.0)
+        values += len(got)
+    parity = Parity(tuple(steps), values)
+    if not parity.largest <= within:  # NaN is not
+        raise ConversionError(_apart(parity, outputs, within))
+    return parity
+
+
+def _output_nodes(converted: GraphModule) -> list[Node]:
+    record = record_of(converted)
+    if record is None or record.stage != "converted":
+        raise ConversionError("the second argument of check_converted is what convert_pt2e returned")
+    found = [leaf for leaf in pytree.tree_leaves(converted.graph.output_node().args[0]) if isinstance(leaf, Node)]
+    return [node for node in found if isinstance(node.meta.get("val"), Tensor)]
+
+
+def _leaves(model: nn.Module, batch: Any) -> list[Tensor]:
+    outputs = model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    return [leaf.double() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _step(node: Node, values: Tensor) -> float:
+    grid = Grid.of_value(node)
+    if grid is not None:
+        return grid.scale
+    ends = torch.aminmax(values)
+    return float(ends.max - ends.min) / _PARTS or 1.0
+
+
+def _apart(parity: Parity, outputs: list[Node], within: float) -> str:
+    lines = [f"the converted model is not the one that was trained: {within:g} steps of an output's grid are allowed."]
+    for node, steps in zip(outputs, parity.steps, strict=True):
+        if not steps <= within:
+            lines.append(f"  {node.name} is {steps:.3g} steps off")
+    lines.append(
+        "  Was the prepared model trained, or run with its observers on, after convert_pt2e? Convert it again then."
+    )
+    return "\n".join(lines)

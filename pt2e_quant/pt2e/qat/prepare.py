@@ -1,0 +1,79 @@
+"""prepare_qat_pt2e: the plan of prepare_pt2e carried out for training, with batch norms that go on training.
+
+Before this: capture folds batch norms as for calibration. After it: the user's own training loop, then `convert_pt2e`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ...checks import checked
+from ...errors import CaptureError, CoverageError
+from ...fake_quantize import is_fake_quantizer
+from ...graph.module import ExportedModule, collector_paused, finish
+from ...graph.nested import graphs
+from ...meta import RECORD_KEY, SET_ASIDE_KEY
+from ...passes.decompose import decompositions
+from ...quantizer.base import Quantizer
+from ..capture import capture
+from ..prepare import checked_name, observed
+from .batch_norm import unfold_batch_norm
+from .dropout import pass_over_dropouts
+
+__all__ = ["prepare_qat_pt2e"]
+
+
+@collector_paused()
+@checked(CaptureError, but=("model", "quantizer"))
+def prepare_qat_pt2e(
+    model: ExportedProgram | GraphModule,
+    quantizer: Quantizer,
+    *,
+    require: Iterable[str] = (),
+    allow_empty: bool = False,
+    decompose: Iterable[str] | None = None,
+) -> ExportedModule:
+    """Insert the fake quantizers that a quantizer asks for; train the result, then `convert_pt2e` it.
+
+    A layer before a batch norm is rounded as it will be once that is folded into it, and the batch norm goes on
+    training; see `batch_norm` beside this file. Those that cannot be folded train as they are, and `explain` says why.
+
+    Args:
+        model: an exported float model, in training or in evaluation mode. It stays as it was: the result has
+            parameters of its own.
+        quantizer: one whose specs make fake quantizers, such as
+            XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True)).
+        require, allow_empty, decompose: as in `prepare_pt2e`.
+
+    Returns:
+        A module with the calling convention of `model`, in the mode that this was exported in. train() and eval() work
+        on it, `parameters()` goes to an optimizer.
+
+    Raises:
+        CaptureError, TargetingError, AnnotationError, SharingError, SpecError: as in `prepare_pt2e`.
+        CoverageError: nothing would be quantized, or less than `require` demands; or nothing would be rounded.
+    """
+    name = checked_name(quantizer)
+    captured = capture(model, decompositions(decompose, quantizer), to_train=True)
+    norms = {path: part.meta.pop(SET_ASIDE_KEY, []) for path, part in graphs(captured.gm)}
+    gm = observed(captured, quantizer, name, require, allow_empty)
+    if not allow_empty and not any(map(is_fake_quantizer, gm.modules())):
+        raise CoverageError(_nothing_rounded(name))
+    record = gm.meta[RECORD_KEY] = replace(gm.meta[RECORD_KEY], trained=True)
+    points = record.points_by_graph()
+    for path, part in graphs(gm):
+        pass_over_dropouts(part)
+        unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
+    return finish(gm).train(captured.training)
+
+
+def _nothing_rounded(name: str) -> str:
+    return (
+        f"{name} asks for observers alone, which round nothing, so there is nothing to train for. Take its "
+        "configuration for training (is_qat=True), or specs whose observer_or_fake_quant_ctr is a fake quantizer; to "
+        "calibrate, use prepare_pt2e."
+    )
