@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.decompose_attention import decompose_attention
 from ...passes.fold_constants import fold_constants
+from ...passes.lift_scalars import lift_scalars
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
@@ -52,7 +53,7 @@ FOR_EXECUTORCH: Passes = (
 """First, on nested graphs too."""
 
 FOR_XNNPACK: Passes = (
-    numbers_to_vectors, moves_on_their_grid,
+    lift_scalars, numbers_to_vectors, moves_on_their_grid,
     # What has no kernel, spelled with what has one: an operator outside cuts the delegate in two.
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
     slices_to_linears, copies_to_concatenate, fold_factors_into_linears,
