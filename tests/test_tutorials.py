@@ -68,6 +68,7 @@ def test_tutorial_3_explains_every_op_left_in_float(run):
     assert "sin: {'value': 'float: unsupported_op'" in printed
 
 
+@pytest.mark.slow
 def test_tutorial_4_compiles_to_integer_kernels_that_keep_the_accuracy(run):
     names, printed = run(4)
     assert "quantized operators 6 int8; 0 fell back to float" in printed
@@ -81,6 +82,7 @@ def test_tutorial_4_compiles_to_integer_kernels_that_keep_the_accuracy(run):
     assert printed.count("converted by X86InductorQuantizer: 3 of 3 float ops quantized") == 2
 
 
+@pytest.mark.slow
 def test_tutorial_5_encodes_sentences_in_fewer_bits(run):
     """8 bits leave some 50 dB of a layer with values spread evenly; 30 is what the tutorials call good."""
     _, printed = run(5)
@@ -92,6 +94,7 @@ def test_tutorial_5_encodes_sentences_in_fewer_bits(run):
     assert "stay dynamic:\n  none" in printed
 
 
+@pytest.mark.slow
 def test_tutorial_6_recites_the_text_from_the_file_and_through_inductor(run):
     names, printed = run(6)
     assert names["in_float"] == "Sparse is better than dense.\nReadability counts.\nSpec"

@@ -38,7 +38,7 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("mode", ["compile", "aoti"])
+@pytest.mark.parametrize("mode", ["compile", pytest.param("aoti", marks=pytest.mark.slow)])
 def test_inductor_takes_every_layout_behind_a_channels_last_example(mode: Any) -> None:
     config = get_default_x86_inductor_quantization_config()
     converted = _quantized(X86InductorQuantizer().set_global(config), EXAMPLES["channels last"])

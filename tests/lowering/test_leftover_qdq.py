@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,6 +16,7 @@ from pt2e_quant.quantizer import OUTPUT, WEIGHT, RuleQuantizer, op, rule
 from quantizers.xnnpack import get_symmetric_quantization_config
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import Toy
+from tests.quick import quick
 
 pytest.importorskip("executorch")
 
@@ -46,8 +48,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["xnnpack", None], ids=["xnnpack", "portable"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    quick(itertools.product(MODELS, ("xnnpack", None)), lambda _, case: case in (("cnn", "xnnpack"), ("mlp", None))),
+)
 def test_a_model_runs_with_and_without_a_backend(name: str, backend: Literal["xnnpack"] | None) -> None:
     """Users' item 24: lowering itself loads what is needed; q/dq outside of delegates become portable kernels."""
     make, inputs = MODELS[name]

@@ -211,6 +211,7 @@ def test_a_profile_names_every_kernel(mode):
     assert "outside of kernels" in profile.text()
 
 
+@pytest.mark.slow
 def test_a_profile_needs_the_names_of_kernels():
     x = torch.randn(3, 10)
     with pytest.raises(LoweringError, match="profile=True"):

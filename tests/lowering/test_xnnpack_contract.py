@@ -21,6 +21,7 @@ from pt2e_quant.lowering.executorch import lower, lower_to_executorch
 from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.lowering.executorch.xnnpack.contract import check_xnnpack_contract
 from tests.lowering.handmade import Body, Branches, Grid, Groups, Q, Weight, bias, dynamic, per_token
+from tests.quick import quick
 
 pytest.importorskip("executorch")
 
@@ -233,14 +234,14 @@ def test_the_preflight_names_every_node_at_once() -> None:
     assert "node linear_1 = " in str(error.value)
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", quick(WRONG, lambda position, _: position == 0))
 def test_without_the_preflight_the_numbers_are_wrong(name: str) -> None:
     exported, body, x = export(WRONG[name])
     program = lower_to_executorch(exported, preflight=False, verify=False)
     assert largest_difference(program, body, x) > 1.5 * OUT.scale
 
 
-@pytest.mark.parametrize("name", INIT)
+@pytest.mark.parametrize("name", quick(INIT, lambda position, _: position == 0))
 def test_without_the_preflight_the_program_does_not_load(name: str) -> None:
     exported, body, x = export(INIT[name])
     program = lower_to_executorch(exported, preflight=False, verify=False)
@@ -251,7 +252,7 @@ def test_without_the_preflight_the_program_does_not_load(name: str) -> None:
         program.run(x)
 
 
-@pytest.mark.parametrize("name", FAILS_TO_LOWER)
+@pytest.mark.parametrize("name", quick(FAILS_TO_LOWER, lambda position, _: position == 0))
 def test_without_the_preflight_executorch_fails_while_lowering(name: str) -> None:
     exported, _, _ = export(FAILS_TO_LOWER[name])
     with pytest.raises(LoweringError, match=r"^ExecuTorch cannot"):
@@ -388,7 +389,7 @@ PORTABLE: dict[str, tuple[str, str, Callable[[], tuple[Body, tuple[int, ...]]]]]
 }
 
 
-@pytest.mark.parametrize("name", PORTABLE)
+@pytest.mark.parametrize("name", quick(PORTABLE, lambda position, _: position % 4 == 0))
 def test_what_xnnpack_refuses_runs_in_portable_kernels_with_the_right_numbers(name: str) -> None:
     node, reason, make = PORTABLE[name]
     body, shape = make()

@@ -66,7 +66,7 @@ FULL = {
 }
 EXPECTATIONS = {f"quick {name}": value for name, value in QUICK.items()}
 EXPECTATIONS |= {f"full {name}": value for name, value in FULL.items()}
-SLOW = {"quick mobilenet_v2", *(f"full {name}" for name in FULL)}
+SLOW = {"quick mobilenet_v2", "quick bert", *(f"full {name}" for name in FULL)}
 MARKED = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in EXPECTATIONS]
 
 

@@ -151,6 +151,7 @@ def test_an_unpickled_model_is_exported_again_with_its_dynamic_dimensions():
     assert [(r.lower, r.upper) for r in again.range_constraints.values()] == [(2, 7)]
 
 
+@pytest.mark.slow
 def test_an_unpickled_model_lowers_with_the_dynamic_dimensions_that_it_had():
     lowering = pytest.importorskip("pt2e_quant.lowering.executorch")
     pytest.importorskip("executorch")

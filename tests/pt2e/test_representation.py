@@ -478,8 +478,11 @@ def test_the_reference_gives_what_xnnpack_gives():
 
 @pytest.mark.parametrize(
     ("model", "shape", "per_channel"),
-    [(ConvNet(), (2, 3, 16, 16), True), (Residual(), (2, 4, 9, 9), False), (MLP(), (8, 10), True)],
-    ids=["conv", "residual", "mlp"],
+    [
+        pytest.param(ConvNet(), (2, 3, 16, 16), True, id="conv", marks=pytest.mark.slow),
+        pytest.param(Residual(), (2, 4, 9, 9), False, id="residual"),
+        pytest.param(MLP(), (8, 10), True, id="mlp", marks=pytest.mark.slow),
+    ],
 )
 def test_models_compute_in_integers_what_the_runtime_computes(
     model: nn.Module, shape: tuple[int, ...], per_channel: bool

@@ -99,8 +99,6 @@ def _cases() -> list[Case]:
 
 QUICK = {
     Case("bert", "sdpa", "batch length", True, False, "XNNPACK dynamic"),
-    Case("llama", "eager", "batch", False, False, "XNNPACK static"),
-    Case("llama", "sdpa", "batch length", True, True, "x86 dynamic"),
 }
 CASES = [pytest.param(case, id=str(case), marks=() if case in QUICK else pytest.mark.slow) for case in _cases()]
 

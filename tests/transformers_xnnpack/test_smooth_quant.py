@@ -226,6 +226,7 @@ def x86_static_sqnr(model: nn.Module, graph, dynamic=()) -> float:
     return sqnr(*(torch.cat(parts) for parts in zip(*every, strict=True)))
 
 
+@pytest.mark.slow
 def test_inductor_runs_what_falls_back_as_dynamic_kernels(model, exported):
     """Inductor's dynamic linears have one scale for a whole tensor: what they gain depends on the data."""
     plain = x86_static_sqnr(model, exported)

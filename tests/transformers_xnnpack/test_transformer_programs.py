@@ -59,7 +59,7 @@ def decoder() -> Outcome:
     return run(model, export_tokens(model, length=False), quantizer, tokens(padding=0))
 
 
-@pytest.fixture(params=["encoder", "decoder"])
+@pytest.fixture(params=["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def outcome(request) -> Outcome:
     return request.getfixturevalue(request.param)
 

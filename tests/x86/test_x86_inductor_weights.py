@@ -87,6 +87,7 @@ def ran(mode: str, dtype: torch.dtype, *quantizers) -> Ran:
         return Ran(program, sqnr(found, wanted), sqnr(found, real(*inputs(9))))
 
 
+@pytest.mark.slow
 def test_a_package_holds_weights_of_four_bits():
     """float32 rounds to 2**-24, 144 dB; 4 bits of normal numbers in groups of 32 are 20 dB, bags stay in float."""
     result = ran("aoti", torch.float32, x86("int4"))
