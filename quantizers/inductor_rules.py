@@ -111,14 +111,7 @@ copying = op(
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
     aten.contiguous.default, aten.alias.default, aten.detach.default,
 )  # fmt: skip
-reshaping = op(
-    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.ravel.default,
-    aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default,
-    aten.swapaxes.default, aten.swapdims.default, aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int,
-    aten.moveaxis.intlist, aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.channel_shuffle.default,
-    aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
-)  # fmt: skip
+reshaping = op(*limits.MOVES)
 
 
 # Reasons for refusal --------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...graph.nested import graphs
 from ...meta import MERGED_KEY, NESTED_KEY
-from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, op_name
+from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize
 from ..common.entry import origin
 from ..common.gemm import as_gemm
 from ..common.program import Fallback
-from .limits import MOVES, taken_apart
+from .limits import moves, taken_apart
 from .program import InductorKernel, Precision
 
 __all__ = ["Recorder", "take_account"]
@@ -219,7 +219,7 @@ def _after(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
 
 
 def _can_be_part(node: Node) -> bool:
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or is_quantize(node) or op_name(node) in MOVES
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or is_quantize(node) or moves(node)
 
 
 def _pop(found: list[_Found], name: str) -> _Found | None:

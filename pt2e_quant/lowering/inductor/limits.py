@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
+
+from ...ops import op_name
 
 __all__ = [
     "AFTER_CONV",
@@ -25,6 +28,7 @@ __all__ = [
     "computed",
     "grouped_rows",
     "half_weights",
+    "moves",
     "not_8_bits",
     "pooled_without_batch",
     "signed_convolution",
@@ -44,14 +48,17 @@ AFTER_CONV = (
 
 AFTER_LINEAR = (aten.relu.default, aten.gelu.default)
 
-MOVES = frozenset(
-    [
-        "view", "reshape", "_unsafe_view", "flatten", "unflatten", "ravel", "unsqueeze", "squeeze",
-        "permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT",
-        "slice", "narrow", "select", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle",
-    ]
+MOVES = (
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.ravel.default,
+    aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default,
+    aten.swapaxes.default, aten.swapdims.default, aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int,
+    aten.moveaxis.intlist, aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.channel_shuffle.default,
+    aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
 )  # fmt: skip
-"""Names of what a loop of ours moves as integers."""
+"""What a loop of ours moves as integers; `moves` knows their twins and other overloads too."""
+
+_MOVING = frozenset(op._schema.name.partition("::")[2] for op in MOVES)
 
 GROUPS = (32, 64, 128, 256)
 """Neighbours in a row that share a scale, as torch's kernel for weights of 4 bits takes them."""
@@ -71,6 +78,11 @@ _SMALL, _SMALL_OUTER = 16, 32
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def moves(node: Node) -> bool:
+    """True for an operator of MOVES."""
+    return op_name(node) in _MOVING
 
 
 def signed_convolution(dtype: torch.dtype) -> str | None:

@@ -25,7 +25,7 @@ from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, is_conv_trans
 from ....where import locate, node_id
 from ...common.entry import origin
 from ...common.gemm import Gemm, as_gemm
-from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, LARGEST_FACTOR, WEIGHT_RANGE, group_size
+from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, LARGEST_FACTOR, NO_3D, WEIGHT_RANGE, group_size
 from .patterns import IntegerOp, as_integer_op, why_portable
 
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "keep_outside", "raise_fatal"]
@@ -271,11 +271,7 @@ def dynamic_qparams_are_per_row(gemm: Gemm) -> Iterator[Finding]:
 
 def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
     if node.target in (*CONV3D, *CONV_TRANSPOSE3D) or (node.target in CONVOLUTION and rank(node) == 5):
-        yield (
-            "error",
-            "ExecuTorch has no kernel for 3-D convolution, neither in XNNPACK nor portable",
-            "Lower to another backend, or write it with 2-D convolutions.",
-        )
+        yield "error", NO_3D, "Lower to another backend, or write it with 2-D convolutions."
 
 
 def products_with_a_matrix_do_not_fuse(gemm: Gemm) -> Iterator[Finding]:

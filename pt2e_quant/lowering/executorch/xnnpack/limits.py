@@ -37,6 +37,7 @@ __all__ = [
     "MAX_POOL",
     "MEAN",
     "MUL",
+    "NO_3D",
     "OUTSIDE",
     "PADDING",
     "PRODUCTS",
@@ -370,7 +371,7 @@ CHANNELS_LAST = frozenset((
 FLOAT = (
     aten.abs.default, aten.avg_pool2d.default, aten.baddbmm.default, aten.batch_norm.default, aten.bmm.default,
     aten.ceil.default, aten.channel_shuffle.default, aten.constant_pad_nd.default, aten.cos.default, aten.div.Tensor,
-    aten.exp.default, aten.expand.default, aten.floor.default, aten.gelu.default, aten.glu.default,
+    aten.elu.default, aten.exp.default, aten.expand.default, aten.floor.default, aten.gelu.default, aten.glu.default,
     aten.hardswish.default, aten.layer_norm.default, aten.leaky_relu.default, aten.log.default, aten.maximum.default,
     aten.minimum.default, aten.neg.default, aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
     aten.prelu.default, aten.rms_norm.default, aten.rsqrt.default, aten.rsub.Scalar, aten.sigmoid.default,
@@ -378,17 +379,20 @@ FLOAT = (
     aten.tanh.default, aten.upsample_bilinear2d.vec,
 )  # fmt: skip
 OUTSIDE = (
-    aten.amax.default, aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose3d.input, aten.cumsum.default,
-    aten.elu.default, aten.embedding.default, aten.erf.default, aten.flip.default, aten.group_norm.default,
-    aten.index.Tensor, aten.instance_norm.default, aten.log_softmax.int, aten.masked_fill.Scalar,
-    aten.max_pool1d.default, aten.mean.default, aten.reciprocal.default, aten.repeat.default, aten.round.default,
-    aten.sum.dim_IntList, aten.tile.default, aten.upsample_nearest2d.vec,
+    aten.amax.default, aten.cumsum.default, aten.embedding.default, aten.erf.default, aten.flip.default,
+    aten.group_norm.default, aten.index.Tensor, aten.instance_norm.default, aten.log_softmax.int,
+    aten.masked_fill.Scalar, aten.max_pool1d.default, aten.mean.default, aten.reciprocal.default,
+    aten.repeat.default, aten.round.default, aten.sum.dim_IntList, aten.tile.default, aten.upsample_nearest2d.vec,
 )  # fmt: skip
+
+
+NO_3D = "ExecuTorch has no kernel for 3-D convolution, neither in XNNPACK nor portable"
 
 
 REASONS = MappingProxyType(
     dict.fromkeys(FLOAT, "XNNPACK runs it in float, inside the delegate")
     | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it, so it stays a portable float kernel")
+    | dict.fromkeys((*ops.CONV3D, *ops.CONV_TRANSPOSE3D), NO_3D)
     | dict.fromkeys(_MATRIX, "both factors are computed at run time, and XNNPACK multiplies those in float only")
 )
 """Why other operators stay in floating point."""

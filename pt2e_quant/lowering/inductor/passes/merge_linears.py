@@ -16,10 +16,10 @@ from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, call
 from ....meta import MERGED_KEY
-from ....ops import ADD, CAT, LINEAR, is_call, is_dequantize, is_quantize, op_name
+from ....ops import ADD, CAT, LINEAR, is_call, is_dequantize, is_quantize
 from ...common.entry import origin
 from ...common.gemm import Gemm, Q, as_gemm
-from ..limits import AFTER_LINEAR, MOVES
+from ..limits import AFTER_LINEAR, moves
 
 __all__ = ["merge_linears"]
 
@@ -56,7 +56,7 @@ def _can_merge(gemm: Gemm) -> bool:
 def _views(node: Node) -> Iterator[Node]:
     """What only moves the values of a node, and of its views."""
     for user in node.users:
-        if is_call(user) and (user.target in CAT or op_name(user) in MOVES):
+        if is_call(user) and (user.target in CAT or moves(user)):
             yield user
             yield from _views(user)
 

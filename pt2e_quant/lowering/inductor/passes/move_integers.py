@@ -11,8 +11,8 @@ from torch.fx import GraphModule, Node
 from ....arguments import bind, set_argument
 from ....graph.module import tidy
 from ....grid import Grid
-from ....ops import CAT, PAD, is_call, is_quantize, op_name
-from ..limits import MOVES
+from ....ops import CAT, PAD, is_call, is_quantize
+from ..limits import moves
 
 __all__ = ["move_integers"]
 
@@ -41,4 +41,4 @@ def _moves(node: Node) -> bool:
     if node.target in PAD:
         bound = bind(node)
         return bound.get("mode", "constant") == "constant" and not bound["value"]
-    return node.target in CAT or op_name(node) in MOVES
+    return node.target in CAT or moves(node)

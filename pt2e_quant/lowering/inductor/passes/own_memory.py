@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
-from ....ops import memory_of, op_name
-from ..limits import MOVES
+from ....ops import memory_of
+from ..limits import moves
 
 __all__ = ["own_memory"]
 
@@ -39,4 +39,4 @@ def _is_shared(node: Node) -> bool:
 
 
 def _is_view(node: Node) -> bool:
-    return node.op == "call_function" and (op_name(node) in MOVES or memory_of(node) is not None)
+    return node.op == "call_function" and (moves(node) or memory_of(node) is not None)
