@@ -14,6 +14,8 @@ from types import MappingProxyType
 
 import torch
 
+from pt2e_quant.checks import checked
+from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import HistogramObserver
 from pt2e_quant.quantizer import Match, QuantizationConfig, Rule, for_training
 from pt2e_quant.specs import QuantizationSpec
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 
+@checked(SpecError)
 def get_default_xpu_inductor_quantization_config(is_qat: bool = False) -> QuantizationConfig:
     """int8 activations (asymmetric) and int8 weights (symmetric, one scale per output channel).
 
@@ -61,6 +64,7 @@ def get_default_xpu_inductor_quantization_config(is_qat: bool = False) -> Quanti
     return _static(torch.per_tensor_affine, is_qat)
 
 
+@checked(SpecError)
 def get_xpu_inductor_symm_quantization_config(is_qat: bool = False) -> QuantizationConfig:
     """The same with symmetric activations: without zero points to correct for, the kernels do less.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..checks import checked
+from ..errors import SpecError
 from ..fake_quantize import FakeQuantize, PerGroupFakeQuantize
 from ..observer import (
     MovingAverageMinMaxObserver,
@@ -25,6 +27,7 @@ AVERAGING_CONSTANT = 0.01
 """Weight of a new batch in the moving average that training keeps of the range of an activation."""
 
 
+@checked(SpecError)
 def for_training(config: QuantizationConfig, *, averaging_constant: float = AVERAGING_CONSTANT) -> QuantizationConfig:
     """The same integers with fake quantizers in the place of observers.
 

@@ -152,9 +152,9 @@ def test_the_text_names_each_output_and_its_grid():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (lambda gm, x: (nn.ReLU(), None, None, [(x,)]), CaptureError, "takes graphs"),
+        (lambda gm, x: (nn.ReLU(), None, None, [(x,)]), CaptureError, "must be a GraphModule, got ReLU"),
         (lambda gm, x: (gm, None, None, []), CaptureError, "at least one batch"),
-        (lambda gm, x: (gm, None, None, [x]), CaptureError, "each a tuple"),
+        (lambda gm, x: (gm, None, None, [x]), CaptureError, "must be an Iterable of .a tuple"),
         (lambda gm, x: (gm, None, [[x], [x]], [(x,)]), QuantizationError, "those of 2 batches, there are 1"),
         (lambda gm, x: (gm, None, [[x, x]], [(x,)]), QuantizationError, "different numbers of outputs"),
         (lambda gm, x: (gm, None, [[x[0]]], [(x,)]), QuantizationError, r"cannot be compared: \(3, 4\) and \(4,\)"),

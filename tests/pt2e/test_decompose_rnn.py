@@ -189,6 +189,7 @@ def test_an_rnn_that_stays_whole_is_reported_with_the_way_out():
     assert 'decompose={"rnn"}' in reason_of_the_rnn(WithHead().eval())
 
 
+@pytest.mark.filterwarnings("ignore:the model was exported in training mode")
 def test_dropout_in_training_is_not_unrolled():
     assert "model.eval()" in reason_of_the_rnn(WithHead(dropout=0.5).train(), decompose={"rnn"})
 

@@ -250,6 +250,7 @@ def reasons(case: Refusal, **options: object) -> list[str]:
     return [re.sub(r"\bs\d+\b", "s0", reason) for reason in found.split("; ")]
 
 
+@pytest.mark.filterwarnings("ignore:the model was exported in training mode")
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_xnnpack_cannot_run_stays_float_with_the_reason(name):
     case = REFUSALS[name]

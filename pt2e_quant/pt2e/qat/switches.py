@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...checks import checked
 from ...errors import TargetingError
 from ...fake_quantize import toggle_fake_quantizers
 from ...graph.module import ExportedModule
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 
+@checked(TargetingError)
 def enable_observer(model: nn.Module) -> int:
     """Let the ranges of all fake quantizers follow the data; how many there are.
 
@@ -37,6 +39,7 @@ def enable_observer(model: nn.Module) -> int:
     return toggle_fake_quantizers(model, observer=True)
 
 
+@checked(TargetingError)
 def disable_observer(model: nn.Module) -> int:
     """Keep the ranges of all fake quantizers as they are; how many there are.
 
@@ -46,6 +49,7 @@ def disable_observer(model: nn.Module) -> int:
     return toggle_fake_quantizers(model, observer=False)
 
 
+@checked(TargetingError)
 def enable_fake_quant(model: nn.Module) -> int:
     """Let all fake quantizers round; how many there are.
 
@@ -55,6 +59,7 @@ def enable_fake_quant(model: nn.Module) -> int:
     return toggle_fake_quantizers(model, fake_quant=True)
 
 
+@checked(TargetingError)
 def disable_fake_quant(model: nn.Module) -> int:
     """Let all fake quantizers pass values on as they are; how many there are.
 
@@ -64,6 +69,7 @@ def disable_fake_quant(model: nn.Module) -> int:
     return toggle_fake_quantizers(model, fake_quant=False)
 
 
+@checked(TargetingError)
 def freeze_bn_stats(model: nn.Module) -> int:
     """Let batch norms use their running statistics, and leave these as they are, in training too; how many there are.
 
@@ -75,6 +81,7 @@ def freeze_bn_stats(model: nn.Module) -> int:
     return _freeze(model, True)
 
 
+@checked(TargetingError)
 def update_bn_stats(model: nn.Module) -> int:
     """Undo `freeze_bn_stats`; how many batch norms there are.
 
