@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.errors import LoweringError
+from pt2e_quant.errors import CalibrationError, LoweringError
 from pt2e_quant.graph.run import Arguments
 from pt2e_quant.lowering.common.verify import cut_after, first_apart, unverified, verified
 from pt2e_quant.ops import is_dequantize
@@ -154,6 +154,16 @@ def test_a_program_says_whether_it_was_run(converted, verify):
     program = lower_to_executorch(converted, verify=verify)
     assert bool(program.verified) is verify
     assert ("verified on 1 batch" if verify else "not verified: verify=False") in program.text()
+
+
+def test_no_batch_to_verify_with_is_an_error():
+    """Not taken for the example inputs."""
+    pytest.importorskip("executorch")
+    from pt2e_quant.lowering.executorch import lower_to_executorch
+
+    graph = torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))
+    with pytest.raises(CalibrationError, match="verify"):
+        lower_to_executorch(graph, verify=[])
 
 
 def test_a_program_can_be_verified_later(converted, batches):

@@ -141,7 +141,7 @@ def _lowered(
         inputs = take(part, batch.args, batch.kwargs, "")
         return _lower({"forward": _ready(inputs, None, backend, preflight)}, (), backend, preflight)["forward"].run
 
-    batches = {name: verify and (given[3] or True) for name, given in arguments.items()}
+    batches = {name: verify and (True if given[3] is None else given[3]) for name, given in arguments.items()}
     checked = {
         name: verify_program(one, graphs_of[name], taken[name][1], batches[name], lower) for name, one in made.items()
     }
