@@ -26,6 +26,7 @@ from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.executorch.program import ExecutorchMethods
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.quantizer import ComposableQuantizer, Quantizer
+from pt2e_quant.sqnr import sqnr
 from quantizers.decoder import get_decoder_quantizer
 from quantizers.embedding import EmbeddingQuantizer
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
@@ -33,7 +34,7 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 __all__ = [
     "Config", "Generated", "TinyLlama", "difference", "export", "greedy", "int8_quantizers", "lower", "pages",
-    "perplexity", "quantize", "sqnr", "train",
+    "perplexity", "quantize", "train",
 ]  # fmt: skip
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -273,11 +274,6 @@ def difference(one: Generated, other: Generated) -> str:
         f"token {step} is {bytes([a])!r} or {bytes([b])!r}: the first leads by {margins[0]:.4f} in one and "
         f"by {margins[1]:.4f} in the other, whose logits differ by up to {moved:.4f}"
     )
-
-
-def sqnr(signal: Tensor, other: Tensor) -> float:
-    """Power of a signal over that of its difference to another, in dB."""
-    return float(10 * torch.log10(signal.pow(2).mean() / (signal - other).pow(2).mean()))
 
 
 def _steps(program: ExecutorchMethods) -> tuple[Step, Step]:

@@ -36,6 +36,7 @@ from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
 from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer
+from pt2e_quant.sqnr import sqnr
 from quantizers.embedding import EmbeddingQuantizer
 from quantizers.x86_inductor import (
     X86InductorQuantizer,
@@ -52,7 +53,6 @@ __all__ = [
     "inductor_static",
     "load_minilm",
     "sentences",
-    "sqnr",
     "static_recipe",
 ]
 
@@ -230,11 +230,6 @@ COLUMNS: dict[str, Callable[[Task], Any]] = {
     "openvino static": lambda job: openvino_static(job.model, job.calibration),
 }
 """What is measured; 'float' is what the others of its runtime are relative to, for the peers that of Inductor."""
-
-
-def sqnr(signal: Tensor, other: Tensor) -> float:
-    """Power of a signal over that of its difference to another, in dB."""
-    return float(10 * torch.log10(signal.pow(2).mean() / (signal - other).pow(2).mean()))
 
 
 def made(job: Task, columns: list[str]) -> dict[str, Any]:

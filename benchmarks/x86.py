@@ -28,6 +28,7 @@ from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
+from pt2e_quant.sqnr import sqnr
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -207,12 +208,6 @@ COLUMNS: dict[str, Callable[[Task], Runnable]] = {
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
-def sqnr(found: Tensor, wanted: Tensor) -> float:
-    """Signal to quantization noise in decibels: 10 log10(sum wanted^2 / sum (found - wanted)^2)."""
-    noise = (found.double() - wanted.double()).square().sum()
-    return float("inf") if noise == 0 else float(10 * torch.log10(wanted.double().square().sum() / noise))
-
-
 def build(job: Task, columns: list[str]) -> dict[str, Runnable]:
     """What to time; a column that cannot be made says why."""
     made: dict[str, Runnable] = {}
@@ -240,7 +235,7 @@ def measure(job: Task, made: dict[str, Runnable], rounds: int) -> None:
         relative = f"{timings['float'].milliseconds()[0] / wall:6.2f}x" if "float" in timings else " " * 7
         program = made[name]
         remark = str(program) if isinstance(program, InductorProgram) and name != "float" else ""
-        noise = sqnr(timing.answers[-1], wanted)
+        noise = sqnr(wanted, timing.answers[-1])
         print(f"  {name:12} {wall:9.2f} ms, {cpu:9.2f} ms of CPU {relative} {noise:7.1f} dB  {remark}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from benchmarks.turns import take_turns
 from benchmarks.zoo.net import Net
 from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import ExecutorchProgram, lower_to_executorch
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
+from pt2e_quant.sqnr import sqnr
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -93,7 +92,7 @@ def _row(
         for seed in range(CALIBRATION_BATCHES):
             prepared(*net.batch(inputs, seed))
         converted = convert_pt2e(prepared)
-        row = {"sqnr": _sqnr(module(*unseen), converted(*unseen)), "quantized": _coverage(converted)}
+        row = {"sqnr": sqnr(module(*unseen), converted(*unseen)), "quantized": _coverage(converted)}
     program = lower(converted)
     row |= {"verified": program.verified.sqnr, "passed": bool(program.verified), "said": str(program.verified)}
     row |= _account(program)
@@ -102,18 +101,6 @@ def _row(
         if profile and row["speed"] < SLOWER:
             row["where"] = _where(program, exact, converted, exported, inputs)
     return row
-
-
-def _sqnr(wanted: Any, found: Any) -> float:
-    """Of all floating outputs together, in dB."""
-    pairs = [
-        (one.double(), other.double())
-        for one, other in zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True)
-        if isinstance(one, Tensor) and one.is_floating_point()
-    ]
-    noise = sum(float((one - other).square().sum()) for one, other in pairs)
-    signal = sum(float(one.square().sum()) for one, _ in pairs)
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
 
 def _coverage(converted: GraphModule) -> str:

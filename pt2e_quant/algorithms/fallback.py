@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from ..checks import checked
 from ..errors import CaptureError
@@ -26,6 +25,7 @@ from ..graph.run import Arguments, batches_of
 from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, HARDTANH, LINEAR, RELU, RELU6, factors, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..qparams import affine_qparams, fake_quantize
+from ..sqnr import decibels, differences, floating, power
 from ..where import module_path
 from .calibrated import Batches, private_copy, rounded_weight, run_again, run_all
 
@@ -41,7 +41,7 @@ class Sensitivity:
 
     Args:
         node: name of the op.
-        sqnr: power of the model's outputs over that of the error, in dB.
+        sqnr: signal-to-quantization-noise ratio of the model's outputs, in dB.
         share: of the power of all errors, the part that is this one's.
         module: path of the module that it is in; None where export recorded none.
     """
@@ -84,13 +84,13 @@ def worst_ops(
     signal, noise = 0.0, dict.fromkeys(ops, 0.0)
     for batch in held:
         values = run_all(gm, batch)
-        exact = values[gm.graph.output_node()]
-        signal += _power(exact)
+        exact = floating(values[gm.graph.output_node()])
+        signal += power(exact)
         for op in ops:
-            noise[op] += _power(exact, run_again(gm, values, op, instead[op]))
+            noise[op] += power(differences(exact, run_again(gm, values, op, instead[op])))
     found = [
-        Sensitivity(op.name, _sqnr(signal, power), power / max(sum(noise.values()), 1e-300), module_path(op))
-        for op, power in sorted(noise.items(), key=lambda item: -item[1])
+        Sensitivity(op.name, decibels(signal, error), error / max(sum(noise.values()), 1e-300), module_path(op))
+        for op, error in sorted(noise.items(), key=lambda item: -item[1])
     ]
     powers = sorted(noise.values(), reverse=True)
     allowed = signal * 10 ** (-target / 10)
@@ -147,17 +147,3 @@ class _Static:
     def __call__(self, x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         value: Tensor = self._target(self._before(x), rounded_weight(weight, self._channels), *rest, **kwargs)
         return value if self._after is None else self._after(value)
-
-
-def _power(exact: object, other: object = None) -> float:
-    """Sum of squares of all floating-point outputs, or of their differences to others."""
-    total = 0.0
-    leaves = pytree.tree_leaves(exact)
-    for one, two in zip(leaves, [0.0] * len(leaves) if other is None else pytree.tree_leaves(other), strict=True):
-        if isinstance(one, Tensor) and one.dtype.is_floating_point:
-            total += float((one.double() - two).pow(2).sum())
-    return total
-
-
-def _sqnr(signal: float, noise: float) -> float:
-    return 10 * math.log10(max(signal, 1e-300) / max(noise, 1e-300))

@@ -22,6 +22,7 @@ from ..graph.run import values_of
 from ..grid import Grid
 from ..pt2e.record import record_of
 from ..pt2e.representation import reference_representation_rewrite
+from ..sqnr import decibels, power
 from ..where import locate
 
 __all__ = ["Differences", "LsbComparison", "OutputComparison", "TensorComparison", "compare_lsb"]
@@ -251,11 +252,10 @@ def _differences(
     apart = [_subtract(pair, a, b) for a, b in zip(first, second, strict=True)]
     count = sum(difference.numel() for difference in apart)
     if scale is None:
-        signal = sum(float(value.double().square().sum()) for value in first)
-        noise = sum(float(difference.square().sum()) for difference in apart)
         largest = max((float(d.abs().max()) for d in apart if d.numel()), default=0.0)
-        sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
-        return Differences(pair, count, {}, largest, _first([d != 0 for d in apart]), sqnr)
+        return Differences(
+            pair, count, {}, largest, _first([d != 0 for d in apart]), decibels(power(first), power(apart))
+        )
     integers = not first[0].is_floating_point()
     steps = [(difference if integers else difference / scale).round().long() for difference in apart]
     histogram: Counter[int] = Counter()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from benchmarks.tiny_llama import Config, TinyLlama, export, greedy, int8_quantizers, lower, quantize, sqnr
+from benchmarks.tiny_llama import Config, TinyLlama, export, greedy, int8_quantizers, lower, quantize
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import SharingError, SpecError
 from pt2e_quant.lowering.executorch.program import ExecutorchMethods
@@ -18,6 +18,7 @@ from pt2e_quant.ops import LINEAR
 from quantizers.cache import CacheQuantizer, get_cache_config
 from quantizers.decoder import get_decoder_quantizer
 from quantizers.xnnpack import get_symmetric_quantization_config
+from tests.nets import sqnr
 
 CONFIG = Config(vocabulary=64, width=64, layers=1, hidden=96, length=24)
 CACHES = ("blocks.0.attention.key_cache", "blocks.0.attention.value_cache")

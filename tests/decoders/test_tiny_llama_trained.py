@@ -20,12 +20,12 @@ from benchmarks.tiny_llama import (
     pages,
     perplexity,
     quantize,
-    sqnr,
     train,
 )
 from pt2e_quant.lowering.executorch.program import ExecutorchMethods
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from quantizers.decoder import get_decoder_quantizer
+from tests.nets import sqnr
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("executorch")

@@ -24,6 +24,7 @@ from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.ops import CONV, LINEAR
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.models.architectures import SMALL
+from tests.nets import sqnr
 
 pytest.importorskip("executorch")
 pytest.importorskip("transformers")
@@ -115,11 +116,6 @@ def outcome(request) -> Outcome:
             torch.cat([converted(x) for x in inputs]),
             torch.cat([program.run(x)[0] for x in inputs]),
         )
-
-
-def sqnr(signal: Tensor, other: Tensor) -> float:
-    """Power of a signal over that of its difference to another, in dB."""
-    return float(10 * torch.log10(signal.pow(2).mean() / (signal - other).pow(2).mean()))
 
 
 def test_every_convolution_and_linear_is_quantized(outcome):

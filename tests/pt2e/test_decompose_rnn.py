@@ -16,9 +16,9 @@ from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.reasons import refusals
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from tests.nets import sqnr
 from tests.pt2e.kit import DYNAMIC as TOY
 from tests.pt2e.kit import Toy
-from tests.transformers_xnnpack.small_transformers import sqnr
 
 # nn.RNNBase sets attributes while it is exported, and projections have no oneDNN kernel, both of which torch warns of.
 pytestmark = [

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from benchmarks.transformers_models import SentenceEncoder
 
-__all__ = ["Logits", "bert", "calls", "export_tokens", "llama", "minilm", "sqnr", "tokens", "vit"]
+__all__ = ["Logits", "bert", "calls", "export_tokens", "llama", "minilm", "tokens", "vit"]
 
 
 class Logits(nn.Module):
@@ -110,9 +110,3 @@ def export_tokens(model: nn.Module, *, batch: bool = False, length: bool = True)
 
 def calls(gm: GraphModule, target: Any) -> list[Node]:
     return gm.graph.find_nodes(op="call_function", target=target)
-
-
-def sqnr(signal: Tensor, other: Tensor) -> float:
-    """Power of a signal over that of its difference to another, in dB."""
-    noise = (signal.detach() - other.detach()).pow(2).mean().clamp_min(1e-30)
-    return float(10 * torch.log10(signal.detach().pow(2).mean() / noise))

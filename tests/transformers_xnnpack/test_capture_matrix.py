@@ -20,7 +20,8 @@ from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.ops import LINEAR
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.transformers_xnnpack.small_transformers import bert, llama, minilm, sqnr, tokens, vit
+from tests.nets import sqnr
+from tests.transformers_xnnpack.small_transformers import bert, llama, minilm, tokens, vit
 
 pytest.importorskip("executorch")
 pytest.importorskip("transformers")

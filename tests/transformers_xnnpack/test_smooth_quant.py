@@ -14,7 +14,8 @@ from pt2e_quant.lowering.inductor import lower_to_inductor
 from quantizers.x86_inductor import X86InductorQuantizer
 from quantizers.x86_inductor import get_default_x86_inductor_quantization_config as X86
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.transformers_xnnpack.small_transformers import calls, sqnr
+from tests.nets import sqnr
+from tests.transformers_xnnpack.small_transformers import calls
 
 WIDTH = 16
 LINEAR = torch.ops.aten.linear.default

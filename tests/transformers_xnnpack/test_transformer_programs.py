@@ -15,7 +15,8 @@ from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from pt2e_quant.quantizer import ComposableQuantizer, Quantizer
 from quantizers.embedding import EmbeddingQuantizer, get_embedding_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config, get_symmetric_quantization_config
-from tests.transformers_xnnpack.small_transformers import bert, export_tokens, llama, sqnr, tokens
+from tests.nets import sqnr
+from tests.transformers_xnnpack.small_transformers import bert, export_tokens, llama, tokens
 
 pytest.importorskip("executorch")
 pytest.importorskip("transformers")

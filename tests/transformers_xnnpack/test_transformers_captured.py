@@ -9,7 +9,8 @@ from torch.export import Dim
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.ops import LINEAR
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.transformers_xnnpack.small_transformers import bert, export_tokens, llama, sqnr, tokens, vit
+from tests.nets import sqnr
+from tests.transformers_xnnpack.small_transformers import bert, export_tokens, llama, tokens, vit
 
 pytest.importorskip("transformers")
 

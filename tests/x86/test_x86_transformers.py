@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
 from quantizers.x86_inductor import X86InductorQuantizer
-from tests.transformers_xnnpack.small_transformers import bert, export_tokens, sqnr, tokens, vit
+from tests.nets import sqnr
+from tests.transformers_xnnpack.small_transformers import bert, export_tokens, tokens, vit
 from tests.x86.x86_rows import RECIPES
 
 pytest.importorskip("transformers")

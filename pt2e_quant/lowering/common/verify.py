@@ -28,6 +28,7 @@ from ...graph.run import Arguments, Watcher, batches_of, flat_inputs
 from ...grid import Grid
 from ...ops import QUANTIZE, is_dequantize
 from ...pt2e.record import record_of
+from ...sqnr import decibels, power
 from ...where import locate
 
 __all__ = ["NOT_RUN", "Difference", "Lower", "Program", "Verification", "cut_after", "unverified", "verified"]
@@ -267,12 +268,11 @@ def _difference(
             )
     dtype = pairs[0][0].dtype
     apart = [_apart(one, other) for one, other in pairs]
-    signal = sum(float(one.double().nan_to_num(0.0, 0.0, 0.0).square().sum()) for one, _ in pairs)
-    noise = sum(float(difference.square().sum()) for difference in apart)
+    signal = power(one.double().nan_to_num(0.0, 0.0, 0.0) for one, _ in pairs)
     grid = _grid_of_output(converted, index, node)
     largest = max((float(difference.max()) for difference in apart if difference.numel()), default=0.0)
     steps = None if grid is None else largest / (grid.scale if dtype.is_floating_point else 1)
-    return Difference(index, str(node), _sqnr(signal, noise), steps), dtype
+    return Difference(index, str(node), decibels(signal, power(apart)), steps), dtype
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
@@ -280,12 +280,6 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
     a, b = one.double(), other.double()
     same = (a == b) | (a.isnan() & b.isnan())
     return torch.where(same, 0.0, (a - b).abs()).nan_to_num(math.inf, math.inf)
-
-
-def _sqnr(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)
 
 
 def _grid_of_output(converted: GraphModule, index: int, node: Any) -> Grid | None:
