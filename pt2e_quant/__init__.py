@@ -6,13 +6,16 @@ happened at any point.
 
 from .errors import QuantizationError
 from .pt2e import (
+    QATSchedule,
     QuantizedIO,
     check_converted,
     convert_pt2e,
     disable_fake_quant,
     disable_observer,
+    disable_range_learning,
     enable_fake_quant,
     enable_observer,
+    enable_range_learning,
     freeze_bn_stats,
     prepare_pt2e,
     prepare_qat_pt2e,
@@ -24,6 +27,7 @@ from .shadows import explain_hidden_quantizers
 __version__ = "0.1.0"
 
 __all__ = [
+    "QATSchedule",
     "QuantizationError",
     "QuantizedIO",
     "Report",
@@ -31,8 +35,10 @@ __all__ = [
     "convert_pt2e",
     "disable_fake_quant",
     "disable_observer",
+    "disable_range_learning",
     "enable_fake_quant",
     "enable_observer",
+    "enable_range_learning",
     "explain",
     "freeze_bn_stats",
     "prepare_pt2e",

@@ -100,6 +100,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "dtype": lambda: torch.int8,
     "edge_or_node": node,
     "edge_or_node_to_obs_or_fq": dict,
+    "enabled": lambda: True,
     "function": lambda: lambda x: RELU(x),
     "global_qconfig": lambda: QCONFIG,
     "gm": lambda: exported().module(),

@@ -6,6 +6,7 @@ FusedMovingAvgObsFakeQuantize     both in one call of torch's fused kernel
 LearnableFakeQuantize             scale and zero point are trained (LSQ, LSQ+)
 AffineFakeQuantize                one scale per block: PerAxis, PerGroup, PerBlock, ...
 PerGroupFakeQuantize              one scale per group in a row, for weights of few bits
+LearnablePerGroupFakeQuantize     the same, with scales that are trained
 default_...                       recipes of these that the reference has ready made
 """
 
@@ -44,8 +45,13 @@ from .defaults import (
     fused_wt_fake_quant_range_neg_127_to_127,
 )
 from .fused import FusedMovingAvgObsFakeQuantize
-from .learnable import LearnableFakeQuantize, disable_range_learning, enable_range_learning
-from .per_group import PerGroupFakeQuantize
+from .learnable import (
+    LearnableFakeQuantize,
+    disable_range_learning,
+    enable_range_learning,
+    toggle_range_learning,
+)
+from .per_group import LearnablePerGroupFakeQuantize, PerGroupFakeQuantize
 
 __all__ = [
     "AffineFakeQuantize",
@@ -54,6 +60,7 @@ __all__ = [
     "FixedQParamsFakeQuantize",
     "FusedMovingAvgObsFakeQuantize",
     "LearnableFakeQuantize",
+    "LearnablePerGroupFakeQuantize",
     "PerGroupFakeQuantize",
     "default_affine_fake_quant",
     "default_affine_fixed_qparams_fake_quant",
@@ -82,4 +89,5 @@ __all__ = [
     "fused_wt_fake_quant_range_neg_127_to_127",
     "is_fake_quantizer",
     "toggle_fake_quantizers",
+    "toggle_range_learning",
 ]

@@ -23,14 +23,19 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import checked
-from ..errors import CaptureError, SpecError
+from ..errors import CaptureError, SpecError, TargetingError
 from ..observer.batch import remember
 from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
 from .affine import channel_axis, load_shapes, made_observer, within_int64
 from .base import FakeQuantizeBase, is_fake_quantizer
 
-__all__ = ["LearnableFakeQuantize", "disable_range_learning", "enable_range_learning"]
+__all__ = [
+    "LearnableFakeQuantize",
+    "disable_range_learning",
+    "enable_range_learning",
+    "toggle_range_learning",
+]
 
 MOST_CHANNELS = 1 << 32
 
@@ -48,6 +53,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         quant_min, quant_max: bounds of q, both included.
         scale, zero_point: values to start from, where learning begins without an observer's estimate.
         channel_len: number of channels of a per-channel scheme; -1 leaves it to the first batch.
+        learn_zero_point: train the zero point of an asymmetric scheme too (LSQ+); False keeps the observer's.
         use_grad_scaling: multiply the gradients of both by 1 / sqrt(number of values * quant_max), as LSQ does to keep
             their steps as large, relative to their size, as those of the weights.
         observer_kwargs: further arguments of the observer.
@@ -72,6 +78,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         zero_point: float = 0.0,
         channel_len: int = -1,
         use_grad_scaling: bool = False,
+        learn_zero_point: bool = True,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -99,12 +106,12 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         self.bitwidth = (self.quant_max - self.quant_min + 1).bit_length() - 1
         count = max(channel_len, 1)
         self.scale = nn.Parameter(torch.full((count,), float(scale)))
-        learns_zero_point = not is_symmetric(self.qscheme)
-        self.zero_point = nn.Parameter(torch.full((count,), float(zero_point)), requires_grad=learns_zero_point)
+        self.learns_zero_point = learn_zero_point and not is_symmetric(self.qscheme)
+        self.zero_point = nn.Parameter(torch.full((count,), float(zero_point)), requires_grad=self.learns_zero_point)
         self.activation_post_process = inner
         self.register_buffer("static_enabled", torch.tensor([1], dtype=torch.uint8))
         self.register_buffer("learning_enabled", torch.tensor([0], dtype=torch.uint8))
-        self.register_buffer("eps", torch.tensor([FLOAT32_EPS]))
+        self.register_buffer("eps", torch.tensor([max(FLOAT32_EPS, float(getattr(inner, "eps", 0.0)))]))
 
     @property
     def has_data(self) -> bool:
@@ -138,7 +145,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
     def toggle_qparam_learning(self, enabled: bool = True) -> LearnableFakeQuantize:
         self.learning_enabled[0] = int(enabled)
         self.scale.requires_grad = enabled
-        self.zero_point.requires_grad = enabled and not is_symmetric(self.qscheme)
+        self.zero_point.requires_grad = enabled and self.learns_zero_point
         return self
 
     def toggle_fake_quant(self, enabled: bool = True) -> LearnableFakeQuantize:
@@ -155,17 +162,13 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         """(scale, zero_point) of the grid that the next forward rounds to; zero_point rounded, in int64."""
         if self.static_enabled[0] == 1:
             return self.activation_post_process.calculate_qparams()  # type: ignore[no-any-return]
-        self._settle()
-        zero_point = self.zero_point.detach().round().clamp(self.quant_min, self.quant_max)
-        return self.scale.detach(), zero_point.to(torch.int64)
+        scale, zero_point = (one.detach() for one in self._grid())
+        return scale, zero_point.round().clamp(self.quant_min, self.quant_max).to(torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.static_enabled[0] == 1:
             self._observe(x)
-        if self.fake_quant_enabled[0] == 1 and x.numel():
-            self._settle()
-            return self._round(x)
-        return x
+        return self._round(x) if self.fake_quant_enabled[0] == 1 and x.numel() else x
 
     def extra_repr(self) -> str:
         return (
@@ -182,31 +185,33 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         if not getattr(self.activation_post_process, "has_data", True):  # an empty first batch leaves none
             return
         remember(self, "scale", "zero_point")
-        for parameter, new in zip(
-            (self.scale, self.zero_point), self.activation_post_process.calculate_qparams(), strict=True
-        ):
+        found = self.activation_post_process.calculate_qparams()
+        for parameter, new in zip((self.scale, self.zero_point), found, strict=True):
             parameter.data = new.to(parameter.data, copy=True)
 
-    def _settle(self) -> None:
-        """Keep the parameters where they mean something after a step of the optimizer."""
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) to round with, where they mean something after a step of the optimizer too.
+
+        Gradients reach them only while they are learned: `requires_grad` is in no checkpoint.
+        """
         self.scale.data.clamp_(min=self.eps.item())
         if is_symmetric(self.qscheme) and self.quant_min < 0:  # checkpoints of the reference may hold others
             self.zero_point.data.zero_()
+        if self.learning_enabled[0] == 1:
+            return self.scale, self.zero_point
+        return self.scale.detach(), self.zero_point.detach()
 
     def _round(self, x: Tensor) -> Tensor:
-        bounds = (self.quant_min, self.quant_max)
         factor = (x.numel() * max(self.quant_max, 1)) ** -0.5 if self.use_grad_scaling else 1.0
         values = within_int64(self, x).to(torch.float32)  # the kernels take nothing else
-        if self.is_per_channel:
-            axis = channel_axis(self, x)
-            rounded = torch._fake_quantize_learnable_per_channel_affine(
-                values, self.scale, self.zero_point, axis, *bounds, factor
-            )
-        else:
-            rounded = torch._fake_quantize_learnable_per_tensor_affine(
-                values, self.scale, self.zero_point, *bounds, factor
-            )
-        return rounded.to(x.dtype)
+        return self._kernel(values, *self._grid(), factor).to(x.dtype)
+
+    def _kernel(self, values: Tensor, scale: Tensor, zero_point: Tensor, factor: float) -> Tensor:
+        bounds = (self.quant_min, self.quant_max)
+        if not self.is_per_channel:
+            return torch._fake_quantize_learnable_per_tensor_affine(values, scale, zero_point, *bounds, factor)
+        axis = channel_axis(self, values)
+        return torch._fake_quantize_learnable_per_channel_affine(values, scale, zero_point, axis, *bounds, factor)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         load_shapes(self, state_dict, prefix, "scale", "zero_point")
@@ -216,18 +221,37 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
 
 @checked(CaptureError)
+def toggle_range_learning(model: nn.Module, enabled: bool) -> int:
+    """Begin or end the training of all scales and zero points in a model that can be trained; how many modules.
+
+    Raises:
+        TargetingError: there is none.
+    """
+    count = sum(_switch(module, enabled) for module in model.modules())
+    if not count:
+        raise TargetingError(
+            f"{type(model).__name__} holds no fake quantizer whose scale is trained, so there is nothing to switch. "
+            "Prepare it with with_learned_scales(config) of pt2e_quant.quantizer."
+        )
+    return count
+
+
+@checked(CaptureError)
 def enable_range_learning(mod: nn.Module) -> None:
     """For `model.apply(enable_range_learning)`: this one module trains its scale and zero point, if it can."""
-    _switch(mod, "enable_range_learning")
+    _switch(mod, True)
 
 
 @checked(CaptureError)
 def disable_range_learning(mod: nn.Module) -> None:
     """For `model.apply(disable_range_learning)`: this one module stops training its scale and zero point."""
-    _switch(mod, "disable_range_learning")
+    _switch(mod, False)
 
 
-def _switch(mod: nn.Module, method: str) -> None:
-    """Those of other packages answer too."""
-    if is_fake_quantizer(mod) and hasattr(mod, method):
+def _switch(mod: nn.Module, learning: bool) -> bool:
+    """Whether it is one that learns; those of other packages answer too."""
+    method = "enable_range_learning" if learning else "disable_range_learning"
+    learns = is_fake_quantizer(mod) and hasattr(mod, method)
+    if learns:
         getattr(mod, method)()
+    return learns

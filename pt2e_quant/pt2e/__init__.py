@@ -5,11 +5,14 @@ from .plan import Group, Plan, Point, make_plan
 from .prepare import prepare_pt2e
 from .qat.check import Parity, check_converted
 from .qat.prepare import prepare_qat_pt2e
+from .qat.schedule import QATSchedule
 from .qat.switches import (
     disable_fake_quant,
     disable_observer,
+    disable_range_learning,
     enable_fake_quant,
     enable_observer,
+    enable_range_learning,
     freeze_bn_stats,
     update_bn_stats,
 )
@@ -24,14 +27,17 @@ __all__ = [
     "Plan",
     "Point",
     "PointRecord",
+    "QATSchedule",
     "QuantizedIO",
     "Record",
     "check_converted",
     "convert_pt2e",
     "disable_fake_quant",
     "disable_observer",
+    "disable_range_learning",
     "enable_fake_quant",
     "enable_observer",
+    "enable_range_learning",
     "freeze_bn_stats",
     "make_plan",
     "prepare_pt2e",

@@ -27,7 +27,7 @@ from .pattern import Match, Op, Pattern, op, trace
 from .registry import find_quantizers, load_quantizer
 from .rule import BIAS, INHERIT, INPUT, OUTPUT, WEIGHT, Rule, one_scale, rule, same_as
 from .rule_quantizer import RuleQuantizer
-from .training import for_training, trained_activation, trained_weight
+from .training import for_training, trained_activation, trained_weight, with_learned_scales
 
 __all__ = [
     "BIAS",
@@ -70,4 +70,5 @@ __all__ = [
     "trace",
     "trained_activation",
     "trained_weight",
+    "with_learned_scales",
 ]

@@ -1,6 +1,7 @@
 """From a configuration for calibration to the one for training: the same integers, rounded in every forward.
 
-A backend writes its configuration once; `is_qat=True` passes it through `for_training`.
+A backend writes its configuration once; `is_qat=True` passes it through `for_training`, and `with_learned_scales` makes
+parameters of its scales.
 """
 
 from __future__ import annotations
@@ -8,9 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..checks import checked
 from ..errors import SpecError
-from ..fake_quantize import FakeQuantize, PerGroupFakeQuantize
+from ..fake_quantize import (
+    FakeQuantize,
+    FakeQuantizeBase,
+    LearnableFakeQuantize,
+    LearnablePerGroupFakeQuantize,
+    PerGroupFakeQuantize,
+)
 from ..observer import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
@@ -21,10 +30,22 @@ from ..specs import QuantizationSpec, QuantizationSpecBase, integer_range, is_pe
 from .config import QuantizationConfig
 from .reading import Constructor, read_constructor
 
-__all__ = ["AVERAGING_CONSTANT", "for_training", "trained_activation", "trained_weight"]
+__all__ = [
+    "AVERAGING_CONSTANT",
+    "for_training",
+    "trained_activation",
+    "trained_weight",
+    "with_learned_scales",
+]
 
 AVERAGING_CONSTANT = 0.01
 """Weight of a new batch in the moving average that training keeps of the range of an activation."""
+
+_FLOAT_QPARAMS = torch.per_channel_affine_float_qparams
+_LEARNABLE: dict[Any, type[FakeQuantizeBase]] = {
+    FakeQuantize: LearnableFakeQuantize,
+    PerGroupFakeQuantize: LearnablePerGroupFakeQuantize,
+}
 
 
 @checked(SpecError)
@@ -42,6 +63,37 @@ def for_training(config: QuantizationConfig, *, averaging_constant: float = AVER
     same = config.output_activation is config.input_activation
     outputs = inputs if same else trained_activation(config.output_activation, averaging_constant)
     return QuantizationConfig(inputs, outputs, trained_weight(config.weight), trained_weight(config.bias), is_qat=True)
+
+
+@checked(SpecError)
+def with_learned_scales(config: QuantizationConfig, *, learn_zero_points: bool = True) -> QuantizationConfig:
+    """The same integers with scales that are parameters of the model (LSQ; with zero points, LSQ+).
+
+    Scales follow the observers of `for_training` until `enable_range_learning(prepared)`, or start from a calibration:
+    `prepare_qat_pt2e(..., calibration=...)`. Dynamic tensors, fixed qparams, real-valued zero points and casts stay as
+    they are. Sources: see `LearnableFakeQuantize`.
+
+    Args:
+        config: what `get_..._config()` of a backend returns, for calibration or for training.
+        learn_zero_points: train the zero points of asymmetric schemes too; False keeps those of the start.
+    """
+    config = for_training(config)
+    inputs = _learned(config.input_activation, learn_zero_points)
+    same = config.output_activation is config.input_activation
+    outputs = inputs if same else _learned(config.output_activation, learn_zero_points)
+    weight, bias = (_learned(spec, learn_zero_points) for spec in (config.weight, config.bias))
+    return QuantizationConfig(inputs, outputs, weight, bias, is_qat=True)
+
+
+def _learned(spec: QuantizationSpecBase | None, learn_zero_point: bool) -> QuantizationSpecBase | None:
+    if not isinstance(spec, QuantizationSpec) or spec.is_dynamic or spec.qscheme is _FLOAT_QPARAMS:
+        return spec
+    constructor = read_constructor(spec.observer_or_fake_quant_ctr)
+    learnable = _LEARNABLE.get(constructor.made)
+    if learnable is None:
+        return spec
+    recipe = learnable.with_args(**constructor.arguments, use_grad_scaling=True, learn_zero_point=learn_zero_point)
+    return replace(spec, observer_or_fake_quant_ctr=recipe)
 
 
 def trained_activation(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -23,6 +24,7 @@ from ..capture import capture
 from ..prepare import checked_name, observed
 from .batch_norm import unfold_batch_norm
 from .dropout import pass_over_dropouts
+from .start import start_from_calibration
 
 __all__ = ["prepare_qat_pt2e"]
 
@@ -36,6 +38,7 @@ def prepare_qat_pt2e(
     require: Iterable[str] = (),
     allow_empty: bool = False,
     decompose: Iterable[str] | None = None,
+    calibration: Any = None,
 ) -> ExportedModule:
     """Insert the fake quantizers that a quantizer asks for; train the result, then `convert_pt2e` it.
 
@@ -48,6 +51,10 @@ def prepare_qat_pt2e(
         quantizer: one whose specs make fake quantizers, such as
             XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True)).
         require, allow_empty, decompose: as in `prepare_pt2e`.
+        calibration: what activations are rounded to from the start, instead of what training shows: a calibrated model
+            that `prepare_pt2e` returned for the same export (a file goes into one by `load_calibration`), or batches,
+            in which MSEObserver finds the ranges. The observers of activations rest then, until `enable_observer`;
+            scales that are parameters (`with_learned_scales`) are learned from there on.
 
     Returns:
         A module with the calling convention of `model`, in the mode that this was exported in. train() and eval() work
@@ -56,6 +63,7 @@ def prepare_qat_pt2e(
     Raises:
         CaptureError, TargetingError, AnnotationError, SharingError, SpecError: as in `prepare_pt2e`.
         CoverageError: nothing would be quantized, or less than `require` demands; or nothing would be rounded.
+        CalibrationError: `calibration` is for another model, or saw no data at a tensor.
     """
     name = checked_name(quantizer)
     captured = capture(model, decompositions(decompose, quantizer), to_train=True)
@@ -68,7 +76,10 @@ def prepare_qat_pt2e(
     for path, part in graphs(gm):
         pass_over_dropouts(part)
         unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
-    return finish(gm).train(captured.training)
+    finish(gm)
+    if calibration is not None:
+        start_from_calibration(gm, calibration)
+    return gm.train(captured.training)
 
 
 def _nothing_rounded(name: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...checks import checked
 from ...errors import TargetingError
-from ...fake_quantize import toggle_fake_quantizers
+from ...fake_quantize import toggle_fake_quantizers, toggle_range_learning
 from ...graph.module import ExportedModule
 from ...meta import FROZEN_NORMS_KEY
 from ...passes.fold_batch_norm import is_batch_norm
@@ -22,8 +22,10 @@ from ...passes.fold_batch_norm import is_batch_norm
 __all__ = [
     "disable_fake_quant",
     "disable_observer",
+    "disable_range_learning",
     "enable_fake_quant",
     "enable_observer",
+    "enable_range_learning",
     "freeze_bn_stats",
     "update_bn_stats",
 ]
@@ -67,6 +69,26 @@ def disable_fake_quant(model: nn.Module) -> int:
         TargetingError: there is none.
     """
     return toggle_fake_quantizers(model, fake_quant=False)
+
+
+@checked(TargetingError)
+def enable_range_learning(model: nn.Module) -> int:
+    """Train the scales and zero points that are parameters, whose observers then rest; how many modules have them.
+
+    Raises:
+        TargetingError: there is none.
+    """
+    return toggle_range_learning(model, True)
+
+
+@checked(TargetingError)
+def disable_range_learning(model: nn.Module) -> int:
+    """Leave scales and zero points where training has brought them; how many modules have them.
+
+    Raises:
+        TargetingError: there is none.
+    """
+    return toggle_range_learning(model, False)
 
 
 @checked(TargetingError)
