@@ -9,6 +9,7 @@ __all__ = [
     "DROPPED_KEY",
     "FOLDED_KEY",
     "FROZEN_NORMS_KEY",
+    "HANDLE_KEY",
     "MERGED_KEY",
     "NESTED_KEY",
     "ORIGIN_KEY",
@@ -24,6 +25,10 @@ __all__ = [
 
 AROUND_KEY = "pt2e_quant_around"
 """GraphModule.meta key: a function that takes the module and returns what each of its runs happens inside."""
+
+HANDLE_KEY = "numeric_debug_handle"
+"""Key in node.meta["custom"], of the reference, which export passes on: the number by which the numeric debugger knows
+one value in every version of a model."""
 
 NESTED_KEY = "pt2e_quant_nested_in"
 """GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""

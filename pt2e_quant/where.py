@@ -15,6 +15,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 from .meta import NESTED_KEY
 
 __all__ = [
+    "computed_name",
     "copy_origin",
     "describe_site",
     "exported_name",
@@ -162,4 +163,16 @@ def exported_name(node: Node) -> str:
         name, made_by, sources = sources[0].name, sources[0].pass_name, sources[0].from_node
         if made_by == "ExportedProgram.module()":
             break
+    return name
+
+
+def computed_name(node: Node) -> str:
+    """Name, in the program that was exported first, of the node whose value this one has.
+
+    Like `exported_name`, but through every export, decomposition and file since then. Where an op was folded into
+    this one, it is the name of that op: a convolution that took a batch norm in computes what the batch norm did.
+    """
+    name, sources = node.name, node.meta.get("from_node")
+    while sources:
+        name, sources = sources[-1].name, sources[-1].from_node
     return name

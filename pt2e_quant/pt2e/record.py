@@ -118,12 +118,14 @@ class Representation:
     forms:    float ops that are integer ones now, with the type that they compute in
     left:     ops and dequantizes on quantized tensors that stayed in float, with the reason
     codes:    quantize nodes of the converted graph, with the node here that holds the same codes
+    grids:    what those codes stand for, by the node here
     """
 
     rounding: str
     forms: dict[str, str]
     left: dict[str, str]
     codes: dict[str, str]
+    grids: dict[str, Grid] = field(default_factory=dict)
 
 
 @dataclass

@@ -85,6 +85,7 @@ class _Walk:
     formed: float ops that have an integer form here, with the type they compute in
     left:   those that have none, with the reason
     codes:  the node that holds what a quantize gave, by the name of the quantize
+    grids:  what those codes stand for
     """
 
     gm: GraphModule
@@ -93,6 +94,7 @@ class _Walk:
     formed: dict[Node, str] = field(default_factory=dict)
     left: dict[Node, str] = field(default_factory=dict)
     codes: dict[str, Node] = field(default_factory=dict)
+    grids: dict[Node, Grid] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.gm)
@@ -159,6 +161,7 @@ class _Walk:
         codes: Symbol = value.quantized(out, self.rounding, self.writer)
         node.replace_all_uses_with(codes.node)
         self.codes[node.name] = codes.node
+        self.grids[codes.node] = out
 
     def products_to_float(self, read: set[Node]) -> None:
         """Products that are still read as real numbers: sum integers, and scale the sum."""
@@ -173,7 +176,8 @@ class _Walk:
         left = {node.name: reason for node, reason in self.left.items() if node.name in alive} | _left_inside(self.gm)
         forms = {node.name: kind for node, kind in self.formed.items() if node.name not in alive}
         codes = {name: node.name for name, node in self.codes.items()}
-        return Representation(self.rounding.value, forms, left, codes)
+        grids = {node.name: grid for node, grid in self.grids.items()}
+        return Representation(self.rounding.value, forms, left, codes, grids)
 
 
 def _left_inside(gm: GraphModule) -> dict[str, str]:
