@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pt2e_quant import explain, prepare_pt2e
-from pt2e_quant.lowering.executorch.xnnpack import limits
+from pt2e_quant.lowering.executorch.xnnpack import limits as xnnpack
+from pt2e_quant.lowering.inductor import limits as inductor
 from pt2e_quant.quantizer import RuleQuantizer
 from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
 from quantizers.x86_inductor import (
@@ -129,15 +130,15 @@ IN_GRAPH = {"mean over height and width": "mean", "linear, from addmm": "linear"
 
 def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
     """Quantizer and configurations of each backend, by the names in the table."""
-    xnnpack, x86 = get_symmetric_quantization_config, get_default_x86_inductor_quantization_config
+    symmetric, x86 = get_symmetric_quantization_config, get_default_x86_inductor_quantization_config
     arm = get_default_arm_inductor_quantization_config
     return {
         "XNNPACK": (
             XNNPACKQuantizer,
             {
-                "static": xnnpack(is_per_channel=True),
-                "static per tensor": xnnpack(),
-                "dynamic": xnnpack(is_per_channel=True, is_dynamic=True),
+                "static": symmetric(is_per_channel=True),
+                "static per tensor": symmetric(),
+                "dynamic": symmetric(is_per_channel=True, is_dynamic=True),
             },
         ),
         "x86": (
@@ -215,11 +216,11 @@ def _name(op: Any) -> str:
     return str(op).split(".")[1].rstrip("_")
 
 
-def kernels() -> Iterator[str]:
-    """What each kernel of XNNPACK does not take, in the words of its limits."""
-    for kernel in limits.KERNELS:
-        said = " ".join(str(limit.__doc__).partition("\n")[0] for limit in kernel.limits)
-        yield f"- {kernel.name}: {said or 'any.'}"
+def kernels(limits: Mapping[str, Iterable[Callable[..., object]]]) -> Iterator[str]:
+    """What each kernel of a backend takes, in the words of its limits."""
+    for name, asked in limits.items():
+        said = " ".join(str(limit.__doc__).partition("\n")[0] for limit in asked)
+        yield f"- {name}: {said or 'any.'}"
 
 
 def markdown() -> str:
@@ -250,7 +251,9 @@ def markdown() -> str:
         marks = ["x" if why is None else f"{reasons.setdefault(why, len(reasons) + 1)}" for why in said.values()]
         lines.append(f"| {name} | " + " | ".join(marks) + " |")
     lines += ["", "Reasons:", "", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    lines += ["", "## What XNNPACK's integer kernels take", "", *kernels(), ""]
+    for_xnnpack = {kernel.name: kernel.limits for kernel in xnnpack.KERNELS}
+    lines += ["", "## What XNNPACK's integer kernels take", "", *kernels(for_xnnpack)]
+    lines += ["", "## What Inductor's integer kernels take", "", *kernels(inductor.LIMITS), ""]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ __all__ = [
     "DIV",
     "DROPOUT",
     "EMBEDDING",
+    "EMBEDDING_BAG",
     "EXPAND",
     "HARDTANH",
     "LEAKY_RELU",
@@ -57,12 +58,14 @@ __all__ = [
     "MATMUL",
     "MAX_POOL",
     "MEAN",
+    "MM",
     "MUL",
     "PAD",
     "PERMUTE",
     "QUANTIZE",
     "RELU",
     "RELU6",
+    "RELUS",
     "RESHAPE",
     "RNN",
     "SLICE",
@@ -72,6 +75,7 @@ __all__ = [
     "SUB",
     "UNBIND",
     "UPSAMPLE_NEAREST",
+    "dynamic_ceiling",
     "factors",
     "fills_zeros",
     "functional",
@@ -86,6 +90,7 @@ __all__ = [
     "known",
     "memory_of",
     "op_name",
+    "pads_zeros",
     "register_quantized_decomposed",
     "resolve",
     "twins",
@@ -257,14 +262,16 @@ CONV_TRANSPOSE3D = _row("conv_transpose3d.input")
 CONV_TRANSPOSE = (*CONV_TRANSPOSE1D, *CONV_TRANSPOSE2D, *CONV_TRANSPOSE3D)
 CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
 LINEAR = _row("linear.default")
-MATMUL = _row("mm.default bmm.default matmul.default addmm.default baddbmm.default")
+MM = _row("mm.default matmul.default addmm.default")
+MATMUL = (*MM, *_row("bmm.default baddbmm.default"))
 ATTENTION = _row("scaled_dot_product_attention.default")
 RNN = _row("lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data")
 COMPOSITE = _row(
     "softplus.default mish.default hardshrink.default softshrink.default celu.default lerp.Scalar lerp.Tensor "
     "cosine_similarity.default"
 )
-EMBEDDING = _row("embedding.default embedding_bag.default embedding_bag.padding_idx")
+EMBEDDING_BAG = _row("embedding_bag.default embedding_bag.padding_idx")
+EMBEDDING = (*_row("embedding.default"), *EMBEDDING_BAG)
 BATCH_NORM = _row(
     "batch_norm.default native_batch_norm.default cudnn_batch_norm.default miopen_batch_norm.default "
     "_batch_norm_impl_index.default _batch_norm_no_update.default _batch_norm_with_update.default "
@@ -293,6 +300,7 @@ RELU = _row("relu.default")
 RELU6 = _row("relu6.default")
 LEAKY_RELU = _row("leaky_relu.default")
 HARDTANH = _row("hardtanh.default")
+RELUS = (*RELU, *RELU6, *HARDTANH)
 SOFTMAX = _row("softmax.int _softmax.default")
 CLAMP = _row("clamp.default clip.default clamp_min.default clamp_max.default")
 
@@ -457,6 +465,20 @@ def is_value_preserving(op: object) -> bool:
 def fills_zeros(op: object) -> bool:
     """Whether a value-preserving op may put zeros into its output as well (a pad, tril); among codes, zero points."""
     return _holds("fills", op)
+
+
+def pads_zeros(node: Node) -> bool:
+    """Whether a node is a pad that fills with zeros; where its amounts are negative, it crops as well."""
+    if node.target not in PAD:
+        return False
+    bound = bind(node)
+    return bound.get("mode", "constant") == "constant" and _is_zero(bound["value"] or 0)
+
+
+def dynamic_ceiling(sizes: Sequence[Any], ceil_mode: bool) -> str | None:
+    """Why no backend pools in integers: sizes that are only known at run time would be rounded up."""
+    fixed = all(isinstance(size, int) for size in sizes)
+    return "ceil_mode with dynamic shapes" if ceil_mode and not fixed else None
 
 
 def is_commutative(op: object) -> bool:

@@ -23,6 +23,7 @@ from .errors import SpecError
 __all__ = [
     "DYNAMIC_PER_CHANNEL",
     "FLOAT8",
+    "FOUR_BITS",
     "PER_CHANNEL",
     "PER_TENSOR",
     "DerivedQuantizationSpec",
@@ -36,6 +37,7 @@ __all__ = [
     "is_per_channel",
     "is_symmetric",
     "range_of",
+    "uneven_groups",
 ]
 
 EdgeOrNode = tuple[Node, Node] | Node
@@ -48,6 +50,9 @@ DYNAMIC_PER_CHANNEL = "a dynamic spec cannot be per channel: run-time qparams ex
 PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FOUR_BITS = (-8, 7)
+"""Bounds of signed integers of 4 bits, which torch stores as int8."""
+
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 _QUANTIZED_STORAGE = {
     torch.qint8: torch.int8,
@@ -82,6 +87,12 @@ def _sub_byte_range(dtype: torch.dtype) -> tuple[int, int]:
     name = str(dtype).removeprefix("torch.")
     signed, bits = not name.startswith("u"), int("".join(filter(str.isdigit, name)))
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+
+
+@checked(SpecError)
+def uneven_groups(width: int, group: int, what: str = "") -> str | None:
+    """Why rows of so many values do not split into groups that share a scale; None where they do, or `group` is 0."""
+    return f"{what or f'rows of {width}'} do not split into groups of {group}" if group and width % group else None
 
 
 @checked(SpecError)

@@ -12,12 +12,14 @@ from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import PerChannelMinMaxObserver, PerGroupMinMaxObserver
 from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, for_training, op, rule
-from pt2e_quant.specs import QuantizationSpec
+from pt2e_quant.specs import FOUR_BITS, QuantizationSpec, uneven_groups
+
+from .common import computed_table
 
 __all__ = ["RULES", "EmbeddingQuantizer", "get_embedding_config"]
 
 aten = torch.ops.aten
-_RANGES = {8: (-127, 127), 4: (-8, 7)}
+_RANGES = {8: (-127, 127), 4: FOUR_BITS}
 
 embedding_of = op(aten.embedding.default)
 
@@ -56,22 +58,17 @@ def no_weight(match: Match) -> str | None:
     return "the configuration keeps weights in float" if weight is None else None
 
 
-def computed_table(match: Match) -> str | None:
-    return None if match.is_constant("w") else f"{match.captures['w']} is computed at run time; no table is stored"
-
-
-def uneven_groups(match: Match) -> str | None:
-    size, value = match.config.group_size if match.config is not None else 0, match.value("w")
-    width = value.shape[-1] if value is not None else size
-    if size and width % min(size, width):
-        return f"rows of {width} do not split into groups of {size}"
-    weight = match.config.weight if match.config is not None else None
-    if getattr(weight, "quant_min", None) == -8 and width % 2:
+def uneven_rows(match: Match) -> str | None:
+    config, value = match.config, match.value("w")
+    if config is None or value is None:
+        return None
+    width, weight = value.shape[-1], config.weight_spec
+    if weight is not None and weight.bounds == FOUR_BITS and width % 2:
         return f"rows of {width} values of 4 bits do not fill bytes"
-    return None
+    return uneven_groups(width, min(config.group_size, width))
 
 
-@rule(w=WEIGHT, unless=[no_weight, computed_table, uneven_groups])
+@rule(w=WEIGHT, unless=[no_weight, computed_table, uneven_rows])
 def embedding(w, indices):
     """Only the table: what the kernel returns is floating point."""
     return embedding_of(w, indices)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from pt2e_quant import ops
 from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import PerChannelMinMaxObserver
 from pt2e_quant.quantizer import (
@@ -30,7 +31,9 @@ from pt2e_quant.quantizer import (
     rule,
     same_as,
 )
-from pt2e_quant.specs import QuantizationSpec
+from pt2e_quant.specs import QuantizationSpec, uneven_groups
+
+from .common import computed_table, copying, drops_values
 
 __all__ = [
     "CONVOLUTIONS",
@@ -94,23 +97,14 @@ def config_of(match: Match) -> QuantizationConfig:
 
 # Ops ------------------------------------------------------------------------------------------------------------------
 
-conv = op(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
-linear = op(aten.linear.default)
-rectify = op(aten.relu.default)
-after_conv = op(*limits.AFTER_CONV)
-after_linear = op(*limits.AFTER_LINEAR)
-plus = op(aten.add.Tensor)
+conv, linear = op(*ops.CONV1D, *ops.CONV2D), op(*ops.LINEAR)
+rectify, plus = op(*ops.RELU), op(*ops.ADD)
+after_conv, after_linear = op(*limits.AFTER_CONV), op(*limits.AFTER_LINEAR)
 product = op(aten.matmul.default, aten.bmm.default)
-concatenate = op(aten.cat.default, aten.concat.default, aten.concatenate.default)
+concatenate, padding = op(*ops.CAT), op(*ops.PAD)
 maximum_of = op(aten.max_pool2d.default)
 average = op(aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
-lookup = op(aten.embedding.default)
-lookup_bags = op(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
-padding = op(aten.pad.default, aten.constant_pad_nd.default)
-copying = op(
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
-    aten.contiguous.default, aten.alias.default, aten.detach.default,
-)  # fmt: skip
+lookup, lookup_bags = op(aten.embedding.default), op(*ops.EMBEDDING_BAG)
 reshaping = op(*limits.MOVES)
 
 
@@ -156,24 +150,24 @@ def not_8_bits(match: Match) -> str | None:
 
 
 def _activation(match: Match) -> torch.dtype:
-    return getattr(config_of(match).input_activation, "dtype", torch.uint8)
+    spec = config_of(match).input_spec
+    return torch.uint8 if spec is None or spec.dtype is None else spec.dtype
+
+
+def _weight(match: Match) -> torch.dtype | None:
+    spec = config_of(match).weight_spec
+    return None if spec is None else spec.dtype
 
 
 def not_weight_only(match: Match) -> str | None:
     if not match.explicit and not config_of(match).is_weight_only:
         return "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
-    return (
-        "its table is not int8, which is what Inductor looks up"
-        if getattr(config_of(match).weight, "dtype", None) is not torch.int8
-        else None
-    )
+    return None if _weight(match) is torch.int8 else "its table is not int8, which is what Inductor looks up"
 
 
-def no_table(match: Match) -> str | None:
-    if not match.is_constant("w"):
-        return f"{match.captures['w']} is computed at run time; no table is stored"
+def uneven_rows(match: Match) -> str | None:
     w = match.value("w")
-    return None if w is None else limits.grouped_rows(w.shape[1], config_of(match).group_size)
+    return None if w is None else uneven_groups(w.shape[1], min(config_of(match).group_size, w.shape[1]))
 
 
 def no_kernel_for_bags(match: Match) -> str | None:
@@ -188,8 +182,8 @@ def not_asked_for(match: Match) -> str | None:
 
 
 def half_weights_in_half_models(match: Match) -> str | None:
-    x, weight = match.value("x"), config_of(match).weight
-    return limits.half_weights(x.dtype) if x is not None and getattr(weight, "dtype", None) is torch.float16 else None
+    x = match.value("x")
+    return limits.half_weights(x.dtype) if x is not None and _weight(match) is torch.float16 else None
 
 
 def computed_parameters(match: Match) -> str | None:
@@ -236,9 +230,7 @@ def not_fused_sum(match: Match) -> str | None:
 
 def unusual_pool(match: Match) -> str | None:
     x = match.value("x")
-    if x is None or (reason := limits.pooled_without_batch(x.dim())) is not None:
-        return None if x is None else reason
-    return "ceil_mode with dynamic shapes" if match.argument(maximum_of, "ceil_mode") and _is_dynamic(x) else None
+    return None if x is None else limits.pooled(x.shape, match.argument(maximum_of, "ceil_mode"))
 
 
 def converts(match: Match) -> str | None:
@@ -246,26 +238,14 @@ def converts(match: Match) -> str | None:
     return f"dtype={dtype}: it converts; leave it out" if dtype is not None else None
 
 
-def drops_values(match: Match) -> str | None:
-    training = match.argument(copying, "train")
-    return "captured in training mode, it drops values; call model.eval() before export" if training else None
-
-
 def not_zero_padding(match: Match) -> str | None:
-    mode, value = match.argument(padding, "mode"), match.argument(padding, "value")
-    if mode not in (None, "constant") or value:
-        return f"mode={mode!r}, value={value}: only zeros are padded in integers"
-    return None
+    return limits.not_zero_padding(match.root)
 
 
 def _steps(match: Match, dimensions: int) -> list[int]:
     dilation = match.argument(conv, "dilation")
     given = list(dilation) if isinstance(dilation, (list, tuple)) else [dilation]
     return given * dimensions if len(given) == 1 else given
-
-
-def _is_dynamic(x: torch.Tensor) -> bool:
-    return not all(isinstance(size, int) for size in x.shape)
 
 
 _CONV = (computed_parameters, unbatched, uneven_same_padding)
@@ -326,12 +306,12 @@ def matmul(a, b):
     return product(a, b)
 
 
-@rule(w=WEIGHT, unless=[not_weight_only, no_table])
+@rule(w=WEIGHT, unless=[not_weight_only, computed_table, uneven_rows])
 def embedding(w, index):
     return lookup(w, index)
 
 
-@rule(w=WEIGHT, unless=[not_weight_only, no_table, no_kernel_for_bags])
+@rule(w=WEIGHT, unless=[not_weight_only, computed_table, uneven_rows, no_kernel_for_bags])
 def embedding_bag(w, index, offsets):
     return lookup_bags(w, index, offsets)
 
@@ -373,10 +353,8 @@ LINEARS = (linear_add_relu, linear_add, linear_unary, linear_only)
 NO_TABLES = "this quantizer has no recipe for tables of integers"
 _FUSED = "Inductor computes it in float, in one loop with its neighbours"
 REASONS = MappingProxyType(
-    dict.fromkeys(
-        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), limits.TRANSPOSED
-    )
-    | dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), "Inductor has integer convolutions in 1-d and 2-d only")
+    dict.fromkeys(ops.CONV_TRANSPOSE, limits.TRANSPOSED)
+    | dict.fromkeys(ops.CONV3D, "Inductor has integer convolutions in 1-d and 2-d only")
     | dict.fromkeys(
         (
             aten.add.Tensor, aten.clamp.default, aten.sub.Tensor,

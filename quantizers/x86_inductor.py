@@ -15,7 +15,7 @@ from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, PlaceholderObserver
 from pt2e_quant.quantizer import Match, QuantizationConfig, for_training
-from pt2e_quant.specs import QuantizationSpec
+from pt2e_quant.specs import FOUR_BITS, QuantizationSpec, uneven_groups
 
 from .inductor_quantizer import InductorQuantizer
 from .inductor_rules import (
@@ -63,7 +63,7 @@ def get_default_x86_inductor_quantization_config(
     activation = QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,
-        quant_max=127 if reduce_range else 255,
+        quant_max=limits.WITHOUT_VNNI if reduce_range else 255,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
         observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
@@ -99,9 +99,12 @@ def get_x86_inductor_int4_weight_only_quantization_config(group_size: int = 128)
         SpecError: torch has no kernel for groups of that size.
     """
     if group_size not in limits.GROUPS:
-        raise SpecError(f"torch has kernels for groups of 32, 64, 128 or 256 weights of 4 bits, got {group_size=}")
+        *sizes, largest = map(str, limits.GROUPS)
+        known = f"{', '.join(sizes)} or {largest}"
+        raise SpecError(f"torch has kernels for groups of {known} weights of 4 bits, got {group_size=}")
+    low, high = FOUR_BITS
     weight = QuantizationSpec(
-        dtype=torch.int8, quant_min=-8, quant_max=7, qscheme=torch.per_channel_symmetric, ch_axis=0,
+        dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_channel_symmetric, ch_axis=0,
         observer_or_fake_quant_ctr=PerGroupMinMaxObserver.with_args(
             group_size=group_size, scale_dtype=torch.bfloat16
         ),
@@ -118,7 +121,8 @@ def not_linear_scheme(match: Match) -> str | None:
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
         return "float16 weights need float activations; set input_activation=None" if mixed else None
-    uneven = None if w is None else limits.grouped_rows(w.shape[1], config.group_size, f"its {w.shape[1]} inputs")
+    width = 0 if w is None else w.shape[1]
+    uneven = uneven_groups(width, min(config.group_size, width), f"its {width} inputs")
     return uneven or weight_format(match) or not_unsigned(match)
 
 

@@ -28,7 +28,6 @@ from pt2e_quant.observer import (
     PerTokenPlaceholderObserver,
     PlaceholderObserver,
 )
-from pt2e_quant.ops import COPY, DROPOUT
 from pt2e_quant.quantizer import (
     INHERIT,
     INPUT,
@@ -51,6 +50,8 @@ from pt2e_quant.quantizer import (
     trained_activation,
 )
 from pt2e_quant.specs import QuantizationSpec, QuantizationSpecBase, is_per_channel
+
+from .common import copying, drops_values
 
 __all__ = ["RULES", "XNNPACKQuantizer", "get_8da4w_config", "get_symmetric_quantization_config"]
 
@@ -137,7 +138,6 @@ plus, minus, times = op(*limits.ADD.ops), op(*limits.SUB.ops), op(*limits.MUL.op
 concatenate, mean_of, average = op(*limits.CAT.ops), op(*limits.MEAN.ops), op(*limits.AVERAGE.ops)
 maximum_of, clamping, reshaping = op(*limits.MAX_POOL.ops), op(*limits.CLAMP.ops), op(*limits.RESHAPE.ops)
 slicing, squeezing = op(*limits.SLICE.ops), op(*limits.SQUEEZE.ops)
-copying = op(*DROPOUT, *COPY)
 
 Unless = Callable[[Match], "str | None"]
 
@@ -159,7 +159,7 @@ def _case(match: Match, declared: Op) -> Case:
     """The operator, quantized as the user's configuration asks for it."""
     config = match.config or QuantizationConfig(None, None, None)
     static: Literal["static"] | None = None if config.input_activation is None else "static"
-    per_channel = is_per_channel(getattr(config.weight, "qscheme", None))
+    per_channel = config.weight_spec is not None and is_per_channel(config.weight_spec.qscheme)
     return Case(
         next(node for known, node in match.calls if known is declared),
         activation="dynamic" if config.is_dynamic else static,
@@ -181,11 +181,6 @@ def huge_constant(match: Match) -> str | None:
         if isinstance(node, Node) and node in match.constants and _largest(match.constants.value(node)) > _HUGE:
             return f"the constant {node} reaches beyond {_HUGE:g}; next to it all other values would round to one"
     return None
-
-
-def drops_values(match: Match) -> str | None:
-    training = match.argument(copying, "train")
-    return "captured in training mode, it drops values; call model.eval() before export" if training else None
 
 
 def _largest(constant: Tensor) -> float:

@@ -206,7 +206,7 @@ def test_each_backend_has_an_entry_point_in_pyproject():
         (ROOT / "pyproject.toml").read_text().split('[project.entry-points."pt2e_quant.quantizers"]')[1].split("[")[0]
     )
     named_there = dict(re.findall(r'^(\w+) = "quantizers\.\1:(\w+)"$', section, re.MULTILINE))
-    shared = {"__init__", "decoder", "inductor_quantizer", "inductor_rules"}  # decoder: a recipe of several
+    shared = {"__init__", "common", "decoder", "inductor_quantizer", "inductor_rules"}  # decoder: a recipe of several
     assert set(named_there) == {path.stem for path in (ROOT / "quantizers").glob("*.py")} - shared
     for module, name in named_there.items():
         assert hasattr(importlib.import_module(f"quantizers.{module}"), name)

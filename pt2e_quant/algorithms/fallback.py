@@ -22,7 +22,7 @@ from ..errors import CaptureError
 from ..graph.constants import Constants
 from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
-from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, HARDTANH, LINEAR, RELU, RELU6, factors, is_conv_transpose
+from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, RELUS, factors, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..qparams import affine_qparams, fake_quantize
 from ..sqnr import decibels, differences, floating, power
@@ -32,7 +32,6 @@ from .calibrated import Batches, private_copy, rounded_weight, run_again, run_al
 __all__ = ["Sensitivity", "worst_ops"]
 
 _PRODUCTS = frozenset((*LINEAR, *CONV, *CONV_TRANSPOSE, *CONVOLUTION))
-_CLAMPS = frozenset((*RELU, *RELU6, *HARDTANH))
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _quantized(gm: GraphModule, ops: list[Node], batches: list[Arguments], outpu
 def _rounded_last(op: Node) -> Node:
     """Whose range the kernel's output has: that of the clamp which is fused with it, of the op itself without one."""
     readers = list(op.users)
-    return readers[0] if len(readers) == 1 and readers[0].target in _CLAMPS else op
+    return readers[0] if len(readers) == 1 and readers[0].target in RELUS else op
 
 
 class _Codes:

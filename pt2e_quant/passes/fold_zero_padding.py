@@ -9,7 +9,7 @@ from ..arguments import bind, set_argument
 from ..checks import checked
 from ..errors import CaptureError
 from ..graph.module import tidy
-from ..ops import PAD
+from ..ops import pads_zeros
 
 __all__ = ["fold_zero_padding"]
 
@@ -35,11 +35,10 @@ def fold_zero_padding(gm: GraphModule) -> GraphModule:
 
 def _even_zeros(pad: object, spatial: int) -> list[int] | None:
     """Zeros that a pad adds on each side, by spatial dimension from first to last; None when it does anything else."""
-    if not isinstance(pad, Node) or pad.target not in PAD:
+    if not isinstance(pad, Node) or not pads_zeros(pad):
         return None
-    arguments = bind(pad)
-    amounts = list(arguments["pad"])
-    if arguments.get("mode", "constant") != "constant" or arguments["value"] or len(amounts) > 2 * spatial:
+    amounts = list(bind(pad)["pad"])
+    if len(amounts) > 2 * spatial:
         return None
     sides = list(zip(amounts[::2], amounts[1::2], strict=True))
     if not all(isinstance(before, int) and before == after and before >= 0 for before, after in sides):

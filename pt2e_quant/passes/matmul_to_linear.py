@@ -19,6 +19,7 @@ from ..graph.constants import Constants
 from ..graph.module import tidy
 from ..graph.values import is_float_tensor
 from ..graph.write import Writer, function
+from ..ops import MM, functional
 
 __all__ = ["matmul_to_linear"]
 
@@ -32,7 +33,7 @@ def matmul_to_linear(gm: GraphModule) -> GraphModule:
 
     addmm with beta or alpha not 1 stays.
     """
-    forms = (aten.mm.default, aten.matmul.default, aten.addmm.default)
+    forms = frozenset(map(functional, MM))
     found = [node for node in gm.graph.nodes if node.target in forms and is_float_tensor(node)]
     if not found:
         return gm

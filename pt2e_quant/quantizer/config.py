@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from ..specs import QuantizationSpecBase
-from .reading import read_constructor
+from .reading import SpecReading, read_spec
 
 __all__ = ["QuantizationConfig"]
 
@@ -28,10 +29,20 @@ class QuantizationConfig:
     bias: QuantizationSpecBase | None = None
     is_qat: bool = False
 
+    @functools.cached_property
+    def input_spec(self) -> SpecReading | None:
+        """How inputs are quantized, whichever package the spec is of."""
+        return None if self.input_activation is None else read_spec(self.input_activation)
+
+    @functools.cached_property
+    def weight_spec(self) -> SpecReading | None:
+        """How weights are quantized, whichever package the spec is of."""
+        return None if self.weight is None else read_spec(self.weight)
+
     @property
     def is_dynamic(self) -> bool:
         """Input qparams are computed from each tensor at run time."""
-        return bool(getattr(self.input_activation, "is_dynamic", False))
+        return self.input_spec is not None and self.input_spec.is_dynamic
 
     @property
     def is_weight_only(self) -> bool:
@@ -40,8 +51,8 @@ class QuantizationConfig:
     @property
     def group_size(self) -> int:
         """How many neighbours in a row of the weight share a scale; 0 when that is not the scheme."""
-        constructor = getattr(self.weight, "observer_or_fake_quant_ctr", None)
-        return int(read_constructor(constructor).arguments.get("group_size", 0))
+        made_by = None if self.weight_spec is None else self.weight_spec.constructor
+        return 0 if made_by is None else int(made_by.arguments.get("group_size", 0))
 
     def weight_only(self) -> QuantizationConfig:
         """The same with activations in floating point."""

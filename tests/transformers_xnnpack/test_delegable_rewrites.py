@@ -13,12 +13,12 @@ from pt2e_quant.graph.module import clone, finish, tidy
 from pt2e_quant.lowering.executorch.passes.attention_on_merged_heads import attention_on_merged_heads
 from pt2e_quant.lowering.executorch.passes.copies_to_concatenate import copies_to_concatenate
 from pt2e_quant.lowering.executorch.passes.expands_to_products import expands_to_products
+from pt2e_quant.lowering.executorch.passes.fold_constants import fold_constants
 from pt2e_quant.lowering.executorch.passes.fold_factors_into_linears import fold_factors_into_linears
 from pt2e_quant.lowering.executorch.passes.means_to_linears import means_to_linears
 from pt2e_quant.lowering.executorch.passes.norms_to_linears import norms_to_linears
 from pt2e_quant.lowering.executorch.passes.slices_to_linears import slices_to_linears
 from pt2e_quant.lowering.executorch.passes.weighted_sums_to_products import weighted_sums_to_products
-from pt2e_quant.passes.fold_constants import fold_constants
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.transformers_xnnpack.small_transformers import calls
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.lowering.executorch.passes.take_apart import take_apart
 from pt2e_quant.ops import COMPOSITE
 from pt2e_quant.passes.own_dequantizes import own_dequantizes
-from pt2e_quant.passes.take_apart import take_apart
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 F = nn.functional

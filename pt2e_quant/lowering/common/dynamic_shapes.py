@@ -1,4 +1,4 @@
-"""Keep the dynamic dimensions of a graph when it is exported again; refuse those that ExecuTorch cannot plan for."""
+"""Keep the dynamic dimensions of a graph when it is exported again, each with its range."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from ...errors import LoweringError
-from ...where import locate
-
-__all__ = ["check_bounds", "derive_dynamic_shapes"]
+__all__ = ["derive_dynamic_shapes", "range_of", "symbolic_sizes"]
 
 _UNBOUNDED = 2**40
 
@@ -27,7 +24,7 @@ def derive_dynamic_shapes(
     """
     leaves, tree = pytree.tree_flatten((args, kwargs))
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    symbolic = [_symbolic_sizes(node) for node in placeholders]
+    symbolic = [symbolic_sizes(node) for node in placeholders]
     if len(leaves) != len(placeholders) or not any(symbolic):
         return None, args, kwargs  # torch.export says what does not fit
     sizes = _sizes_of_symbols(symbolic, leaves)
@@ -38,28 +35,8 @@ def derive_dynamic_shapes(
     return [*shaped_args, *shaped_kwargs.values()], args, kwargs
 
 
-def check_bounds(program: ExportedProgram) -> None:
-    """Refuse inputs of unbounded size: ExecuTorch plans memory for the largest size of each dimension.
-
-    Raises:
-        LoweringError: names every such input and dimension.
-    """
-    unbounded = [
-        f"{locate(node)}, dimension {index}"
-        for node in program.graph.nodes
-        if node.op == "placeholder"
-        for index, size in _symbolic_sizes(node).items()
-        if not bool(_range(size).upper <= _UNBOUNDED)
-    ]
-    if unbounded:
-        listing = "\n  ".join(unbounded)
-        raise LoweringError(
-            "ExecuTorch plans memory ahead and needs an upper bound for every dynamic dimension; there is none for\n"
-            f'  {listing}\n  Export with Dim("name", min=..., max=...), or pass dynamic_shapes to lower_to_executorch.'
-        )
-
-
-def _symbolic_sizes(node: Node) -> dict[int, SymInt]:
+def symbolic_sizes(node: Node) -> dict[int, SymInt]:
+    """The sizes of a node's value that depend on the inputs, by dimension."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return {}
@@ -67,14 +44,15 @@ def _symbolic_sizes(node: Node) -> dict[int, SymInt]:
     return {index: size for index, size in enumerate(sizes) if isinstance(size, SymInt)}
 
 
-def _range(size: SymInt) -> Any:
-    return size.node.shape_env.bound_sympy(size.node.expr)
+def range_of(size: SymInt) -> tuple[int, int | None]:
+    """The smallest and the largest that a size can be; None for no bound."""
+    bounds = size.node.shape_env.bound_sympy(size.node.expr)
+    return int(max(bounds.lower, 0)), int(bounds.upper) if bool(bounds.upper <= _UNBOUNDED) else None
 
 
 def _dim(size: SymInt) -> Any:
-    bounds = _range(size)
-    upper = int(bounds.upper) if bool(bounds.upper <= _UNBOUNDED) else None
-    return Dim.AUTO(min=max(int(bounds.lower), 0), max=upper)
+    smallest, largest = range_of(size)
+    return Dim.AUTO(min=smallest, max=largest)
 
 
 def _sizes_of_symbols(symbolic: list[dict[int, SymInt]], leaves: list[Any]) -> dict[Any, int]:
@@ -84,7 +62,7 @@ def _sizes_of_symbols(symbolic: list[dict[int, SymInt]], leaves: list[Any]) -> d
         for index, size in dims.items():
             expression = size.node.expr
             if expression.is_Symbol and isinstance(leaf, Tensor) and index < leaf.dim():
-                wanted = max(leaf.shape[index], 2, int(_range(size).lower))
+                wanted = max(leaf.shape[index], 2, range_of(size)[0])
                 sizes[expression] = max(sizes.get(expression, 0), wanted)
     return sizes
 

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.fx import Node
 
-from ...arguments import bind
-from ...graph.values import rank
-from ...ops import (
-    CHOOSE_QPARAMS,
-    CONV,
-    CONV_TRANSPOSE,
-    CONVOLUTION,
-    HARDTANH,
-    LINEAR,
-    RELU,
-    RELU6,
-    factors,
-    is_call,
-    is_conv_transpose,
-    is_dequantize,
-    is_quantize,
-    op_name,
-)
+from ...ops import CHOOSE_QPARAMS, CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, MM, factors, is_call, is_dequantize
 
-__all__ = ["Gemm", "as_gemm", "output_quantize"]
+__all__ = ["Gemm", "Q", "as_gemm", "is_dynamic"]
 
 Q = torch.ops.quantized_decomposed
-
-
-_FUSED = frozenset((*RELU, *RELU6, *HARDTANH))
-
-
-_PRODUCTS = frozenset(
-    (
-        *CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR,
-        torch.ops.aten.mm.default, torch.ops.aten.matmul.default, torch.ops.aten.addmm.default,
-    )
-)  # fmt: skip
-
-
+_PRODUCTS = frozenset((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR, *MM))
 _CHOOSE = frozenset(CHOOSE_QPARAMS)
 
 
@@ -53,9 +22,8 @@ class Gemm:
 
     Args:
         node: the operator.
-        activation, bias: its operands; before a convolution, zeros padded to the activation are part of it.
+        activation, bias: its operands.
         weight: the dequantize of its weight.
-        quantize: the quantize of its output, after an optional relu or hardtanh that fuses; None without one.
         dynamic: the activation's qparams are computed while the program runs.
     """
 
@@ -63,50 +31,22 @@ class Gemm:
     activation: Node
     weight: Node
     bias: Node | None
-    quantize: Node | None
     dynamic: bool
 
 
 def as_gemm(node: Node) -> Gemm | None:
-    """The operator with its surroundings, when it is a convolution or matrix product with a dequantized weight."""
+    """The operator with its operands, when it is a convolution or matrix product with a dequantized weight."""
     if not is_call(node) or node.target not in _PRODUCTS:
         return None
     activation, weight, bias = factors(node)
     if not isinstance(activation, Node) or not is_dequantize(weight):
         return None
-    if node.target in (*CONV, *CONVOLUTION) and _is_padding(activation) and not is_conv_transpose(node):
-        activation = activation.all_input_nodes[0]  # the convolution's kernel pads, too
-    dynamic = is_dequantize(activation) and _is_chosen_while_running(activation)
-    return Gemm(node, activation, weight, bias, output_quantize(node, _FUSED), dynamic)
+    return Gemm(node, activation, weight, bias, is_dynamic(activation))
 
 
-def _is_padding(node: Node) -> bool:
-    """A pad with zeros around the image that only one node reads."""
-    if not is_call(node) or op_name(node) not in ("pad", "constant_pad_nd") or len(node.users) != 1:
-        return False
-    bound, dimensions = bind(node), rank(node)
-    amounts = list(bound["pad"])
-    zeros = bound.get("mode", "constant") == "constant" and not bound["value"]
-    inside = dimensions is not None and not any(amounts[2 * (dimensions - 2) :])
-    return zeros and inside and all(isinstance(amount, int) and amount >= 0 for amount in amounts)
-
-
-def _is_chosen_while_running(dequantize: Node) -> bool:
-    scale = dequantize.args[1]
+def is_dynamic(activation: Node) -> bool:
+    """Whether a tensor is dequantized with qparams that are computed while the program runs."""
+    scale = activation.args[1] if is_dequantize(activation) else None
     if not isinstance(scale, Node) or not is_call(scale) or not scale.all_input_nodes:
         return False
     return scale.all_input_nodes[0].target in _CHOOSE
-
-
-def output_quantize(node: Node, fused: Container[Any]) -> Node | None:
-    """The quantize that is the only user of the node, or of the fused activation that is its only user."""
-    for _ in range(2):
-        if len(node.users) != 1:
-            return None
-        (user,) = node.users
-        if is_quantize(user):
-            return user
-        if user.target not in fused:
-            return None
-        node = user
-    return None

@@ -24,12 +24,13 @@ from ...passes.runner import run_everywhere, run_pass
 from ...pt2e.record import record_of
 from ...where import locate_all
 from ..common.calling import CallingConvention
-from ..common.dynamic_shapes import check_bounds, derive_dynamic_shapes
+from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
 from ..common.program import Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from . import runtime as _executorch
 from .account import Account, take_account
+from .bounds import check_bounds
 from .control_flow import check_control_flow
 from .embeddings import tied_tables
 from .kernels import check_kernels, check_out_variants, unchecked

@@ -12,19 +12,18 @@ from torch.fx import GraphModule
 
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.decompose_attention import decompose_attention
-from ...passes.fold_constants import fold_constants
 from ...passes.lift_scalars import lift_scalars
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
 from ...passes.spell_out_sums import spell_out_sums
-from ...passes.take_apart import take_apart
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
 from .passes.copies_to_concatenate import copies_to_concatenate
 from .passes.copy_results_of_branches import copy_results_of_branches
 from .passes.embeddings_to_kernels import embeddings_to_kernels
 from .passes.expands_to_products import expands_to_products
+from .passes.fold_constants import fold_constants
 from .passes.fold_factors_into_linears import fold_factors_into_linears
 from .passes.matmul_to_bmm import matmul_to_bmm
 from .passes.means_to_linears import means_to_linears
@@ -40,6 +39,7 @@ from .passes.reshapes_to_views import reshapes_to_views
 from .passes.slices_to_linears import slices_to_linears
 from .passes.softmax_on_rows import softmax_on_rows
 from .passes.spell_out_defaults import spell_out_defaults
+from .passes.take_apart import take_apart
 from .passes.weighted_sums_to_products import weighted_sums_to_products
 
 __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]

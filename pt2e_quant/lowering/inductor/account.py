@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...graph.nested import graphs
 from ...meta import MERGED_KEY, NESTED_KEY
-from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize
+from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, pads_zeros
 from ..common.entry import origin
 from ..common.gemm import as_gemm
 from ..common.program import Fallback
@@ -246,6 +246,8 @@ def _float_input(node: Node) -> str | None:
     gemm = as_gemm(node)
     if gemm is None or is_dequantize(gemm.activation):
         return None
+    if pads_zeros(gemm.activation):
+        return "its input is padded in float; quantize what the padding returns as well"
     return "only its weight is quantized, for which Inductor has a kernel for linear and int8 per channel only"
 
 

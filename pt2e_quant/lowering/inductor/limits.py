@@ -7,30 +7,33 @@ which of Inductor's patterns each of them stands for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from ...ops import op_name
+from ...arguments import bind
+from ...ops import RELU, RELUS, dynamic_ceiling, op_name, pads_zeros
 
 __all__ = [
     "AFTER_CONV",
     "AFTER_LINEAR",
     "BAGS",
     "GROUPS",
+    "LIMITS",
     "MEAN",
     "MOVES",
     "TRANSPOSED",
     "WITHOUT_VNNI",
     "bounds",
     "computed",
-    "grouped_rows",
     "half_weights",
     "moves",
     "not_8_bits",
-    "pooled_without_batch",
+    "not_zero_padding",
+    "pooled",
     "signed_convolution",
     "summed",
     "taken_apart",
@@ -41,12 +44,10 @@ __all__ = [
 
 aten = torch.ops.aten
 
-AFTER_CONV = (
-    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default,
-)  # fmt: skip
+AFTER_CONV = (*RELUS, aten.hardswish.default, aten.silu.default)
 """One of these a convolution's kernel also computes."""
 
-AFTER_LINEAR = (aten.relu.default, aten.gelu.default)
+AFTER_LINEAR = (*RELU, aten.gelu.default)
 
 MOVES = (
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.ravel.default,
@@ -86,21 +87,21 @@ def moves(node: Node) -> bool:
 
 
 def signed_convolution(dtype: torch.dtype) -> str | None:
-    """Of a convolution's input, or of a linear's in a static recipe, on processors."""
+    """Unsigned activations of convolutions and, in a static recipe, of linears; on processors."""
     if dtype is torch.uint8:
         return None
     return f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
 
 
 def not_8_bits(dtype: torch.dtype) -> str | None:
-    """Of the input of any product."""
+    """Activations of 8 bits."""
     if dtype in (torch.uint8, torch.int8):
         return None
     return f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
 
 
 def weight(axis: int, zero_points: torch.Tensor | None, scales: torch.Tensor | None) -> list[str]:
-    """Of a stored weight with a scale for each channel: what Inductor ignores, and what fails when it runs."""
+    """Weights with a scale in float32 for each output channel and zero points of 0."""
     found = []
     if zero_points is not None and bool(zero_points.any()):
         found.append("a channel of the weight has a zero point other than 0, which Inductor ignores")
@@ -112,7 +113,7 @@ def weight(axis: int, zero_points: torch.Tensor | None, scales: torch.Tensor | N
 
 
 def half_weights(dtype: torch.dtype) -> str | None:
-    """Of the input of a linear with a weight in float16."""
+    """Weights in float16 with inputs in float32."""
     if dtype is torch.float32:
         return None
     return f"the input is {_name(dtype)}; oneDNN takes float16 weights with float32 inputs only"
@@ -122,23 +123,28 @@ def half_weights(dtype: torch.dtype) -> str | None:
 
 
 def computed(name: str) -> str:
+    """Weight and bias are constants."""
     return f"{name} is computed at run time; Inductor packs constant weights and biases only"
 
 
 def unbatched(x: int, w: int) -> str | None:
-    """Of the dimensions of input and weight."""
+    """With a batch dimension.
+
+    Of the dimensions of input and weight.
+    """
     if x == w or (w == 2 and x > 2):
         return None
     return "the input has no batch dimension; Inductor's integer kernels need one"
 
 
 def uneven_padding(padding: object, kernel: Sequence[int], dilation: Sequence[int]) -> str | None:
+    """padding='same' where that is as much on both sides."""
     spans = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)] if padding == "same" else []
     return "padding='same' pads unevenly here; oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
 
 
 def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
-    """Of a linear: its sizes. Inductor writes out products of a few numbers, before any kernel can take them."""
+    """Of more than a few numbers: smaller products Inductor writes out, before any kernel can take them."""
     one_row = isinstance(rows, int) and rows == 1
     outer = isinstance(rows, int) and inputs == 1 and rows + outputs <= _SMALL_OUTER
     if (one_row and (outputs == 1 or max(inputs, outputs) <= _SMALL)) or outer:
@@ -150,14 +156,17 @@ def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
 
 
 def bounds(low: object, high: object) -> str | None:
-    """Of the clamp after a convolution."""
+    """A clamp after it between two numbers, the smaller one first."""
     if not all(isinstance(bound, (int, float)) for bound in (low, high)):
         return "it clamps at bounds that are computed; the kernel needs numbers"
     return f"it clamps at {low} and {high}, the wrong way round for the kernel" if low > high else None  # type: ignore[operator]
 
 
 def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | None, same: bool) -> str | None:
-    """Of an add after a product: the factor, both operands, and whether the other one is the product itself."""
+    """A sum after it, with alpha=1, of another tensor of the same shape and dtype.
+
+    Of an add after a product: the factor, both operands, and whether the other one is the product itself.
+    """
     if alpha not in (None, 1):
         return f"alpha={alpha}; the kernel adds with 1"
     if same:
@@ -169,27 +178,40 @@ def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | No
     return None if other.shape == product.shape else "its operands have different shapes; the kernel does not broadcast"
 
 
-def pooled_without_batch(dimensions: int) -> str | None:
-    return None if dimensions == 4 else "the input has no batch dimension; Inductor's integer max pooling needs one"
+def pooled(sizes: Sequence[Any], ceil_mode: bool) -> str | None:
+    """With a batch dimension; ceil_mode with fixed shapes only."""
+    if len(sizes) != 4:
+        return "the input has no batch dimension; Inductor's integer max pooling needs one"
+    return dynamic_ceiling(sizes, ceil_mode)
+
+
+def not_zero_padding(node: Node) -> str | None:
+    """Zeros only."""
+    given = bind(node)
+    words = f"mode={given.get('mode', 'constant')!r}, value={given['value']}"
+    return None if pads_zeros(node) else f"{words}: only zeros are padded in integers"
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def grouped_rows(columns: int, group: int | None, what: str = "") -> str | None:
-    """Of a stored matrix and the size of its groups."""
-    if not group or columns % min(group, columns) == 0:
-        return None
-    return f"{what or f'rows of {columns}'} do not split into groups of {group}"
-
-
 def bags(mode: int, left_out: int | None, grouped: bool) -> str | None:
-    """torch's kernel sums rows of 8 bits with a scale each; a mean divides what it returns."""
+    """Sums of rows of 8 bits with a scale each; means too, where none is left out by padding_idx."""
     if mode == _MAX:
         return BAGS["max"]
     if mode == MEAN and left_out is not None:
         return BAGS["mean"].format(left_out)
     return BAGS["groups"] if grouped else None
+
+
+LIMITS: MappingProxyType[str, tuple[Callable[..., object], ...]] = MappingProxyType({
+    "convolution": (computed, unbatched, not_8_bits, signed_convolution, weight, uneven_padding, bounds, summed),
+    "linear": (computed, unbatched, not_8_bits, signed_convolution, weight, half_weights, summed, taken_apart),
+    "max_pool2d": (pooled,),
+    "pad": (not_zero_padding,),
+    "embedding_bag": (bags,),
+})  # fmt: skip
+"""What each kernel, or loop of ours, does not take; the first line of a limit says what it does take."""
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -27,7 +27,7 @@ from ...meta import DROPPED_KEY
 from ...passes.runner import run_everywhere
 from ...where import node_id
 from ..common.calling import CallingConvention
-from ..common.dynamic_shapes import derive_dynamic_shapes
+from ..common.dynamic_shapes import derive_dynamic_shapes, range_of
 from ..common.entry import Inputs, explaining, take
 from ..common.program import Fallback, Remark, remarks_on_float, verify_program
 from ..common.verify import Program
@@ -194,13 +194,11 @@ def _inputs(exported: ExportedProgram) -> tuple[InputSpec | None, ...]:
     )
 
 
-def _span(size: Any) -> tuple[int, int]:
+def _span(size: Any) -> tuple[int, int | None]:
     if isinstance(size, int):
         return size, size
-    bounds = size.node.shape_env.bound_sympy(size.node.expr)
-    largest = 2**62
-    smallest = int(bounds.lower) if bool(bounds.lower > 2) else 1  # export traces sizes of 1 as 2
-    return smallest, int(bounds.upper) if bool(bounds.upper < largest) else largest
+    smallest, largest = range_of(size)
+    return smallest if smallest > 2 else 1, largest  # export traces sizes of 1 as 2
 
 
 def _fell_back(fallbacks: tuple[Fallback, ...]) -> LoweringError:

@@ -55,19 +55,20 @@ class InductorKernel:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an input must be: its dtype, and for each dimension the smallest and largest size."""
+    """What an input must be: its dtype, and for each dimension the smallest and largest size, None for no bound."""
 
     name: str
     dtype: torch.dtype
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int | None], ...]
 
     def accepts(self, value: object) -> bool:
         if not isinstance(value, Tensor) or value.dtype is not self.dtype or value.dim() != len(self.sizes):
             return False
-        return all(low <= size <= high for size, (low, high) in zip(value.shape, self.sizes, strict=True))
+        spans = zip(value.shape, self.sizes, strict=True)
+        return all(low <= size and (high is None or size <= high) for size, (low, high) in spans)
 
     def __str__(self) -> str:
-        spans = (str(low) if low == high else f"{low}..{high if high < 2**40 else ''}" for low, high in self.sizes)
+        spans = (str(low) if low == high else f"{low}..{'' if high is None else high}" for low, high in self.sizes)
         return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(spans)}]"
 
 

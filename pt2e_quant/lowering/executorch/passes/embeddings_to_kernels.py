@@ -14,13 +14,14 @@ from ....arguments import bind
 from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Writer
+from ....specs import FOUR_BITS
 from ...common.gemm import Q
 from .. import runtime
 
 __all__ = ["embeddings_to_kernels", "stored_table"]
 
 _ROWS = (Q.dequantize_per_channel.default, Q.dequantize_per_channel_group.default)
-_FOUR_BITS, _BYTE = (-8, 7), (-128, 127)
+_BYTE = (-128, 127)
 
 
 def embeddings_to_kernels(gm: GraphModule) -> GraphModule:
@@ -39,7 +40,7 @@ def embeddings_to_kernels(gm: GraphModule) -> GraphModule:
         with write.before(node):
             parts = [None if one is None else write.constant(one).node for one in stored]
             kernel = (Q.embedding_4bit if four else Q.embedding_byte).default
-            arguments = (*parts, *(_FOUR_BITS if four else _BYTE), node.args[1])
+            arguments = (*parts, *(FOUR_BITS if four else _BYTE), node.args[1])
             write.replace(node, write.call_with_value(kernel, arguments, {}, lambda node=node: node.meta["val"]))  # type: ignore[misc]
     return tidy(gm)
 
@@ -57,7 +58,7 @@ def stored_table(table: object) -> tuple[Tensor, Tensor, Tensor | None] | None:
     bound, value = bind(table), table.meta.get("val")
     if bound.get("axis", 0) != 0 or not isinstance(value, Tensor) or value.dtype is not torch.float32:
         return None
-    four = (bound["quant_min"], bound["quant_max"]) == _FOUR_BITS and codes.shape[1] % 2 == 0
+    four = (bound["quant_min"], bound["quant_max"]) == FOUR_BITS and codes.shape[1] % 2 == 0
     offsets = zeros.to(torch.float32) if bool(zeros.any()) else None
     return (_packed(codes) if four else codes), scales.to(torch.float32), offsets
 

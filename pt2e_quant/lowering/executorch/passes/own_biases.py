@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from ....graph.attributes import constant, free_name, insert_attribute
 from ....graph.module import tidy
-from ...common.gemm import as_gemm
+from ..xnnpack.patterns import as_product
 
 __all__ = ["own_biases"]
 
@@ -22,13 +22,13 @@ def own_biases(gm: GraphModule) -> GraphModule:
     readers = Counter(str(node.target) for node in gm.graph.find_nodes(op="get_attr") for _ in node.users)
     names = free_name(gm, "_bias_")
     for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or gemm.dynamic or gemm.bias is None or readers[str(gemm.bias.target)] < 2:
+        product = as_product(node)
+        if product is None or product.dynamic or product.bias is None or readers[str(product.bias.target)] < 2:
             continue
-        value = constant(gemm.bias)
+        value = constant(product.bias)
         if value is not None:
             copied = nn.Parameter(value.detach().clone(), requires_grad=False)
             with gm.graph.inserting_before(node):
-                own = insert_attribute(gm, next(names), copied, like=gemm.bias, by="own_biases")
-            node.replace_input_with(gemm.bias, own)
+                own = insert_attribute(gm, next(names), copied, like=product.bias, by="own_biases")
+            node.replace_input_with(product.bias, own)
     return tidy(gm)

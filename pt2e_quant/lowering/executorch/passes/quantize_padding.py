@@ -12,9 +12,8 @@ from ....graph.module import tidy
 from ....graph.write import Writer
 from ....grid import Grid
 from ....ops import PAD, is_quantize
-from ...common.gemm import as_gemm
 from ..xnnpack.limits import Case, not_zero_padding
-from ..xnnpack.patterns import why_portable
+from ..xnnpack.patterns import as_product, why_portable
 from .steps import on_grid
 
 __all__ = ["quantize_padding"]
@@ -39,5 +38,5 @@ def _pads_with_zeros(node: Node) -> bool:
 
 
 def _belongs_to_a_kernel(users: list[Node]) -> bool:
-    gemm = as_gemm(users[0]) if len(users) == 1 else None
-    return gemm is not None and not any(why_portable(gemm))
+    product = as_product(users[0]) if len(users) == 1 else None
+    return product is not None and not any(why_portable(product))

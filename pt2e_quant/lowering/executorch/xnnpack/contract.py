@@ -21,12 +21,11 @@ from ....graph.attributes import constant
 from ....graph.values import rank
 from ....grid import Grid
 from ....meta import PORTABLE
-from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, is_conv_transpose, op_name
+from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, MM, is_conv_transpose, op_name
 from ....where import locate, node_id
 from ...common.entry import origin
-from ...common.gemm import Gemm, as_gemm
 from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, LARGEST_FACTOR, NO_3D, WEIGHT_RANGE, group_size
-from .patterns import IntegerOp, as_integer_op, why_portable
+from .patterns import IntegerOp, Product, as_integer_op, as_product, why_portable
 
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "keep_outside", "raise_fatal"]
 
@@ -89,13 +88,13 @@ def check_xnnpack_contract(model: GraphModule) -> tuple[Violation, ...]:
 
 def _findings(node: Node) -> Iterator[tuple[str, Finding]]:
     yield from _run(CHECKS_OF_NODES, node)
-    gemm, op = as_gemm(node), as_integer_op(node)
-    if gemm is not None:
-        refused = list(why_portable(gemm))
+    product, op = as_product(node), as_integer_op(node)
+    if product is not None:
+        refused = list(why_portable(product))
         for reason in refused:
             yield "left_to_portable_kernels", ("portable", reason, "Quantize it as XNNPACK needs it, or not at all.")
         if not refused:
-            yield from _run(CHECKS_OF_GEMMS, gemm)
+            yield from _run(CHECKS_OF_PRODUCTS, product)
     if op is not None:
         yield from _run(CHECKS_OF_OTHER_KERNELS, op)
 
@@ -133,10 +132,10 @@ def keep_outside(violations: tuple[Violation, ...]) -> None:
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def weight_zero_point_is_zero(gemm: Gemm) -> Iterator[Finding]:
+def weight_zero_point_is_zero(product: Product) -> Iterator[Finding]:
     fix = "Quantize weights with a symmetric scheme (torch.per_channel_symmetric)."
-    bound = bind(gemm.weight)
-    if gemm.weight.target is Q.dequantize_per_tensor.default:
+    bound = bind(product.weight)
+    if product.weight.target is Q.dequantize_per_tensor.default:
         if bound["zero_point"] != 0:
             yield "init", "the weight has a zero point other than 0", fix
         return
@@ -145,31 +144,31 @@ def weight_zero_point_is_zero(gemm: Gemm) -> Iterator[Finding]:
         yield "wrong", "a channel of the weight has a zero point other than 0, which XNNPACK ignores", fix
 
 
-def weight_scale_is_float32(gemm: Gemm) -> Iterator[Finding]:
-    scale = constant(gemm.weight.args[1])
+def weight_scale_is_float32(product: Product) -> Iterator[Finding]:
+    scale = constant(product.weight.args[1])
     if scale is None or scale.dtype == torch.float32:
         return
-    if gemm.weight.target is Q.dequantize_per_channel_group.default and scale.dtype == torch.bfloat16:
+    if product.weight.target is Q.dequantize_per_channel_group.default and scale.dtype == torch.bfloat16:
         return  # what XNNPACK stores for groups
     yield "init", f"the scale of the weight is {scale.dtype}", "Store it as float32, as convert_pt2e does."
 
 
-def weight_axis_is_the_output_channel(gemm: Gemm) -> Iterator[Finding]:
-    if gemm.weight.target is not Q.dequantize_per_channel.default:
+def weight_axis_is_the_output_channel(product: Product) -> Iterator[Finding]:
+    if product.weight.target is not Q.dequantize_per_channel.default:
         return
-    name, axis = op_name(gemm.node), bind(gemm.weight)["axis"]
+    name, axis = op_name(product.node), bind(product.weight)["axis"]
     if name in ("mm", "matmul"):
         fix = "Write it as torch.nn.functional.linear(x, weight.t()), or quantize the weight per tensor."
         yield "error", "XNNPACK takes a product without bias with per-tensor weights only", fix
         return
-    wanted = 1 if name == "addmm" or is_conv_transpose(gemm.node) else 0
+    wanted = 1 if name == "addmm" or is_conv_transpose(product.node) else 0
     if axis != wanted:
         severity: Severity = "error" if name == "addmm" else "init"
         yield severity, f"the scales of the weight lie along axis {axis}", f"XNNPACK needs axis {wanted} for {name}."
 
 
-def weight_is_int8(gemm: Gemm) -> Iterator[Finding]:
-    dtype = bind(gemm.weight)["dtype"]
+def weight_is_int8(product: Product) -> Iterator[Finding]:
+    dtype = bind(product.weight)["dtype"]
     if dtype != torch.int8:
         yield (
             "error",
@@ -178,14 +177,14 @@ def weight_is_int8(gemm: Gemm) -> Iterator[Finding]:
         )
 
 
-def weight_groups_are_of_4_bits_and_multiples_of_32(gemm: Gemm) -> Iterator[Finding]:
-    if gemm.weight.target is not Q.dequantize_per_channel_group.default:
+def weight_groups_are_of_4_bits_and_multiples_of_32(product: Product) -> Iterator[Finding]:
+    if product.weight.target is not Q.dequantize_per_channel_group.default:
         return
-    bound = bind(gemm.weight)
+    bound = bind(product.weight)
     size, low, high = bound["group_size"], bound["quant_min"], bound["quant_max"]
-    if (low, high) != GROUP_RANGE and size < gemm.weight.meta["val"].shape[-1]:
+    if (low, high) != GROUP_RANGE and size < product.weight.meta["val"].shape[-1]:
         yield "error", f"groups of weights have the range {low}..{high}", "XNNPACK takes groups of 4 bits only: -8..7."
-    elif (reason := group_size(size)) is not None and size < gemm.weight.meta["val"].shape[-1]:
+    elif (reason := group_size(size)) is not None and size < product.weight.meta["val"].shape[-1]:
         yield "error", reason, f"Choose a group_size of {GROUP}, {2 * GROUP}, {4 * GROUP}, ..."
 
 
@@ -198,12 +197,11 @@ def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
         )
 
 
-def factor_can_be_requantized(gemm: Gemm) -> Iterator[Finding]:
-    grids = [Grid.of(node) if node is not None else None for node in (gemm.activation, gemm.quantize)]
-    scale = (
-        constant(gemm.weight.args[1]) if isinstance(gemm.weight.args[1], Node) else torch.tensor(gemm.weight.args[1])
-    )
-    if gemm.dynamic or scale is None or scale.numel() == 0 or grids[0] is None or grids[1] is None:
+def factor_can_be_requantized(product: Product) -> Iterator[Finding]:
+    grids = [Grid.of(node) if node is not None else None for node in (product.activation, product.quantize)]
+    given = product.weight.args[1]
+    scale = constant(given) if isinstance(given, Node) else torch.tensor(given)
+    if product.dynamic or scale is None or scale.numel() == 0 or grids[0] is None or grids[1] is None:
         return
     factor = float(scale.double().abs().max()) * grids[0].scale / grids[1].scale
     if factor >= LARGEST_FACTOR:
@@ -218,8 +216,8 @@ def factor_can_be_requantized(gemm: Gemm) -> Iterator[Finding]:
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def inputs_and_output_are_int8(kernel: Gemm | IntegerOp) -> Iterator[Finding]:
-    inputs = (kernel.activation,) if isinstance(kernel, Gemm) else kernel.inputs
+def inputs_and_output_are_int8(kernel: Product | IntegerOp) -> Iterator[Finding]:
+    inputs = (kernel.activation,) if isinstance(kernel, Product) else kernel.inputs
     for tensor in (*inputs, kernel.quantize):
         dtype = bind(tensor)["dtype"] if tensor is not None and _is_per_tensor(tensor) else torch.int8
         if dtype != torch.int8:
@@ -253,10 +251,10 @@ def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
         )
 
 
-def dynamic_qparams_are_per_row(gemm: Gemm) -> Iterator[Finding]:
-    if not gemm.dynamic or gemm.activation.target is not Q.dequantize_per_tensor.tensor:
+def dynamic_qparams_are_per_row(product: Product) -> Iterator[Finding]:
+    if not product.dynamic or product.activation.target is not Q.dequantize_per_tensor.tensor:
         return
-    shape, linear = gemm.activation.meta["val"].shape, gemm.node.target in LINEAR
+    shape, linear = product.activation.meta["val"].shape, product.node.target in LINEAR
     if any(not isinstance(size, int) or size > 1 for size in (shape[:-1] if linear else shape[:1])):
         unit = "row" if linear else "sample"
         yield (
@@ -274,11 +272,11 @@ def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
         yield "error", NO_3D, "Lower to another backend, or write it with 2-D convolutions."
 
 
-def products_with_a_matrix_do_not_fuse(gemm: Gemm) -> Iterator[Finding]:
-    if op_name(gemm.node) in ("mm", "matmul", "addmm") and not gemm.dynamic and gemm.quantize not in gemm.node.users:
-        (activation,) = gemm.node.users
+def products_with_a_matrix_do_not_fuse(product: Product) -> Iterator[Finding]:
+    if product.node.target in MM and not product.dynamic and product.quantize not in product.node.users:
+        (activation,) = product.node.users
         fix = f"Write it as torch.nn.functional.linear, or quantize between it and {op_name(activation)}."
-        yield "init", f"XNNPACK cannot fuse {op_name(activation)} into {op_name(gemm.node)}, though it tries", fix
+        yield "init", f"XNNPACK cannot fuse {op_name(activation)} into {op_name(product.node)}, though it tries", fix
 
 
 def _is_per_tensor(node: Node) -> bool:
@@ -293,7 +291,7 @@ CHECKS_OF_NODES: tuple[Check[Node], ...] = (
 )
 """Rules for every call in the graph."""
 
-CHECKS_OF_GEMMS: tuple[Check[Gemm], ...] = (
+CHECKS_OF_PRODUCTS: tuple[Check[Product], ...] = (
     weight_zero_point_is_zero,
     weight_scale_is_float32,
     weight_axis_is_the_output_channel,

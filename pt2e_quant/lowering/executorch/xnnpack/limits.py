@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from .... import ops
 from ....arguments import bind
+from ....specs import FOUR_BITS, uneven_groups
 
 __all__ = [
     "ACTIVATION_RANGE",
@@ -61,7 +62,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
-ACTIVATION_RANGE, WEIGHT_RANGE, GROUP_RANGE = (-128, 127), (-127, 127), (-8, 7)
+ACTIVATION_RANGE, WEIGHT_RANGE, GROUP_RANGE = (-128, 127), (-127, 127), FOUR_BITS
 """Bounds of the integers; weights in groups have 4 bits."""
 
 LARGEST_FACTOR = 256.0
@@ -147,7 +148,7 @@ def grouped_weights(case: Case) -> str | None:
     if case.activation != "dynamic":
         return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
     width = weight[1]
-    return f"its {width} inputs do not split into groups of {case.group}" if width % case.group else None
+    return uneven_groups(width, case.group, f"its {width} inputs")
 
 
 def computed_parameters(case: Case) -> str | None:
@@ -210,7 +211,7 @@ def grouped_transpose(case: Case) -> str | None:
 def not_zero_padding(case: Case) -> str | None:
     """Zeros only, and nothing cut off."""
     mode, value, amounts = (case.argument(name) for name in ("mode", "value", "pad"))
-    if mode not in (None, "constant") or value:
+    if not ops.pads_zeros(case.node):
         return f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros"
     crops = any(isinstance(amount, int) and amount < 0 for amount in amounts)
     return f"pad={list(amounts)}: it crops, XNNPACK's convolutions only pad" if crops else None
@@ -268,8 +269,7 @@ def unusual_pool(case: Case) -> str | None:
     stride = _pair(case.argument("stride") or kernel)
     if any(step > size for step, size in zip(stride, kernel, strict=True)):
         return f"stride {stride} is larger than the kernel {kernel}; XNNPACK's max pooling cannot skip"
-    dynamic = x is not None and not all(isinstance(size, int) for size in x)
-    return "ceil_mode with dynamic shapes" if case.argument("ceil_mode") and dynamic else None
+    return ops.dynamic_ceiling(x or (), case.argument("ceil_mode"))
 
 
 # --- moves ------------------------------------------------------------------------------------------------------------
@@ -321,18 +321,16 @@ class Kernel:
 
 
 _WEIGHTS = (half_in_float, dynamic_per_tensor, grouped_weights, computed_parameters)
-_CLAMPS = (*ops.RELU, *ops.RELU6, *ops.HARDTANH)
 
 CONVOLUTION = Kernel(
-    "convolution", (*ops.CONV1D, *ops.CONV2D), (*_WEIGHTS, unbatched, dynamic_convolution), fuses=_CLAMPS
+    "convolution", (*ops.CONV1D, *ops.CONV2D), (*_WEIGHTS, unbatched, dynamic_convolution), fuses=ops.RELUS
 )
 TRANSPOSED = Kernel(
     "transposed convolution", (*ops.CONV_TRANSPOSE1D, *ops.CONV_TRANSPOSE2D),
-    (*_WEIGHTS, not_static, unbatched, grouped_transpose), fuses=_CLAMPS,
+    (*_WEIGHTS, not_static, unbatched, grouped_transpose), fuses=ops.RELUS,
 )  # fmt: skip
-LINEAR = Kernel("linear", ops.LINEAR, _WEIGHTS, fuses=_CLAMPS)
-_MATRIX = (aten.mm.default, aten.matmul.default, aten.addmm.default)
-MATRIX = Kernel("product with a constant matrix", _MATRIX, (*_WEIGHTS, unbatched), _CLAMPS)
+LINEAR = Kernel("linear", ops.LINEAR, _WEIGHTS, fuses=ops.RELUS)
+MATRIX = Kernel("product with a constant matrix", ops.MM, (*_WEIGHTS, unbatched), ops.RELUS)
 PADDING = Kernel("zeros padded before a convolution", ops.PAD, (not_zero_padding,))
 ADD = Kernel("add", ops.ADD, (not_static, scaled_operand, scalar_operand), fuses=ops.RELU)
 SUB = Kernel("sub", ops.SUB, (not_static, scaled_operand, scalar_operand))
@@ -341,7 +339,7 @@ CAT = Kernel("cat", ops.CAT, (not_static, alone), moves=True)
 MEAN = Kernel("mean", (aten.mean.dim,), (not_static, not_spatial_mean))
 AVERAGE = Kernel("adaptive_avg_pool2d", (aten.adaptive_avg_pool2d.default,), (not_static, not_to_one))
 MAX_POOL = Kernel("max_pool2d", (aten.max_pool2d.default,), (unusual_pool,), moves=True)
-CLAMP = Kernel("clamp", (*_CLAMPS, *ops.CLAMP))
+CLAMP = Kernel("clamp", (*ops.RELUS, *ops.CLAMP))
 RESHAPE = Kernel("reshape", (*ops.RESHAPE, *ops.PERMUTE), moves=True)
 SLICE = Kernel("slice", ops.SLICE, (dynamic_slice,), moves=True)
 SQUEEZE = Kernel("squeeze", ops.SQUEEZE, (unknown_sizes,), moves=True)
@@ -393,6 +391,8 @@ REASONS = MappingProxyType(
     dict.fromkeys(FLOAT, "XNNPACK runs it in float, inside the delegate")
     | dict.fromkeys(OUTSIDE, "XNNPACK has no kernel for it, so it stays a portable float kernel")
     | dict.fromkeys((*ops.CONV3D, *ops.CONV_TRANSPOSE3D), NO_3D)
-    | dict.fromkeys(_MATRIX, "both factors are computed at run time, and XNNPACK multiplies those in float only")
+    | dict.fromkeys(
+        map(ops.functional, ops.MM), "both factors are computed at run time, and XNNPACK multiplies those in float only"
+    )
 )
 """Why other operators stay in floating point."""

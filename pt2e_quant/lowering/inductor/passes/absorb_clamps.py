@@ -8,18 +8,16 @@ from torch.fx import GraphModule, Node
 from ....arguments import bind
 from ....graph.module import tidy
 from ....grid import Grid
-from ....ops import HARDTANH, RELU, RELU6, is_call, is_quantize
+from ....ops import HARDTANH, RELU6, RELUS, is_call, is_quantize
 
 __all__ = ["absorb_clamps"]
-
-_CLAMPS = (*RELU, *RELU6, *HARDTANH)
 
 
 def absorb_clamps(gm: GraphModule) -> GraphModule:
     """Ask the quantize itself what becomes of both bounds."""
     for quantize in filter(is_quantize, gm.graph.nodes):
         grid, clamp = Grid.of(quantize), quantize.args[0]
-        if grid is None or not is_call(clamp) or clamp.target not in _CLAMPS or len(clamp.users) != 1:
+        if grid is None or not is_call(clamp) or clamp.target not in RELUS or len(clamp.users) != 1:
             continue
         if grid.quantize(torch.tensor(_bounds(clamp))).tolist() == [*grid.bounds]:
             clamp.replace_all_uses_with(clamp.args[0])

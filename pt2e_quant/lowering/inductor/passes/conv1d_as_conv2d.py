@@ -29,8 +29,8 @@ def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
     write = Writer(gm, "conv1d_as_conv2d", "_height_one_")
     for node in list(gm.graph.nodes):
         gemm = as_gemm(node)
-        if gemm is None or node.target not in _IN_TWO_DIMENSIONS or not is_dequantize(node.args[0]):
-            continue  # a padding in front is left for the account to tell
+        if gemm is None or node.target not in _IN_TWO_DIMENSIONS or not is_dequantize(gemm.activation):
+            continue
         codes, values, bound = gemm.activation.args[0], constant(gemm.weight.args[0]), bind(node)
         if values is None:
             continue

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from ....graph.module import tidy
 from ....graph.write import Writer
-from ....ops import LINEAR
+from ....ops import EMBEDDING_BAG, LINEAR
 from .integer_linears import rewrite_linear
 from .integer_tables import rewrite_bag, rewrite_table
 from .stored import Forms
@@ -28,8 +28,7 @@ aten = torch.ops.aten
 _REWRITES: dict[Any, Callable[[Node, Forms], None]] = {
     **dict.fromkeys(LINEAR, rewrite_linear),
     aten.embedding.default: rewrite_table,
-    aten.embedding_bag.default: rewrite_bag,
-    aten.embedding_bag.padding_idx: rewrite_bag,
+    **dict.fromkeys(EMBEDDING_BAG, rewrite_bag),
 }
 
 

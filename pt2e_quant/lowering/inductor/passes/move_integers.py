@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ....arguments import bind, set_argument
+from ....arguments import set_argument
 from ....graph.module import tidy
 from ....grid import Grid
-from ....ops import CAT, PAD, is_call, is_quantize
+from ....ops import CAT, PAD, is_call, is_quantize, pads_zeros
 from ..limits import moves
 
 __all__ = ["move_integers"]
@@ -38,7 +38,4 @@ def move_integers(gm: GraphModule) -> GraphModule:
 
 
 def _moves(node: Node) -> bool:
-    if node.target in PAD:
-        bound = bind(node)
-        return bound.get("mode", "constant") == "constant" and not bound["value"]
-    return node.target in CAT or moves(node)
+    return pads_zeros(node) or node.target in CAT or moves(node)

@@ -41,9 +41,9 @@ def pointwise_as_linear(gm: GraphModule) -> GraphModule:
 
 
 def _is_pointwise(gemm: Gemm) -> bool:
-    bound, value, read = bind(gemm.node), gemm.activation.meta.get("val"), gemm.node.args[0]
-    if not isinstance(read, Node) or Grid.of(read) is None or not isinstance(value, Tensor):
-        return False  # padded on the way, or with qparams of run time
+    bound, value = bind(gemm.node), gemm.activation.meta.get("val")
+    if Grid.of(gemm.activation) is None or not isinstance(value, Tensor):
+        return False  # with qparams of run time, or in float
     sizes = gemm.weight.meta["val"].shape[2:]
     plain = [list(bound[name]) for name in ("stride", "padding")]
     return value.dim() == 4 and [*sizes] == [1, 1] and bound["groups"] == 1 and plain == [[1, 1], [0, 0]]

@@ -12,6 +12,7 @@ from torch.fx import Node
 from ....arguments import bind
 from ....graph.attributes import constant
 from ....graph.write import Symbol, Writer, call
+from ....specs import FOUR_BITS
 
 __all__ = ["Forms", "Stored", "floats", "stored"]
 
@@ -67,7 +68,7 @@ def stored(weight: object) -> Stored | None:
         return None
     scales = scales.detach().float().reshape(len(codes), -1)
     zeros = torch.zeros_like(scales) if zeros is None else zeros.detach().float().reshape(scales.shape)
-    four = (bound["quant_min"], bound["quant_max"]) == (-8, 7) and codes.shape[1] % 2 == 0
+    four = (bound["quant_min"], bound["quant_max"]) == FOUR_BITS and codes.shape[1] % 2 == 0
     return Stored(weight, codes, scales, zeros, four)
 
 

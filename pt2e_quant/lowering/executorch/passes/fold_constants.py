@@ -1,6 +1,6 @@
 """Compute once what depends on no input: positions, causal masks and the like, when all sizes are fixed.
 
-A backend that has no kernels for integers would compute them in every run, outside of its delegates.
+XNNPACK has no kernels for integers: they would be computed in every run, outside of the delegates.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ..arguments import mutates
-from ..graph.attributes import free_name, insert_attribute
-from ..graph.constants import Constants
-from ..graph.module import tidy
-from ..ops import EMBEDDING, is_call, op_name
+from ....arguments import mutates
+from ....graph.attributes import free_name, insert_attribute
+from ....graph.constants import Constants
+from ....graph.module import tidy
+from ....ops import EMBEDDING, is_call, op_name
 
 __all__ = ["LARGEST", "fold_constants"]
 

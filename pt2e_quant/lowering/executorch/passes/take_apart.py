@@ -14,9 +14,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from ..graph.module import tidy
-from ..graph.write import Symbol, Writer
-from ..ops import COMPOSITE
+from ....graph.module import tidy
+from ....graph.write import Symbol, Writer
+from ....ops import COMPOSITE
 
 __all__ = ["take_apart"]
 

@@ -1,0 +1,21 @@
+"""What quantizers of several backends share: the operators that hand on their input, and reasons in the same words."""
+
+from __future__ import annotations
+
+from pt2e_quant.ops import COPY, DROPOUT
+from pt2e_quant.quantizer import Match, op
+
+__all__ = ["computed_table", "copying", "drops_values"]
+
+copying = op(*DROPOUT, *COPY)
+
+
+def drops_values(match: Match) -> str | None:
+    """Of a pattern that ends in `copying`."""
+    training = match.argument(copying, "train")
+    return "captured in training mode, it drops values; call model.eval() before export" if training else None
+
+
+def computed_table(match: Match) -> str | None:
+    """Of an embedding whose table is the capture `w`."""
+    return None if match.is_constant("w") else f"{match.captures['w']} is computed at run time; no table is stored"
