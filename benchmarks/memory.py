@@ -26,7 +26,7 @@ from pt2e_quant import convert_pt2e, prepare_pt2e
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
-__all__ = ["MODELS", "QUANTIZERS", "measure"]
+__all__ = ["MODELS", "QUANTIZERS", "kilobytes", "measure"]
 
 MODELS = {"bert_base": bert, "vit_b_16": vit, "resnet18": resnet18}
 QUANTIZERS: dict[str, Any] = {
@@ -57,7 +57,7 @@ def _here(model: str, backend: str, recipe: str) -> None:
     quantizer = QUANTIZERS[backend](recipe == "dynamic")
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     start = time.process_time()
     prepared = prepare_pt2e(exported, quantizer)
     seconds = time.process_time() - start
@@ -67,10 +67,10 @@ def _here(model: str, backend: str, recipe: str) -> None:
     start = time.process_time()
     convert_pt2e(prepared)
     seconds += time.process_time() - start
-    print(json.dumps({"seconds": seconds, "total": 1 + (_kilobytes("VmHWM") - before) * 1024 / weights}))
+    print(json.dumps({"seconds": seconds, "total": 1 + (kilobytes("VmHWM") - before) * 1024 / weights}))
 
 
-def _kilobytes(field: str) -> int:
+def kilobytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 

@@ -18,6 +18,7 @@ __all__ = [
     "CaptureWarning",
     "ConversionError",
     "CoverageError",
+    "DistributedError",
     "FileError",
     "LoweringError",
     "PlanError",
@@ -73,6 +74,10 @@ class CalibrationWarning(UserWarning):
 
 class CaptureWarning(UserWarning):
     """The model was exported in a form that is quantized worse than it could be."""
+
+
+class DistributedError(QuantizationError):
+    """Processes that work together cannot: one died, is late, saw no data, or holds another model."""
 
 
 class FileError(QuantizationError, OSError):

@@ -14,6 +14,7 @@ __all__ = [
     "NESTED_KEY",
     "ORIGIN_KEY",
     "PORTABLE",
+    "RANKS_KEY",
     "RECORD_KEY",
     "REFUSALS_KEY",
     "SET_ASIDE_KEY",
@@ -44,6 +45,9 @@ DROPPED_KEY = "pt2e_quant_dropped"
 
 MERGED_KEY = "pt2e_quant_merged"
 """node.meta key of a linear made of several that read one tensor: their names."""
+
+RANKS_KEY = "pt2e_quant_ranks"
+"""GraphModule.meta key: the observers hold what all processes saw, so that merging again would count it twice."""
 
 RECORD_KEY = "pt2e_quant"
 """GraphModule.meta key: the Record of what the engine did."""

@@ -41,7 +41,7 @@ class Entry:
 
     name:    of the observer's submodule
     tensors: the graph nodes that it watched
-    state:   its buffers; counts are packed in files, see `counts`
+    state:   its buffers; counts are packed, see `counts`
     """
 
     name: str

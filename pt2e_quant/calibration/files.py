@@ -7,6 +7,7 @@ file looks like.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 
 from torch.fx import GraphModule
@@ -14,13 +15,14 @@ from torch.fx import GraphModule
 from ..checks import checked
 from ..errors import CalibrationError
 from ..files import write_file
+from .counts import pack
 from .entry import Entry, kind_of, state_of
 from .merge import merged
 from .plausible import implausible, show
 from .stored import from_file, to_bytes
 from .watched import Watched, watched
 
-__all__ = ["load_calibration", "save_calibration"]
+__all__ = ["entries_of", "load_calibration", "save_calibration", "teach"]
 
 
 @checked(CalibrationError)
@@ -32,7 +34,7 @@ def save_calibration(prepared: GraphModule, path: str | PathLike[str]) -> None:
             to, such as NaN.
         FileError: the file cannot be written; what was there before is still there.
     """
-    write_file(path, to_bytes([_entry(site) for site in watched(prepared)]))
+    write_file(path, to_bytes(entries_of(watched(prepared))))
 
 
 @checked(CalibrationError)
@@ -48,8 +50,24 @@ def load_calibration(prepared: GraphModule, path: str | PathLike[str], *others: 
             not know the tensors that an observer watches, or not the facts that it needs, or watched them together with
             others. Nothing has been changed then.
     """
-    parts = [from_file(one) for one in (path, *others)]
-    sites = watched(prepared)
+    teach(watched(prepared), [from_file(one) for one in (path, *others)])
+
+
+def entries_of(sites: Iterable[Watched]) -> list[Entry]:
+    """What observers keep, with their counts packed.
+
+    Raises:
+        CalibrationError: an observer holds what no data can have led to.
+    """
+    return [_entry(site) for site in sites]
+
+
+def teach(sites: list[Watched], parts: list[list[Entry]]) -> None:
+    """Replace what observers know by what the parts of one calibration know.
+
+    Raises:
+        CalibrationError: as in `load_calibration`.
+    """
     taught = [merged(site, parts) for site in sites]
     for site, source in zip(sites, taught, strict=True):
         if getattr(site.observer, "block_size", ()) is None:
@@ -65,4 +83,4 @@ def _entry(site: Watched) -> Entry:
             f"{site.name} is not a result of calibration, so it is not saved: {problem}.\n{site.location}\n"
             "  Prepare the model anew and calibrate again."
         )
-    return Entry(site.name, site.tensors, kind_of(site.observer), state)
+    return Entry(site.name, site.tensors, kind_of(site.observer), pack(state))

@@ -19,7 +19,6 @@ from torch import Tensor
 from ..errors import CalibrationError, FileError
 from ..files import open_file
 from ..plain import PlainError, from_plain, parse_json, to_plain
-from .counts import pack
 from .entry import Entry, Kind
 
 __all__ = ["from_file", "to_bytes"]
@@ -61,10 +60,11 @@ def to_bytes(entries: Iterable[Entry]) -> bytes:
     described: list[_Described] = []
     tensors: dict[str, Tensor] = {}
     for entry in entries:
-        packed = pack(entry.state)
-        tensors |= {f"{entry.name}.{key}": value for key, value in packed.items()}
+        tensors |= {f"{entry.name}.{key}": value for key, value in entry.state.items()}
         kind, names, facts = entry.kind, tuple(sorted(entry.tensors)), tuple(sorted(entry.kind.facts))
-        described.append(_Described(entry.name, names, kind.name, dict(kind.arguments), facts, tuple(sorted(packed))))
+        described.append(
+            _Described(entry.name, names, kind.name, dict(kind.arguments), facts, tuple(sorted(entry.state)))
+        )
     document = _Document(_FORMAT, _VERSION, tuple(described))
     document = replace(document, checksum=_checksum(document, _parts(save(tensors))))
     return save(tensors, metadata={_KEY: json.dumps(to_plain(document), sort_keys=True)})

@@ -96,8 +96,19 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         Raises:
             CalibrationError: x holds NaN; the state is as it was.
         """
+        inner = self.activation_post_process
         remember(self, "scale", "zero_point")
-        remember(self.activation_post_process, "min_val", "max_val")
+        remember(inner, "min_val", "max_val")
+        rounded = self._fused(x) if inner._peers is None else None
+        if rounded is None:
+            inner(x.detach())
+            if self.has_data:
+                self._settle(*inner.calculate_qparams())  # one for each channel
+                self._kernel(x, observe=False)  # chooses its own for the range that it finds
+        return rounded
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """What the kernel makes of x; None, and the state is as it was, where x has masks or NaN."""
         state = self._state()
         before = [tensor.clone() for tensor in state]
         try:
@@ -109,11 +120,6 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
                 raise
         for tensor, old in zip(state, before, strict=True):
             tensor.resize_(old.shape).copy_(old)
-        inner = self.activation_post_process
-        inner(x.detach())
-        if self.has_data:
-            self._settle(*inner.calculate_qparams())  # one for each channel
-            self._kernel(x, observe=False)  # chooses its own for the range that it finds
         return None
 
     def _state(self) -> tuple[Tensor, ...]:

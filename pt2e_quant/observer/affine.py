@@ -223,6 +223,12 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
         low, high = _ends(laid_out.masked_fill(masked, math.inf), laid_out.masked_fill(masked, -math.inf), within)
         return low.where(low <= high, 0.0), high.where(low <= high, 0.0)
 
+    def _absorb(self, batch: Any) -> None:
+        if self.has_data and batch.has_data and self.min_val.shape == batch.min_val.shape:
+            self._take_in(batch.min_val, batch.max_val)
+        else:
+            self._merge(batch)
+
     def _merge(self, other: Any) -> None:
         if not other.has_data:
             return

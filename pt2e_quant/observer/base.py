@@ -50,6 +50,9 @@ class ObserverBase(ABC, nn.Module):
     facts: ClassVar[tuple[str, ...]] = ()
     """State that depends on the data alone: it serves any observer with the same facts, whatever its arguments."""
 
+    _peers: Callable[[Any, Tensor], None] | None = None
+    """Watches in the place of this observer, with those of other processes; `pt2e_quant.distributed` sets it."""
+
     @checked(SpecError)
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()
@@ -85,8 +88,18 @@ class ObserverBase(ABC, nn.Module):
             )
         self._merge(other)
 
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._peers is None:
+            return super().__call__(x)  # type: ignore[no-any-return]
+        self._peers(self, x)
+        return x
+
     def _merge(self, other: Any) -> None:
         """Take in what `other`, known to fit, saw. Observers that keep nothing have nothing to do."""
+
+    def _absorb(self, batch: Any) -> None:
+        """Take in one batch, which is all that `batch`, known to fit, saw."""
+        self._merge(batch)
 
     def _signature(self) -> dict[str, Any]:
         """Everything that the constructor was told, which is what is neither state nor location."""

@@ -136,13 +136,19 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         """Move the range towards that of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             remember(self, "min_val", "max_val")
-            low, high = (torch.tensor(end, dtype=torch.float32) for end in seen[1:])
-            if self.min_val.item() > self.max_val.item():
-                self.min_val.copy_(low)
-                self.max_val.copy_(high)
-            else:
-                move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
+            self._move(*(torch.tensor(end, dtype=torch.float32) for end in seen[1:]))
         return x
+
+    def _absorb(self, batch: Any) -> None:
+        if batch.has_data:
+            self._move(batch.min_val, batch.max_val)
+
+    def _move(self, low: Tensor, high: Tensor) -> None:
+        if self.min_val.item() > self.max_val.item():
+            self.min_val.copy_(low)
+            self.max_val.copy_(high)
+        else:
+            move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
 
 
 class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
@@ -294,8 +300,15 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
         if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
             remember(self, "min_val", "max_val")
-            if self.min_val.numel() == 0:
-                self._set_ranges(low, high)
-            else:
-                move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
+            self._move(low, high)
         return x
+
+    def _absorb(self, batch: Any) -> None:
+        if batch.has_data:
+            self._move(batch.min_val, batch.max_val)
+
+    def _move(self, low: Tensor, high: Tensor) -> None:
+        if self.min_val.numel() == 0:
+            self._set_ranges(low, high)
+        else:
+            move_range(self.min_val, self.max_val, low, high, self.averaging_constant)
