@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
-__all__ = ["DigitsNet", "Images", "load_images", "train"]
+__all__ = ["DigitsNet", "Images", "load_images", "steps_of", "train"]
 
 Track = Callable[[list[int]], Iterable[int]]
 
@@ -73,11 +73,19 @@ def load_images(held_back: int = 597) -> tuple[Images, Images]:
     return Images(x[learn], y[learn]), Images(x[held], y[held])
 
 
-def train(model: nn.Module, images: Images, epochs: int, batch_size: int = 64, track: Track = iter) -> None:
+def train(
+    model: nn.Module,
+    images: Images,
+    epochs: int,
+    batch_size: int = 64,
+    track: Track = iter,
+    lr: float = 4e-3,
+    after_step: Callable[[], object] = lambda: None,
+) -> None:
     """AdamW on a one-cycle schedule; `track` wraps the epochs, to show progress. Leaves the model in eval mode."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    steps = epochs * -(-len(images.x) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    steps = steps_of(images, epochs, batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     model.train()
     for _ in track(list(range(epochs))):
         for batch in torch.randperm(len(images.x)).split(batch_size):
@@ -85,4 +93,10 @@ def train(model: nn.Module, images: Images, epochs: int, batch_size: int = 64, t
             cross_entropy(model(images.x[batch]), images.y[batch]).backward()
             optimizer.step()
             schedule.step()
+            after_step()
     model.eval()
+
+
+def steps_of(images: Images, epochs: int, batch_size: int = 64) -> int:
+    """How many steps `train` makes."""
+    return epochs * -(-len(images.x) // batch_size)

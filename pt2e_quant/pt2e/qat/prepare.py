@@ -24,6 +24,7 @@ from ..capture import capture
 from ..prepare import checked_name, observed
 from .batch_norm import unfold_batch_norm
 from .dropout import pass_over_dropouts
+from .fixed import warn_of_what_is_fixed
 from .start import start_from_calibration
 
 __all__ = ["prepare_qat_pt2e"]
@@ -44,6 +45,7 @@ def prepare_qat_pt2e(
 
     A layer before a batch norm is rounded as it will be once that is folded into it, and the batch norm goes on
     training; see `batch_norm` beside this file. Those that cannot be folded train as they are, and `explain` says why.
+    A CaptureWarning names branches on `self.training` that the export fixed, and batch norms without a momentum.
 
     Args:
         model: an exported float model, in training or in evaluation mode. It stays as it was: the result has
@@ -77,6 +79,7 @@ def prepare_qat_pt2e(
         pass_over_dropouts(part)
         unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
     finish(gm)
+    warn_of_what_is_fixed(gm)
     if calibration is not None:
         start_from_calibration(gm, calibration)
     return gm.train(captured.training)
