@@ -11,6 +11,7 @@ from torch.export import Dim
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.graph.module import clone, finish, tidy
 from pt2e_quant.lowering.executorch.passes.attention_on_merged_heads import attention_on_merged_heads
+from pt2e_quant.lowering.executorch.passes.cats_of_few import cats_of_few
 from pt2e_quant.lowering.executorch.passes.copies_to_concatenate import copies_to_concatenate
 from pt2e_quant.lowering.executorch.passes.expands_to_products import expands_to_products
 from pt2e_quant.lowering.executorch.passes.fold_constants import fold_constants
@@ -58,6 +59,8 @@ CASES = {
     ),
     "expand": (expands_to_products, lambda n, x: (x * 2)[:, :, None].expand(2, 3, 4, 6), aten.expand.default),
     "factor": (fold_factors_into_linears, lambda n, x: n.linear(x).transpose(0, 1) * 0.3, aten.mul.Tensor),
+    "stack": (cats_of_few, lambda n, x: torch.stack([x * k for k in range(7)], 1), aten.stack.default),
+    "stack, last": (cats_of_few, lambda n, x: torch.stack([x * k for k in range(26)], -1), aten.stack.default),
     "quotient": (fold_factors_into_linears, lambda n, x: n.linear(x) / 4.0, aten.div.Tensor),
     "factor after a product": (
         fold_factors_into_linears,
@@ -215,3 +218,10 @@ def test_what_is_random_uninitialized_large_looked_up_or_written_to_is_not_store
 
     for function, kept in ((random, aten.rand.default), (large, aten.arange.default), (written, aten.zeros.default)):
         assert calls(folded(function), kept)
+
+
+def test_no_cat_reads_more_tensors_than_xnnpack_takes():
+    model = Net(lambda n, x: torch.cat([x * number for number in range(26)], 1)).eval()
+    gm = cats_of_few(clone(torch.export.export(model, (X,)).module()))
+    assert [len(cat.args[0]) for cat in calls(gm, aten.cat.default)] == [5, 5, 5, 5, 5, 5, 2]
+    assert torch.equal(finish(gm)(X), model(X))

@@ -19,6 +19,7 @@ from ...passes.remove_identities import remove_identities
 from ...passes.spell_out_sums import spell_out_sums
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
+from .passes.cats_of_few import cats_of_few
 from .passes.copies_to_concatenate import copies_to_concatenate
 from .passes.copy_results_of_branches import copy_results_of_branches
 from .passes.embeddings_to_kernels import embeddings_to_kernels
@@ -56,7 +57,7 @@ FOR_XNNPACK: Passes = (
     lift_scalars, numbers_to_vectors, moves_on_their_grid,
     # What has no kernel, spelled with what has one: an operator outside cuts the delegate in two.
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
-    slices_to_linears, copies_to_concatenate, fold_factors_into_linears,
+    slices_to_linears, copies_to_concatenate, cats_of_few, fold_factors_into_linears,
     # Shapes as XNNPACK matches them.
     attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm,
     parts_to_slices, reshapes_to_views, spell_out_defaults,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ...meta import PORTABLE
 from ..common.entry import origin, quietly
 from .partition import by_level
 from .startup import start_threads
+from .xnnpack.short_cuts import decomposes_once, delegation_of
 
 __all__ = [
     "Rejections",
@@ -106,6 +108,8 @@ def xnnpack_partitioner(method: str, rejections: Rejections) -> Any:
 
     It looks for parameters by the names of nodes, also in nested graphs, whose inputs happen to have the same names.
     There it keeps operators whole that it never takes, and lowering fails. Here all in nested graphs are refused.
+
+    What the compiler does without (`xnnpack.short_cuts`), each delegate says.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -114,7 +118,25 @@ def xnnpack_partitioner(method: str, rejections: Rejections) -> Any:
         config.check_constraints = _without_marks_on_refusal(config.check_constraints, method, rejections)
     stock = partitioner.generate_partitions
     partitioner.generate_partitions = lambda program: _partitions(partitioner, program) or stock(program)
+    partitioner.partition = partial(_partition, partitioner.partition)
+    partitioner.ops_to_not_decompose = partial(_kept_whole, partitioner.ops_to_not_decompose)
     return partitioner
+
+
+def _partition(stock: Callable[[Any], Any], program: Any) -> Any:
+    result = stock(program)
+    members: dict[str, list[Node]] = {tag: [] for tag in result.partition_tags}
+    for node in program.graph.nodes:
+        if "delegation_tag" in node.meta:
+            members[node.meta["delegation_tag"]].append(node)
+    result.partition_tags = {tag: delegation_of(nodes) for tag, nodes in members.items()}
+    return result
+
+
+def _kept_whole(stock: Callable[[Any], Any], program: Any) -> Any:
+    """The operators, and which of them; None for the second: all of them."""
+    kept, fits = stock(program)
+    return kept, None if decomposes_once(program.graph.nodes, kept, fits) else fits
 
 
 def _partitions(partitioner: Any, program: Any) -> list[Any] | None:

@@ -32,6 +32,7 @@ __all__ = [
     "GROUP",
     "GROUP_RANGE",
     "KERNELS",
+    "LARGEST_CAT",
     "LARGEST_FACTOR",
     "LINEAR",
     "MATRIX",
@@ -41,6 +42,7 @@ __all__ = [
     "NO_3D",
     "OUTSIDE",
     "PADDING",
+    "POINTWISE",
     "PRODUCTS",
     "REASONS",
     "RESHAPE",
@@ -70,6 +72,7 @@ LARGEST_FACTOR = 256.0
 other kernels every ratio of scales that was tried runs: up to 257 for add, sub, mul, mean and 274 for clamps; down to
 2**-16 for mul, 2**-10 for add and sub, 2**-8 for mean and clamps."""
 
+LARGEST_CAT = 5  # tensors that one cat reads
 GROUP = 32
 """Weights that share a scale come in multiples of this."""
 
@@ -363,18 +366,18 @@ CHANNELS_LAST = frozenset((
 ))  # fmt: skip
 """Whose results XNNPACK keeps channels last, until an operator needs another order."""
 
-
-# --- what it runs in float --------------------------------------------------------------------------------------------
-
+POINTWISE = (
+    aten.abs.default, aten.ceil.default, aten.cos.default, aten.exp.default, aten.floor.default,
+    aten.gelu.default, aten.hardswish.default, aten.leaky_relu.default, aten.log.default, aten.maximum.default,
+    aten.minimum.default, aten.neg.default, aten.rsqrt.default, aten.sigmoid.default, aten.sin.default,
+    aten.sqrt.default, aten.square.default, aten.tanh.default,
+)  # fmt: skip
 FLOAT = (
-    aten.abs.default, aten.avg_pool2d.default, aten.baddbmm.default, aten.batch_norm.default, aten.bmm.default,
-    aten.ceil.default, aten.channel_shuffle.default, aten.constant_pad_nd.default, aten.cos.default, aten.div.Tensor,
-    aten.elu.default, aten.exp.default, aten.expand.default, aten.floor.default, aten.gelu.default, aten.glu.default,
-    aten.hardswish.default, aten.layer_norm.default, aten.leaky_relu.default, aten.log.default, aten.maximum.default,
-    aten.minimum.default, aten.neg.default, aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
-    aten.prelu.default, aten.rms_norm.default, aten.rsqrt.default, aten.rsub.Scalar, aten.sigmoid.default,
-    aten.silu.default, aten.sin.default, aten.softmax.int, aten.sqrt.default, aten.square.default, aten.stack.default,
-    aten.tanh.default, aten.upsample_bilinear2d.vec,
+    *POINTWISE, aten.avg_pool2d.default, aten.baddbmm.default, aten.batch_norm.default, aten.bmm.default,
+    aten.channel_shuffle.default, aten.constant_pad_nd.default, aten.div.Tensor, aten.elu.default, aten.expand.default,
+    aten.glu.default, aten.layer_norm.default, aten.pad.default, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.prelu.default, aten.rms_norm.default, aten.rsub.Scalar, aten.silu.default,
+    aten.softmax.int, aten.stack.default, aten.upsample_bilinear2d.vec,
 )  # fmt: skip
 OUTSIDE = (
     aten.amax.default, aten.cumsum.default, aten.embedding.default, aten.erf.default, aten.flip.default,
@@ -383,9 +386,7 @@ OUTSIDE = (
     aten.repeat.default, aten.round.default, aten.sum.dim_IntList, aten.tile.default, aten.upsample_nearest2d.vec,
 )  # fmt: skip
 
-
 NO_3D = "ExecuTorch has no kernel for 3-D convolution, neither in XNNPACK nor portable"
-
 
 REASONS = MappingProxyType(
     dict.fromkeys(FLOAT, "XNNPACK runs it in float, inside the delegate")
