@@ -2,11 +2,15 @@
 
 from .compare import compare
 from .comparison import Comparison, NodeError, OutputError
+from .effects import Effects, LayerEffect
 from .lsb import Differences, LsbComparison, OutputComparison, TensorComparison, compare_lsb
+from .sensitivity import exact_sensitivity, sensitivity
 
 __all__ = [
     "Comparison",
     "Differences",
+    "Effects",
+    "LayerEffect",
     "LsbComparison",
     "NodeError",
     "OutputComparison",
@@ -14,4 +18,6 @@ __all__ = [
     "TensorComparison",
     "compare",
     "compare_lsb",
+    "exact_sensitivity",
+    "sensitivity",
 ]

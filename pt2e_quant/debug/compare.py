@@ -20,7 +20,7 @@ from ..errors import CaptureError, QuantizationError
 from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import own_written
 from ..graph.module import ExportedModule, finish
-from ..graph.run import Arguments, batches_of, run_batch
+from ..graph.run import Arguments, batches_of, on_batch, run_batch
 from ..sqnr import floating
 from .comparison import Comparison, NodeError, OutputError
 from .error_sums import ErrorSums
@@ -110,7 +110,8 @@ def _compare_program(exact: ExportedModule, program: Program, data: Iterable[Any
     program.reset()
     try:
         for args, kwargs in batches_of(data, _ASKED_BY):
-            ours = run_batch(exact, Arguments(args, kwargs))
+            with on_batch(exact, "the float model"):
+                ours = run_batch(exact, Arguments(args, kwargs))
             _add_outputs(outputs, ours, [_kept(value) for value in program.run_flat(*args, **kwargs)])
     finally:
         program.reset()

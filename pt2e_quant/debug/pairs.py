@@ -39,6 +39,7 @@ class Pairs:
     grids:   what the codes stand for, of nodes in `values` that hold codes
     shown:   (float node, node that holds its value as the readers in integers see it), in the order of the quantized
              graph; a tensor that is rounded in two ways has two
+    rounded: those nodes in `shown` that hold what is left after rounding, or what an observer lets through
     missing: nodes of the quantized graph that compute a float tensor for which no float node was found
     """
 
@@ -46,6 +47,7 @@ class Pairs:
     parts: dict[Node, Node] = field(default_factory=dict)
     grids: dict[Node, Grid] = field(default_factory=dict)
     shown: list[tuple[Node, Node]] = field(default_factory=list)
+    rounded: set[Node] = field(default_factory=set)
     missing: list[Node] = field(default_factory=list)
 
 
@@ -81,6 +83,7 @@ class _Join:
         for node in self._nodes:
             self._find_value(node, last)
         self._pairs.shown = list(self._shown())
+        self._pairs.rounded = {node for _, node in self._pairs.shown if self._way(node)[0]}
         return self._pairs
 
     def _source(self, node: Node) -> Node | None:
