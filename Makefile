@@ -4,8 +4,8 @@
 #   make test-all   the same with the slow tests
 #   make lint       format, lint, types, import contracts
 #   make bench      all benchmarks, beside the peers
-# `make demo` installs what the demo needs; `make test` adds the linters and the peers of the tests, `make bench` those of
-# the benchmarks. All share .venv, and nothing is installed twice.
+# `make demo` installs what the demo needs; the others add the linters and the peers of tests and benchmarks. All share
+# .venv, and nothing is installed twice.
 # Another interpreter or place: make test PYTHON=python3.12 VENV=.venv312
 
 PYTHON ?= python3
@@ -46,7 +46,6 @@ lint: $(FOR_TESTS)
 	$(BIN)/lint-imports
 
 bench: $(FOR_TESTS)
-	$(INSTALL) --no-build-isolation --editable ".[dev,bench]"
 	$(BIN)/python -m benchmarks
 
 format: $(FOR_TESTS)

@@ -25,6 +25,11 @@ from pt2e_quant.lowering.executorch.xnnpack import limits as xnnpack
 from pt2e_quant.lowering.inductor import limits as inductor
 from pt2e_quant.quantizer import RuleQuantizer
 from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
+from quantizers.onnx_runtime import (
+    OnnxRuntimeQuantizer,
+    get_onnx_runtime_quantization_config,
+    get_onnx_runtime_weight_only_config,
+)
 from quantizers.x86_inductor import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
@@ -131,7 +136,7 @@ IN_GRAPH = {"mean over height and width": "mean", "linear, from addmm": "linear"
 def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
     """Quantizer and configurations of each backend, by the names in the table."""
     symmetric, x86 = get_symmetric_quantization_config, get_default_x86_inductor_quantization_config
-    arm = get_default_arm_inductor_quantization_config
+    arm, onnx = get_default_arm_inductor_quantization_config, get_onnx_runtime_quantization_config
     return {
         "XNNPACK": (
             XNNPACKQuantizer,
@@ -149,6 +154,14 @@ def backends() -> dict[str, tuple[type[RuleQuantizer], dict[str, Any]]]:
                 "weight only": get_x86_inductor_weight_only_quantization_config(),
                 "weight only, 4 bits": get_x86_inductor_int4_weight_only_quantization_config(32),
                 "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
+            },
+        ),
+        "ONNX": (
+            OnnxRuntimeQuantizer,
+            {
+                "static": onnx(),
+                "dynamic": onnx(is_dynamic=True),
+                "weight only": get_onnx_runtime_weight_only_config(8),
             },
         ),
         "Arm": (ArmInductorQuantizer, {"static": arm(), "dynamic": arm(is_dynamic=True)}),
@@ -232,7 +245,8 @@ def markdown() -> str:
         "",
         "Made by `python -m docs.make_support` from what the quantizers do with each operator; do not edit.",
         "`x`: quantized, and the backend has a kernel for it. A number: in floating point, for the reason below.",
-        "The tests run XNNPACK and x86. Arm and XPU (Intel GPUs) are as Inductor's sources say; nothing ran there.",
+        "The tests run XNNPACK, x86 and ONNX, in onnxruntime. Arm and XPU (Intel GPUs) are as Inductor's sources say;",
+        "nothing ran there.",
         "",
         "| operator | " + " | ".join(f"{backend}: {recipe}" for backend, recipe in columns) + " |",
         "|---" * (len(columns) + 1) + "|",

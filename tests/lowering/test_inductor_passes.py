@@ -14,7 +14,6 @@ from pt2e_quant.errors import LoweringError
 from pt2e_quant.graph.attributes import attribute
 from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.lowering.inductor.contract import check_inductor_contract
-from pt2e_quant.lowering.inductor.passes.absorb_clamps import absorb_clamps
 from pt2e_quant.lowering.inductor.passes.contiguous_rows import contiguous_rows
 from pt2e_quant.lowering.inductor.passes.conv1d_as_conv2d import conv1d_as_conv2d
 from pt2e_quant.lowering.inductor.passes.drop_unread_rounding import drop_unread_rounding
@@ -26,6 +25,7 @@ from pt2e_quant.lowering.inductor.passes.run_time_qparams import run_time_qparam
 from pt2e_quant.lowering.inductor.passes.second_channel import second_channel
 from pt2e_quant.lowering.inductor.passes.whole_codes import whole_codes
 from pt2e_quant.meta import MERGED_KEY
+from pt2e_quant.passes.absorb_clamps import absorb_clamps
 from pt2e_quant.passes.own_dequantizes import own_dequantizes
 from tests.lowering.handmade import Grid, Weight, dynamic
 from tests.pt2e.kit import calls

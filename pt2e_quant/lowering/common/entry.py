@@ -27,8 +27,9 @@ from ...where import locate, node_id
 
 __all__ = ["Inputs", "explaining", "origin", "quietly", "sharing_provenance", "take"]
 
-# torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees.
-_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
+# torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees;
+# its ONNX exporter, that there is no torchvision.
+_NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "torch.onnx._internal.exporter._registration")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""

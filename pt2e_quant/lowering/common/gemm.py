@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-from ...ops import CHOOSE_QPARAMS, CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, MM, factors, is_call, is_dequantize
+from ...ops import (
+    CHOOSE_QPARAMS,
+    CONV,
+    CONV_TRANSPOSE,
+    CONVOLUTION,
+    LINEAR,
+    MM,
+    factors,
+    is_call,
+    is_dequantize,
+    is_quantize,
+)
 
-__all__ = ["Gemm", "Q", "as_gemm", "is_dynamic"]
+__all__ = ["Gemm", "Q", "as_gemm", "is_dynamic", "output_quantize"]
 
 Q = torch.ops.quantized_decomposed
 _PRODUCTS = frozenset((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR, *MM))
@@ -50,3 +63,17 @@ def is_dynamic(activation: Node) -> bool:
     if not isinstance(scale, Node) or not is_call(scale) or not scale.all_input_nodes:
         return False
     return scale.all_input_nodes[0].target in _CHOOSE
+
+
+def output_quantize(node: Node, fused: Container[Any]) -> Node | None:
+    """The quantize that is the only user of the node, or of the fused activation that is its only user."""
+    for _ in range(2):
+        if len(node.users) != 1:
+            return None
+        (user,) = node.users
+        if is_quantize(user):
+            return user
+        if user.target not in fused:
+            return None
+        node = user
+    return None

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from torch.fx import GraphModule
 
+from ...passes.absorb_clamps import absorb_clamps
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
 from ...passes.spell_out_sums import spell_out_sums
-from .passes.absorb_clamps import absorb_clamps
 from .passes.cast_float16 import cast_float16
 from .passes.contiguous_rows import contiguous_rows
 from .passes.conv1d_as_conv2d import conv1d_as_conv2d

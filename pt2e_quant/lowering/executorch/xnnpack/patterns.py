@@ -6,9 +6,8 @@ one to the portable kernels, `as_integer_op` reads the other integer kernels. `c
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Node
 
@@ -16,7 +15,7 @@ from ....arguments import bind
 from ....graph.attributes import constant
 from ....graph.values import rank
 from ....ops import RELUS, is_call, is_conv, is_dequantize, is_quantize, op_name
-from ...common.gemm import Gemm, Q, as_gemm, is_dynamic
+from ...common.gemm import Gemm, Q, as_gemm, is_dynamic, output_quantize
 from .limits import PADDING, PRODUCTS, Case, Scales, kernel_of, not_zero_padding
 
 __all__ = ["IntegerOp", "Product", "as_integer_op", "as_product", "case_of", "why_portable"]
@@ -48,7 +47,7 @@ def as_product(node: Node) -> Product | None:
     read = gemm.activation
     if is_conv(node) and _pads(read):
         read = read.all_input_nodes[0]
-    return Product(node, read, gemm.weight, gemm.bias, is_dynamic(read), _output_quantize(node, RELUS))
+    return Product(node, read, gemm.weight, gemm.bias, is_dynamic(read), output_quantize(node, RELUS))
 
 
 def _pads(node: Node) -> bool:
@@ -75,24 +74,10 @@ def as_integer_op(node: Node) -> IntegerOp | None:
     if kernel is None or kernel in (*PRODUCTS, PADDING):
         return None
     inputs = tuple(node.all_input_nodes)
-    quantize = _output_quantize(node, kernel.fuses)
+    quantize = output_quantize(node, kernel.fuses)
     if quantize is None or not inputs or not all(is_dequantize(source) for source in inputs):
         return None
     return IntegerOp(node, inputs, quantize)
-
-
-def _output_quantize(node: Node, fused: Container[Any]) -> Node | None:
-    """The quantize that is the only user of the node, or of the fused activation that is its only user."""
-    for _ in range(2):
-        if len(node.users) != 1:
-            return None
-        (user,) = node.users
-        if is_quantize(user):
-            return user
-        if user.target not in fused:
-            return None
-        node = user
-    return None
 
 
 def why_portable(product: Product) -> Iterator[str]:

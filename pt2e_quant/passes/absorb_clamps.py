@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from ....arguments import bind
-from ....graph.module import tidy
-from ....grid import Grid
-from ....ops import HARDTANH, RELU6, RELUS, is_call, is_quantize
+from ..arguments import bind
+from ..graph.module import tidy
+from ..grid import Grid
+from ..ops import HARDTANH, RELU6, RELUS, is_call, is_quantize
 
 __all__ = ["absorb_clamps"]
 

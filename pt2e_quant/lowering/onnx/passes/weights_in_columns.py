@@ -1,0 +1,71 @@
+"""Products of float inputs and integer weights in the one form that has a kernel: weights in columns, in blocks.
+
+onnxruntime multiplies by weights of 4 and 8 bits (MatMulNBits) where a MatMul reads a DequantizeLinear of a constant
+(inputs, outputs) with scales (inputs / block, outputs). A linear has its weight the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.onnx.ops import symbolic
+
+from ....arguments import bind
+from ....graph.attributes import constant
+from ....graph.module import tidy
+from ....graph.write import Symbol, Writer
+from ....ops import LINEAR, is_dequantize
+from ...common.gemm import Gemm, Q, as_gemm
+
+__all__ = ["weights_in_columns"]
+
+_AXIS: dict[Any, int] = {Q.dequantize_per_channel.default: 1, Q.dequantize_per_channel_group.default: 0}
+"""Of DequantizeLinear: one scale for each output, or one for each block of inputs of each output."""
+
+
+def weights_in_columns(gm: GraphModule) -> GraphModule:
+    """Of linears whose input is float, or rounded for each row."""
+    write = Writer(gm, "weights_in_columns")
+    for gemm in filter(None, map(as_gemm, list(gm.graph.nodes))):
+        if gemm.node.target not in LINEAR or gemm.weight.target not in _AXIS or _multiplies_integers(gemm):
+            continue
+        weight = _columns(write, gemm)
+        if weight is not None:
+            with write.before(gemm.node):
+                value = write(gemm.node.args[0]) @ weight
+                write.replace(gemm.node, value if gemm.bias is None else value + write(gemm.bias))
+    return tidy(gm)
+
+
+def _multiplies_integers(gemm: Gemm) -> bool:
+    static = is_dequantize(gemm.activation) and not gemm.dynamic
+    return static and gemm.weight.target is not Q.dequantize_per_channel_group.default
+
+
+def _columns(write: Writer, gemm: Gemm) -> Symbol | None:
+    bound = bind(gemm.weight)
+    integers, scales, zeros = (constant(node) for node in gemm.weight.args[:3])
+    if integers is None or scales is None or bound.get("axis", 0) != 0:
+        return None
+    scales = scales.detach().float()
+    axis = _AXIS[gemm.weight.target]
+    attributes = {"axis": axis}
+    if axis == 0:
+        attributes["block_size"] = integers.shape[1] // scales.shape[1]
+    inputs = [integers, scales]
+    if zeros is not None and bool(zeros.any()):
+        inputs.append(zeros.to(integers.dtype))
+    with write.before(gemm.node, like=gemm.weight):
+        stored = [write.constant(_transposed(one)) for one in inputs]
+        dtype, shape = gemm.weight.meta["val"].dtype, list(integers.t().shape)
+        made = write.call(
+            symbolic, "DequantizeLinear", stored, attributes, dtype=torch.float32, shape=shape, version=21
+        )
+        return made.to(dtype)  # type: ignore[no-any-return]
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.detach().t().contiguous() if tensor.dim() == 2 else tensor.detach()

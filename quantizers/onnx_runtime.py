@@ -1,0 +1,322 @@
+"""OnnxRuntimeQuantizer: what onnxruntime runs with its integer kernels on processors, and nothing else.
+
+Activations are uint8 with any zero point, weights int8 with zero point 0 and a scale for each output channel, biases
+stay float: onnxruntime brings them to int32 itself. A convolution has to end in integers, a linear need not. Dynamic
+means: the qparams of a linear's input are computed at run time, one pair for the whole tensor.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import torch
+
+from pt2e_quant import ops
+from pt2e_quant.checks import checked
+from pt2e_quant.errors import SpecError
+from pt2e_quant.lowering.onnx import limits
+from pt2e_quant.observer import HistogramObserver, PerChannelMinMaxObserver, PerGroupMSEObserver, PlaceholderObserver
+from pt2e_quant.quantizer import (
+    INHERIT,
+    INPUT,
+    OUTPUT,
+    WEIGHT,
+    Match,
+    QuantizationConfig,
+    RuleQuantizer,
+    clamp_to_hardtanh,
+    fold_zero_padding,
+    for_training,
+    matmul_to_linear,
+    one_scale,
+    op,
+    rule,
+    same_as,
+    split_to_slices,
+)
+from pt2e_quant.specs import FOUR_BITS, QuantizationSpec
+
+from .common import copying, drops_values
+
+__all__ = [
+    "RULES",
+    "OnnxRuntimeQuantizer",
+    "get_onnx_runtime_quantization_config",
+    "get_onnx_runtime_weight_only_config",
+]
+
+aten = torch.ops.aten
+
+_SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
+_BITS = {4: FOUR_BITS, 8: (-127, 127)}
+
+
+@checked(SpecError)
+def get_onnx_runtime_quantization_config(
+    is_qat: bool = False, is_dynamic: bool = False, reduce_range: bool = False
+) -> QuantizationConfig:
+    """uint8 activations (asymmetric) and int8 weights (symmetric, one scale per output channel).
+
+    Args:
+        is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
+        is_dynamic: activation qparams at run time; needs no calibration data, works for linear.
+        reduce_range: weights in [-64, 63]. For processors without VNNI: there, two products of 8 bits are added in 16
+            bits, which overflow. The lowering tells when a machine needs it.
+    """
+    activation = QuantizationSpec(
+        dtype=torch.uint8,
+        quant_min=0,
+        quant_max=255,
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=is_dynamic,
+        observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
+    )
+    weight = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-64 if reduce_range else -127,
+        quant_max=63 if reduce_range else 127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
+    )
+    config = QuantizationConfig(activation, None if is_dynamic else activation, weight)
+    return for_training(config) if is_qat else config
+
+
+@checked(SpecError)
+def get_onnx_runtime_weight_only_config(bits: int = 4, group_size: int = 32) -> QuantizationConfig:
+    """Linears with integer weights and float activations; needs no calibration data.
+
+    Args:
+        bits: 4, in groups, with the scales of the least squared error; or 8, with a scale for each output.
+        group_size: of 4 bits: neighbours in a row that share a scale, a power of two from 16 on.
+
+    Raises:
+        SpecError: onnxruntime has no kernel for that.
+    """
+    if bits not in _BITS:
+        raise SpecError(f"onnxruntime multiplies by weights of 4 and of 8 bits, got {bits=}")
+    refused = limits.blocks(group_size, group_size) if bits == 4 else None
+    if refused is not None:
+        raise SpecError(refused)
+    low, high = _BITS[bits]
+    grouped = PerGroupMSEObserver.with_args(group_size=group_size)
+    weight = QuantizationSpec(
+        dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_channel_symmetric, ch_axis=0,
+        observer_or_fake_quant_ctr=grouped if bits == 4 else PerChannelMinMaxObserver,
+    )  # fmt: skip
+    return QuantizationConfig(None, None, weight)
+
+
+# Ops ------------------------------------------------------------------------------------------------------------------
+
+conv = op(*ops.CONV1D, *ops.CONV2D, *ops.CONV3D)
+linear = op(*ops.LINEAR)
+clamp = op(*ops.RELUS)
+rectify = op(*ops.RELU)
+plus, times = op(*ops.ADD), op(*ops.MUL)
+product = op(aten.matmul.default, aten.bmm.default)
+concatenate = op(*ops.CAT)
+maximum_of = op(aten.max_pool1d.default, aten.max_pool2d.default)
+mean_of, whole_pool = op(aten.mean.dim), op(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
+average = op(aten.avg_pool1d.default, aten.avg_pool2d.default)
+squash = op(aten.sigmoid.default, *ops.LEAKY_RELU)
+reshaping = op(*ops.RESHAPE, *ops.SQUEEZE, *ops.PERMUTE, *ops.SLICE)
+
+
+# Reasons for refusal --------------------------------------------------------------------------------------------------
+
+
+def _config(match: Match) -> QuantizationConfig:
+    return match.config or QuantizationConfig(None, None, None)
+
+
+def not_static(match: Match) -> str | None:
+    config = _config(match)
+    if config.is_dynamic:
+        return "its qparams would be computed at run time, for which onnxruntime has kernels of linear only"
+    if config.input_activation is None or config.output_activation is None:
+        return "the configuration keeps activations in float, so onnxruntime computes in float"
+    return not_8_bits(match)
+
+
+def weight_format(match: Match) -> str | None:
+    spec = _config(match).weight_spec
+    if spec is None:
+        return "the configuration keeps weights in float, so onnxruntime would multiply in float"
+    return limits.weight(spec.dtype, spec.qscheme in _SYMMETRIC)
+
+
+def no_blocks(match: Match) -> str | None:
+    size, w = _config(match).group_size, match.value("w")
+    if not size:
+        return None
+    if not _config(match).is_weight_only:
+        return "weights in groups need float activations; set input_activation=None"
+    return None if w is None else limits.blocks(int(w.shape[1]), size)
+
+
+def not_8_bits(match: Match) -> str | None:
+    spec = _config(match).input_spec
+    return None if spec is None else limits.not_8_bits(spec.dtype)
+
+
+def computed_parameters(match: Match) -> str | None:
+    for name in ("w", "b"):
+        if match.captures.get(name) is not None and not match.is_constant(name):
+            return f"{match.captures[name]} is computed at run time; the kernel takes constants"
+    return None
+
+
+def adds_otherwise(match: Match) -> str | None:
+    return limits.adds_otherwise(match.argument(plus, "alpha"))
+
+
+_CONSTANT = "one operand is a constant, and this quantizer has a recipe for two computed ones only"
+
+
+def with_a_number(match: Match) -> str | None:
+    alone = any(match.value(name) is None or match.is_constant(name) for name in ("a", "b"))
+    return _CONSTANT if alone else None
+
+
+def not_asked_for(match: Match) -> str | None:
+    if match.explicit:
+        return None
+    return "a product of two activations stays in float unless set_operator_type(torch.ops.aten.matmul, ...) asks"
+
+
+def mean_of_part(match: Match) -> str | None:
+    x, dims = match.value("x"), match.argument(mean_of, "dim")
+    return None if x is None else limits.mean_of_part(x.dim(), dims, match.argument(mean_of, "dtype"))
+
+
+def pool_of_part(match: Match) -> str | None:
+    sizes = match.argument(whole_pool, "output_size")
+    return None if all(size == 1 for size in sizes) else limits.mean_of_part(0, None, None)
+
+
+_CONV = (not_static, weight_format, no_blocks, computed_parameters)
+_LINEAR = (weight_format, no_blocks, not_8_bits, computed_parameters)
+
+
+# Rules: the first that fits a node takes it ---------------------------------------------------------------------------
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_CONV)
+def conv_clamp(x, w, b):
+    """relu, relu6 and hardtanh are part of the quantize behind them, which saturates at their bounds."""
+    return clamp(conv(x, w, b))
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_CONV)
+def conv_only(x, w, b):
+    return conv(x, w, b)
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*_LINEAR, not_static])
+def linear_clamp(x, w, b):
+    return clamp(linear(x, w, b))
+
+
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_LINEAR)
+def linear_only(x, w, b):
+    """mm, matmul and addmm with a constant second operand arrive here too, see `matmul_to_linear`."""
+    return linear(x, w, b)
+
+
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_asked_for, not_static])
+def matmul(a, b):
+    return product(a, b)
+
+
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, adds_otherwise, with_a_number])
+def add_relu(a, b):
+    return rectify(plus(a, b))
+
+
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, adds_otherwise, with_a_number])
+def add(a, b):
+    return plus(a, b)
+
+
+@rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_static, with_a_number])
+def mul(a, b):
+    return times(a, b)
+
+
+@rule(tensors=one_scale(INPUT), output=same_as("tensors"), unless=[not_static])
+def cat(*tensors):
+    return concatenate(tensors)
+
+
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static])
+def squashed(x):
+    """sigmoid and leaky_relu: a table of 256 values."""
+    return squash(x)
+
+
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static, mean_of_part])
+def mean(x):
+    """The mean of many integers is finer than their step, so it gets a scale of its own."""
+    return mean_of(x)
+
+
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static, pool_of_part])
+def adaptive_avg_pool(x):
+    return whole_pool(x)
+
+
+@rule(x=INHERIT, output=OUTPUT, unless=[not_static])
+def avg_pool(x):
+    return average(x)
+
+
+@rule(x=INHERIT, output=same_as("x"))
+def max_pool(x):
+    return maximum_of(x)
+
+
+@rule(x=INHERIT, output=same_as("x"))
+def move(x):
+    return reshaping(x)
+
+
+@rule(x=INHERIT, output=same_as("x"), unless=[drops_values])
+def copy(x):
+    return copying(x)
+
+
+RULES = (
+    conv_clamp, conv_only, linear_clamp, linear_only, matmul, add_relu, add, mul, cat, squashed, mean,
+    adaptive_avg_pool, avg_pool, max_pool, move, copy,
+)  # fmt: skip
+
+_FLOAT = "onnxruntime runs it in float"
+
+
+class OnnxRuntimeQuantizer(RuleQuantizer):
+    """Annotates what onnxruntime runs in integers on processors; the report says why it leaves the rest.
+
+    quantizer = OnnxRuntimeQuantizer().set_global(get_onnx_runtime_quantization_config())
+
+    Products of two activations are quantized only where a selector narrower than the global one asks for it.
+    """
+
+    rules = RULES
+    reasons = MappingProxyType(
+        dict.fromkeys(ops.CONV_TRANSPOSE, limits.TRANSPOSED)
+        | dict.fromkeys((*ops.ADD, *ops.MUL), _CONSTANT)
+        | dict.fromkeys(
+            (
+                *ops.SUB, *ops.DIV, *ops.NORM, *ops.ATTENTION, *ops.RELUS, aten.gelu.default,
+                aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.tanh.default,
+                aten.softmax.int, aten.embedding.default, aten.embedding_bag.default,
+                aten.embedding_bag.padding_idx, aten.pad.default,
+                aten.clamp.default, aten.pixel_shuffle.default,
+            ),
+            _FLOAT,
+        )
+    )  # fmt: skip
+    transforms = (matmul_to_linear, clamp_to_hardtanh, fold_zero_padding, split_to_slices)
+    spares_streams = True
