@@ -85,6 +85,7 @@ __all__ = [
     "is_conv",
     "is_conv_transpose",
     "is_dequantize",
+    "is_elementwise",
     "is_quantize",
     "is_value_preserving",
     "known",
@@ -295,6 +296,10 @@ _row(
     commutes=_always,
 )
 
+_UNTAGGED = _row(
+    "hardswish.default log_sigmoid.default prelu.default"
+)  # elementwise, though torch does not tag them so
+
 # Clamps
 RELU = _row("relu.default")
 RELU6 = _row("relu6.default")
@@ -479,6 +484,12 @@ def dynamic_ceiling(sizes: Sequence[Any], ceil_mode: bool) -> str | None:
     """Why no backend pools in integers: sizes that are only known at run time would be rounded up."""
     fixed = all(isinstance(size, int) for size in sizes)
     return "ceil_mode with dynamic shapes" if ceil_mode and not fixed else None
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether each value of a node is computed from the values at its place in the operands, broadcast to one shape."""
+    op = node.target
+    return isinstance(op, OpOverload) and (op in _UNTAGGED or torch.Tag.pointwise in functional(op).tags)
 
 
 def is_commutative(op: object) -> bool:

@@ -697,3 +697,19 @@ def test_every_in_place_twin_writes_to_its_first_argument_and_no_copy_twin_does(
     for op in ops.known():
         if op is not ops.functional(op):
             assert arguments.is_in_place(op) == op._schema.name.endswith("_"), op
+
+
+def test_what_torch_does_not_tag_is_elementwise_too():
+    elementwise = [
+        (aten.relu.default, 1),
+        (aten.gelu_.default, 1),
+        (aten.add.Tensor, 2),
+        (aten.hardswish.default, 1),
+        (aten.hardswish_.default, 1),
+        (aten.log_sigmoid.default, 1),
+    ]
+    assert all(ops.is_elementwise(call(op, *[x()] * operands)) for op, operands in elementwise)
+    assert ops.is_elementwise(call(aten.prelu.default, x(), torch.rand(4)))
+    assert not any(
+        ops.is_elementwise(call(op, x(), given)) for op, given in [(aten.matmul.default, x()), (aten.softmax.int, 1)]
+    )

@@ -36,7 +36,7 @@ def chain(*layers: nn.Module) -> nn.Module:
 
 def _residual(net: Net, x: Tensor) -> Tensor:
     y = F.relu(net.stem(x))
-    return net.head(F.relu(net.second(F.relu(net.first(y))) + y))
+    return net.head(F.relu(net.second(F.hardswish(net.first(y))) + y))
 
 
 def residual() -> nn.Module:
@@ -76,7 +76,7 @@ QUICK = {
         (CONV + Q, POOL, CONV + Q, "generated", LINEAR),
     ),
     "residual add": Row(
-        residual, IMAGE, (CONV + Q, CONV + Q, SUM + " + sum" + Q, CONV)
+        residual, IMAGE, (CONV + Q, CONV + " + hardswish" + Q, SUM + " + sum" + Q, CONV)
     ),
     "linear gelu, residual": Row(
         lambda: Net(

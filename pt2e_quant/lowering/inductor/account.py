@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...graph.nested import graphs
 from ...meta import MERGED_KEY, NESTED_KEY
-from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_quantize, pads_zeros
+from ...ops import EMBEDDING, LINEAR, MATMUL, MAX_POOL, is_call, is_dequantize, is_elementwise, is_quantize, pads_zeros
 from ..common.entry import origin
 from ..common.gemm import as_gemm
 from ..common.program import Fallback
@@ -219,7 +219,7 @@ def _after(nodes: list[Node], seen: set[Node]) -> Iterator[Node]:
 
 
 def _can_be_part(node: Node) -> bool:
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or is_quantize(node) or moves(node)
+    return is_elementwise(node) or is_quantize(node) or moves(node)
 
 
 def _pop(found: list[_Found], name: str) -> _Found | None:
