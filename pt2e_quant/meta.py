@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch.fx import Node
+
 __all__ = [
     "ANNOTATION_KEY",
     "AROUND_KEY",
@@ -10,6 +15,7 @@ __all__ = [
     "FOLDED_KEY",
     "FROZEN_NORMS_KEY",
     "HANDLE_KEY",
+    "INITIALIZED_KEY",
     "MERGED_KEY",
     "NESTED_KEY",
     "ORIGIN_KEY",
@@ -22,23 +28,27 @@ __all__ = [
     "TRAINED_KEY",
     "UNUSED_RULES_KEY",
     "WEIGHT_OBSERVERS_KEY",
+    "mark",
+    "marks",
 ]
 
 AROUND_KEY = "pt2e_quant_around"
 """GraphModule.meta key: a function that takes the module and returns what each of its runs happens inside."""
 
 HANDLE_KEY = "numeric_debug_handle"
-"""Key in node.meta["custom"], of the reference, which export passes on: the number by which the numeric debugger knows
-one value in every version of a model."""
+"""A mark, of the reference: the number by which the numeric debugger knows one value in every version of a model."""
+
+INITIALIZED_KEY = "et_init_buffer"
+"""node.meta key, of ExecuTorch: True on a buffer whose first values are to be stored."""
 
 NESTED_KEY = "pt2e_quant_nested_in"
 """GraphModule.meta key: dotted path of a graph that is nested in another one, such as 'true_graph_0'."""
 
 ORIGIN_KEY = "pt2e_quant"
-"""Key in node.meta["custom"], which export and lowering pass on: the name that the node had in the converted graph."""
+"""A mark: the name that the node had in the converted graph."""
 
 PORTABLE = "pt2e_quant_portable"
-"""Key in node.meta["custom"] of a node that no delegate may take: the reason."""
+"""A mark of a node that no delegate may take: the reason."""
 
 DROPPED_KEY = "pt2e_quant_dropped"
 """GraphModule.meta key: names of the quantizes that Inductor's passes dropped, since no integer kernel reads them."""
@@ -83,3 +93,15 @@ FROZEN_NORMS_KEY = "pt2e_quant_frozen_norms"
 
 ANNOTATION_KEY = "quantization_annotation"
 """The node.meta key under which a Quantizer leaves its QuantizationAnnotation."""
+
+_MARKS = "custom"  # what torch.export keeps of a node's meta
+
+
+def marks(node: Node) -> Mapping[str, Any]:
+    """What was noted on a node for copies, exports, decompositions and files to pass on."""
+    return node.meta.get(_MARKS) or {}
+
+
+def mark(node: Node, key: str, value: object) -> None:
+    """Note something on a node that is passed on. Copies of a graph share the notes so far, so they are not edited."""
+    node.meta[_MARKS] = {**marks(node), key: value}

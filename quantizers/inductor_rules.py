@@ -353,7 +353,7 @@ LINEARS = (linear_add_relu, linear_add, linear_unary, linear_only)
 NO_TABLES = "this quantizer has no recipe for tables of integers"
 _FUSED = "Inductor computes it in float, in one loop with its neighbours"
 REASONS = MappingProxyType(
-    dict.fromkeys(ops.CONV_TRANSPOSE, limits.TRANSPOSED)
+    dict.fromkeys(ops.CONV_TRANSPOSE, limits.NO_TRANSPOSED)
     | dict.fromkeys(ops.CONV3D, "Inductor has integer convolutions in 1-d and 2-d only")
     | dict.fromkeys(
         (

@@ -196,52 +196,52 @@ def rows(config: QuantizationConfig) -> QuantizationSpecBase | None:
     return spec
 
 
-CONV, TRANSPOSED = within(limits.CONVOLUTION, conv), within(limits.TRANSPOSED, conv_transpose)
-LINEAR, PADDING = within(limits.LINEAR, linear), within(limits.PADDING, padding)
+_CONV, _TRANSPOSED = within(limits.CONVOLUTION, conv), within(limits.TRANSPOSED, conv_transpose)
+_LINEAR, _PADDING = within(limits.LINEAR, linear), within(limits.PADDING, padding)
 
 
 # Rules: the first that fits a node takes it ---------------------------------------------------------------------------
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*CONV, not_static])
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*_CONV, not_static])
 def conv_relu(x, w, b):
     """Also relu6 and hardtanh, with any bounds: they become the bounds of the kernel's output."""
     return activation(conv(x, w, b))
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*CONV, asked(limits.one_scale_in_all, conv)])
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*_CONV, asked(limits.one_scale_in_all, conv)])
 def conv_only(x, w, b):
     return conv(x, w, b)
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*CONV, not_static, *PADDING])
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*_CONV, not_static, *_PADDING])
 def pad_conv_relu(x, w, b):
     """Zero padding before a convolution becomes the kernel's own, so nothing is quantized between the two."""
     return activation(conv(padding(x), w, b))
 
 
-@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*CONV, not_static, *PADDING])
+@rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=[*_CONV, not_static, *_PADDING])
 def pad_conv(x, w, b):
     return conv(padding(x), w, b)
 
 
-@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=TRANSPOSED)
+@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=_TRANSPOSED)
 def conv_transpose_relu(x, w, b):
     """The weight of a transposed convolution is (in, out / groups, *kernel): channels on axis 1."""
     return activation(conv_transpose(x, w, b))
 
 
-@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=TRANSPOSED)
+@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=_TRANSPOSED)
 def conv_transpose_only(x, w, b):
     return conv_transpose(x, w, b)
 
 
-@rule(x=rows, w=WEIGHT, output=OUTPUT, unless=[*LINEAR, not_static])
+@rule(x=rows, w=WEIGHT, output=OUTPUT, unless=[*_LINEAR, not_static])
 def linear_relu(x, w, b):
     return activation(linear(x, w, b))
 
 
-@rule(x=rows, w=WEIGHT, output=OUTPUT, unless=LINEAR)
+@rule(x=rows, w=WEIGHT, output=OUTPUT, unless=_LINEAR)
 def linear_only(x, w, b):
     """mm, matmul and addmm with a constant second operand arrive here too, see `matmul_to_linear`."""
     return linear(x, w, b)

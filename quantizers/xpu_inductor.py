@@ -88,7 +88,7 @@ def _static(qscheme: torch.qscheme, is_qat: bool) -> QuantizationConfig:
     return for_training(config) if is_qat else config
 
 
-_BEHIND = frozenset((*after_conv.targets, *plus.targets))
+_AFTER = frozenset((*after_conv.targets, *plus.targets))
 _POOLING = max_pool2d.pattern.root.op.targets
 
 
@@ -97,7 +97,7 @@ def fused_in_1d(match: Match) -> str | None:
     w, users = match.value("w"), list(match.root.users)
     if w is None or w.dim() != 3:
         return None
-    fused = len(match.calls) > 1 or (len(users) == 1 and users[0].target in _BEHIND)
+    fused = len(match.calls) > 1 or (len(users) == 1 and users[0].target in _AFTER)
     return "Inductor fuses what follows into it, which Intel GPUs do for conv2d only" if fused else None
 
 

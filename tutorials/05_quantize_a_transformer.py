@@ -155,5 +155,5 @@ print(compiled)
 outputs = torch.cat([compiled(*batch) for batch in batches])
 print(f"dynamic, x86: SQNR {sqnr(outputs):.1f} dB, cosine {torch.cosine_similarity(exact, outputs).min():.4f} or more")
 
-# Static activations are a little faster here and lose some decibels: give the linears the default configuration without
+# Static activations are a little faster here and lose some dB: give the linears the default configuration without
 # is_dynamic and those of step 4 this one, and call the prepared model on the batches.

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from ..checks import checked
 from ..errors import CaptureError, QuantizationError
-from ..graph.run import values_of
+from ..graph.run import Arguments, batches_of, values_of
 from ..grid import Grid
 from ..pt2e.record import record_of
 from ..pt2e.representation import reference_representation_rewrite
@@ -157,7 +157,7 @@ def compare_lsb(
     converted: GraphModule,
     reference: GraphModule | None,
     runtime: Runs | Sequence[Sequence[Tensor]] | None,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[Any],
 ) -> LsbComparison:
     """Run all versions of one model on the same inputs and count how many steps of their grids they are apart.
 
@@ -165,26 +165,25 @@ def compare_lsb(
         converted: what convert_pt2e returned.
         reference: the same in integer arithmetic; None makes it.
         runtime: a lowered program with `run`, or its outputs (a sequence of tensors a batch); None leaves it out.
-        batches: positional arguments of the model, one tuple a run.
+        batches: what to run them on, as `graph.run.batches_of` takes it.
 
     Raises:
-        CaptureError: a model is no graph, or there is no batch.
+        CaptureError: a model is no graph.
+        CalibrationError: there is no batch.
         QuantizationError: the versions have different outputs.
     """
     if not isinstance(converted, GraphModule) or not isinstance(reference, GraphModule | None):
         raise CaptureError("compare_lsb takes graphs: what convert_pt2e returned, and its integer reference or None")
     reference = reference_representation_rewrite(converted) if reference is None else reference
-    batches = list(batches)
-    if not batches or not all(isinstance(batch, tuple | list) for batch in batches):
-        raise CaptureError("compare_lsb needs at least one batch, each a tuple of the model's positional arguments")
+    held = list(batches_of(batches, "compare_lsb"))
     record = record_of(reference)
     inside = record.representation.codes if record is not None and record.representation is not None else {}
     versions = {
-        "converted": [values_of(converted, batch, set(inside)) for batch in batches],
-        "reference": [values_of(reference, batch, {*inside.values()}) for batch in batches],
+        "converted": [values_of(converted, batch, set(inside)) for batch in held],
+        "reference": [values_of(reference, batch, {*inside.values()}) for batch in held],
     }
     if runtime is not None:
-        versions["runtime"] = [(list(outputs), {}) for outputs in _run_outside(runtime, batches)]
+        versions["runtime"] = [(list(outputs), {}) for outputs in _run_outside(runtime, held)]
     return LsbComparison(_outputs(converted, versions), _tensors(converted, inside, versions))
 
 
@@ -192,11 +191,9 @@ _Versions = list[tuple[list[Any], dict[str, Tensor]]]
 """For each batch: the outputs, flat, and the tensors asked for by the names of their nodes."""
 
 
-def _run_outside(
-    runtime: Runs | Sequence[Sequence[Tensor]], batches: Sequence[Sequence[Any]]
-) -> Sequence[Sequence[Any]]:
+def _run_outside(runtime: Runs | Sequence[Sequence[Tensor]], batches: Sequence[Arguments]) -> Sequence[Sequence[Any]]:
     if isinstance(runtime, Runs):
-        return [[value.clone() for value in runtime.run(*batch)] for batch in batches]
+        return [[value.clone() for value in runtime.run(*args, **kwargs)] for args, kwargs in batches]
     if len(runtime) != len(batches):
         raise QuantizationError(f"the runtime's outputs are those of {len(runtime)} batches, there are {len(batches)}")
     return runtime

@@ -1,6 +1,6 @@
 """Handles: numbers by which the numeric debugger knows one value in every version of a model.
 
-A handle stands in node.meta["custom"], which copies, exports, decompositions and files pass on.
+A handle is a mark (`meta.mark`), which copies, exports, decompositions and files pass on.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..meta import HANDLE_KEY
+from ..meta import HANDLE_KEY, mark, marks
 from .nested import graphs
 
 __all__ = ["give_handles", "handle_of"]
@@ -16,7 +16,7 @@ __all__ = ["give_handles", "handle_of"]
 
 def handle_of(node: Node) -> int | None:
     """The handle of a node, or of the node that it stems from; None without one."""
-    handle = (node.meta.get("custom") or {}).get(HANDLE_KEY)
+    handle = marks(node).get(HANDLE_KEY)
     return handle if isinstance(handle, int) else None
 
 
@@ -27,5 +27,5 @@ def give_handles(model: ExportedProgram | GraphModule) -> None:
     free = max((handle for node in nodes if (handle := handle_of(node)) is not None), default=0) + 1
     for node in nodes:
         if node.op == "call_function" and handle_of(node) is None:
-            node.meta["custom"] = {**(node.meta.get("custom") or {}), HANDLE_KEY: free}
+            mark(node, HANDLE_KEY, free)
             free += 1

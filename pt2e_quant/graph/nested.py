@@ -24,7 +24,7 @@ __all__ = [
     "carried",
     "graphs",
     "is_quantized_inside",
-    "mark",
+    "name_nested",
     "nested_calls",
     "operands",
     "placeholders_of_operands",
@@ -83,7 +83,7 @@ def is_quantized_inside(gm: GraphModule, target: str) -> bool:
     )
 
 
-def mark(gm: GraphModule) -> GraphModule:
+def name_nested(gm: GraphModule) -> GraphModule:
     """Let every nested graph remember where it hangs, and how many values its loop carries; for names and messages."""
     for path, part in graphs(gm):
         if path:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import MappingProxyType
-
-from torch.fx import GraphModule
 
 from ..errors import CaptureError, did_you_mean
 from .decompose_attention import decompose_attention
 from .decompose_rnn import decompose_rnn
+from .runner import Pass
 
 __all__ = ["DECOMPOSITIONS", "decompositions"]
 
-Step = Callable[[GraphModule], GraphModule]
-
-DECOMPOSITIONS: MappingProxyType[str, Step] = MappingProxyType({"sdpa": decompose_attention, "rnn": decompose_rnn})
+DECOMPOSITIONS: MappingProxyType[str, Pass] = MappingProxyType({"sdpa": decompose_attention, "rnn": decompose_rnn})
 """What `prepare_pt2e(..., decompose=...)` takes, by name."""
 
 
-def decompositions(asked: Iterable[str] | None, quantizer: object) -> list[Step]:
+def decompositions(asked: Iterable[str] | None, quantizer: object) -> list[Pass]:
     """The passes that were asked for, or with None those that the quantizer's backend needs (`Quantizer.decompose`).
 
     Raises:

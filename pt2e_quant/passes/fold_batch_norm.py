@@ -23,7 +23,7 @@ from ..arguments import bind, set_argument, training_argument
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.constants import Constants
 from ..graph.module import tidy
-from ..meta import FOLDED_KEY, HANDLE_KEY
+from ..meta import FOLDED_KEY, HANDLE_KEY, mark, marks
 from ..ops import BATCH_NORM, LINEAR, is_conv, is_conv_transpose
 from ..reasons import Folded, refuse
 from ..where import module_path, module_type, node_id, source_line
@@ -238,7 +238,6 @@ def _remove(norm: Node, producer: Node) -> None:
     norm.replace_all_uses_with(producer)
     origin = NodeSource(norm, "fold_batch_norm", NodeSourceAction.REPLACE)
     producer.meta["from_node"] = [*producer.meta.get("from_node", ()), origin]  # copies of a graph share the old list
-    handle = {key: value for key, value in (norm.meta.get("custom") or {}).items() if key == HANDLE_KEY}
-    if handle:
-        producer.meta["custom"] = {**(producer.meta.get("custom") or {}), **handle}
+    if HANDLE_KEY in marks(norm):
+        mark(producer, HANDLE_KEY, marks(norm)[HANDLE_KEY])
     norm.graph.erase_node(norm)

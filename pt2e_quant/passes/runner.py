@@ -12,12 +12,12 @@ from ..graph.module import ExportedModule, clone
 from ..graph.nested import bodies, is_quantized_inside
 from ..meta import NESTED_KEY
 
-__all__ = ["run_everywhere", "run_pass"]
+__all__ = ["Pass", "run_everywhere", "run_pass"]
+
+Pass = Callable[[GraphModule], GraphModule]
 
 
-def run_everywhere(
-    step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None
-) -> ExportedModule:
+def run_everywhere(step: Pass, gm: GraphModule, name: str | None = None) -> ExportedModule:
     """Run one pass on the graph, then on each graph nested in the result that is to be quantized like it.
 
     Raises:
@@ -30,7 +30,7 @@ def run_everywhere(
     return result
 
 
-def run_pass(step: Callable[[GraphModule], GraphModule], gm: GraphModule, name: str | None = None) -> ExportedModule:
+def run_pass(step: Pass, gm: GraphModule, name: str | None = None) -> ExportedModule:
     """Run one pass; an unexpected failure inside it is reported with the name of the pass.
 
     Raises:

@@ -8,7 +8,7 @@ writes to are copied, what is only read is shared.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -18,13 +18,13 @@ from torch.fx import GraphModule
 from ..errors import CaptureError
 from ..graph.attributes import own_state, own_written, state_bytes
 from ..graph.module import ExportedModule, captured_mode, clone, drop_dead, is_guard
-from ..graph.nested import mark
+from ..graph.nested import name_nested
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..passes.follow_in_place import follow_in_place
 from ..passes.inline_regions import inline_regions
 from ..passes.nested_constants import move_constants_in
 from ..passes.nested_modules import locate_nested_modules
-from ..passes.runner import run_everywhere, run_pass
+from ..passes.runner import Pass, run_everywhere, run_pass
 from .qat.batch_norm import fold_for_training
 from .record import record_of
 
@@ -49,9 +49,7 @@ class Captured(NamedTuple):
     training: bool
 
 
-def capture(
-    model: object, steps: Iterable[Callable[[GraphModule], GraphModule]] = (), *, to_train: bool = False
-) -> Captured:
+def capture(model: object, steps: Iterable[Pass] = (), *, to_train: bool = False) -> Captured:
     """Copy an exported graph and bring it into the form that quantizers expect.
 
     Args:
@@ -67,7 +65,7 @@ def capture(
     exported = _checked(model.module() if isinstance(model, ExportedProgram) else model)
     inline = functools.partial(inline_regions, to_train=to_train)
     draft = run_pass(inline, clone(exported), inline_regions.__name__)
-    draft = run_everywhere(drop_dead, mark(draft))  # what nobody reads is not quantized either
+    draft = run_everywhere(drop_dead, name_nested(draft))  # what nobody reads is not quantized either
     draft = run_pass(locate_nested_modules, run_pass(move_constants_in, draft))
     draft = run_everywhere(follow_in_place, draft)
     training = captured_mode(draft)

@@ -18,7 +18,7 @@ from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute, free_name, written_attributes
 from ..graph.devices import device_of
 from ..graph.module import ExportedModule, collector_paused, finish, is_guard
-from ..graph.nested import graphs, mark
+from ..graph.nested import graphs, name_nested
 from ..graph.values import copy_value
 from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY, WEIGHT_OBSERVERS_KEY
 from ..observer.derived import DerivedObserver
@@ -157,7 +157,7 @@ def checked_name(quantizer: object) -> str:
 def _annotate(quantizer: Quantizer, gm: ExportedModule) -> ExportedModule:
     """What the quantizer does to the graph and all that are nested in it: rewrites, annotations, its own checks."""
     gm = run_everywhere(lambda graph: _transform(quantizer, graph), gm, name="transform_for_annotation")
-    mark(gm)
+    name_nested(gm)
     gm = run_everywhere(lambda graph: quantizer.annotate(graph) or graph, gm, name="annotate")
     for _, part in graphs(gm, opaque=False):
         with code_of(f"validate() of {quantizer_name(quantizer)}"):

@@ -14,19 +14,19 @@ from ..checks import checked
 from ..errors import TargetingError, did_you_mean
 from .base import Quantizer
 
-__all__ = ["GROUP", "find_quantizers", "load_quantizer"]
+__all__ = ["ENTRY_POINTS", "find_quantizers", "load_quantizer"]
 
-GROUP = "pt2e_quant.quantizers"
+ENTRY_POINTS = "pt2e_quant.quantizers"
 
 
 def find_quantizers() -> dict[str, EntryPoint]:
     """Entry points of all installed quantizers by name; nothing is imported."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+    return {point.name: point for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)}
 
 
 @checked(TargetingError)
 def load_quantizer(name: str) -> type[Quantizer]:
-    """The quantizer class behind a name.
+    """The quantizer class of a name.
 
     Raises:
         TargetingError: no installed package announces the name, or what it announces cannot be imported.

@@ -24,6 +24,7 @@ from ..graph.constants import Constants
 from ..graph.values import is_float_tensor
 from ..meta import ANNOTATION_KEY, FOLDED_KEY, UNUSED_RULES_KEY
 from ..ops import EMBEDDING, resolve
+from ..passes.runner import Pass
 from ..reasons import Refusal, refusals, refuse
 from .base import Quantizer
 from .config import QuantizationConfig
@@ -59,7 +60,7 @@ class RuleQuantizer(Quantizer):
 
     rules: ClassVar[tuple[Rule, ...]] = ()
     reasons: ClassVar[Mapping[Any, str]] = {}
-    transforms: ClassVar[tuple[Callable[[GraphModule], GraphModule], ...]] = ()
+    transforms: ClassVar[tuple[Pass, ...]] = ()
     trims_outputs: ClassVar[bool] = False
     spares_streams: ClassVar[bool] = False
 

@@ -21,12 +21,12 @@ from .saved import record_from_json, record_to_plain
 from .text import as_table, as_text
 from .why import why
 
-__all__ = ["LoweredProgram", "Report", "explain"]
+__all__ = ["Report", "TellsFates", "explain"]
 
 
 @runtime_checkable
-class LoweredProgram(Protocol):
-    """What a backend's lowering returns, as far as a report reads it."""
+class TellsFates(Protocol):
+    """A lowered program, as far as a report reads it."""
 
     def fate(self, node: str) -> str:
         """What a node of the converted graph became, in a few words."""
@@ -175,7 +175,7 @@ class Report:
             raise CaptureError(f"{path}: {error}") from error
 
     @checked(CaptureError)
-    def lowered(self, program: LoweredProgram) -> dict[str, str]:
+    def lowered(self, program: TellsFates) -> dict[str, str]:
         """What each op of the report became in the program that its converted model was lowered to, by node.
 
         In the words of the backend: 'int8, delegate 0', 'not delegated: ...' with the reason, 'removed while lowering'.

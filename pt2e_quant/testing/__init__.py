@@ -9,7 +9,7 @@
 """
 
 from .conformance import RULES, assert_conforms, check_quantizer
-from .converted import CONVERTED_RULES, check_converted
+from .converted import CONVERTED_RULES, broken_rules
 from .draft import Step
 from .finding import Finding
 from .kinds import OPS
@@ -28,7 +28,7 @@ __all__ = [
     "Step",
     "assert_conforms",
     "aten_graphs",
-    "check_converted",
+    "broken_rules",
     "check_quantizer",
     "default_models",
 ]

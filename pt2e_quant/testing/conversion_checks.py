@@ -19,7 +19,7 @@ from ..pt2e.prepare import prepare_pt2e
 from ..pt2e.record import record_of
 from .annotation_checks import Found, first_line
 from .claims import Claim, claims
-from .converted import check_converted
+from .converted import broken_rules
 from .running import run
 
 __all__ = ["Backend", "conversion_findings"]
@@ -33,7 +33,7 @@ _CASTS = (torch.ops.quantized_decomposed.convert_element_type.no_fuse,)
 def conversion_findings(
     model: ExportedProgram, quantizer: Any, annotated: GraphModule, backend: Backend | None
 ) -> Found:
-    """becomes-integer, backend-runs-it and the rules of `check_converted`; "runs" when the engine refuses.
+    """becomes-integer, backend-runs-it and the rules of `broken_rules`; "runs" when the engine refuses.
 
     Args:
         model: float model with example inputs.
@@ -51,7 +51,7 @@ def conversion_findings(
         return
     yield from _claims(annotated, prepared, converted)
     inputs, keywords = model.example_inputs or ((), {})
-    for finding in check_converted(converted, None if keywords else inputs):
+    for finding in broken_rules(converted, None if keywords else inputs):
         yield finding.rule, finding.where, finding.message
     if backend is not None:
         yield from _backend(converted, backend)

@@ -19,7 +19,7 @@ from ..ops import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
 from .finding import Finding
 from .running import state_kept
 
-__all__ = ["CONVERTED_RULES", "check_converted"]
+__all__ = ["CONVERTED_RULES", "broken_rules"]
 
 CONVERTED_RULES = {
     "one-dequantize-per-use": "every dequantize is read once, by one node",
@@ -28,11 +28,11 @@ CONVERTED_RULES = {
     "nothing-left-over": "no observer, no annotation and no call that computes nothing is left",
     "values-recorded": "meta['val'] says what each node computes: dtype and shape",
 }
-"""The rules of `check_converted`, with what each demands."""
+"""The rules of `broken_rules`, with what each demands."""
 
 
 @checked(CaptureError)
-def check_converted(converted: GraphModule, inputs: tuple[object, ...] | None = None, model: str = "") -> list[Finding]:
+def broken_rules(converted: GraphModule, inputs: tuple[object, ...] | None = None, model: str = "") -> list[Finding]:
     """Where a converted graph breaks one of CONVERTED_RULES.
 
     Args:

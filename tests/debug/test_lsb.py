@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from pt2e_quant import QuantizedIO, convert_pt2e, prepare_pt2e
 from pt2e_quant.debug import compare_lsb
-from pt2e_quant.errors import CaptureError, QuantizationError
+from pt2e_quant.errors import CalibrationError, CaptureError, QuantizationError
 from pt2e_quant.pt2e.representation import Rounding, reference_representation_rewrite
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.lowering.handmade import Body, Grid
@@ -153,13 +153,13 @@ def test_the_text_names_each_output_and_its_grid():
     ("arguments", "error", "message"),
     [
         (lambda gm, x: (nn.ReLU(), None, None, [(x,)]), CaptureError, "must be a GraphModule, got ReLU"),
-        (lambda gm, x: (gm, None, None, []), CaptureError, "at least one batch"),
-        (lambda gm, x: (gm, None, None, [x]), CaptureError, "must be an Iterable of .a tuple"),
+        (lambda gm, x: (gm, None, None, []), CalibrationError, "there is no batch"),
+        (lambda gm, x: (gm, None, None, x), CalibrationError, r"for a single batch, pass \[batch\]"),
         (lambda gm, x: (gm, None, [[x], [x]], [(x,)]), QuantizationError, "those of 2 batches, there are 1"),
         (lambda gm, x: (gm, None, [[x, x]], [(x,)]), QuantizationError, "different numbers of outputs"),
         (lambda gm, x: (gm, None, [[x[0]]], [(x,)]), QuantizationError, r"cannot be compared: \(3, 4\) and \(4,\)"),
     ],
-    ids=["module", "no batch", "no tuple", "batches", "outputs", "shape"],
+    ids=["module", "no batch", "no batches", "batches", "outputs", "shape"],
 )
 def test_what_cannot_be_compared_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):

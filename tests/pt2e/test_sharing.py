@@ -345,7 +345,7 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         h = torch.add(x, x)
-        moved = h.view(4, 3).view(3, 4) if "behind a view" in self.reads else h
+        moved = h.view(4, 3).view(3, 4) if "after a view" in self.reads else h
         merged = torch.cat([moved, y], 0)
         if "other cat" in self.reads:
             return merged, torch.cat([merged, moved], 0)
@@ -360,7 +360,7 @@ def groups_of(reads: str) -> dict[str, tuple[float, int]]:
     return {member: (group.scale, group.zero_point) for group in groups for member in group.members}
 
 
-@pytest.mark.parametrize(("reads", "moved"), [("linear", "add"), ("linear, cat behind a view", "view_1")])
+@pytest.mark.parametrize(("reads", "moved"), [("linear", "add"), ("linear, cat after a view", "view_1")])
 def test_who_reads_a_tensor_beside_a_concatenation_keeps_its_own_scale(reads, moved):
     found = groups_of(reads)
     own, tied = affine_by_hand([2 * SMALL]), affine_by_hand([2 * SMALL, LARGE])

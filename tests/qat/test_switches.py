@@ -23,7 +23,7 @@ from pt2e_quant import (
     prepare_qat_pt2e,
     update_bn_stats,
 )
-from pt2e_quant.errors import CaptureError, ConversionError, TargetingError
+from pt2e_quant.errors import CalibrationError, CaptureError, ConversionError, TargetingError
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import ConvNet, export
 from tests.pt2e.kit import STATIC, Toy, calls, the_call
@@ -148,7 +148,7 @@ def test_the_check_leaves_both_models_as_they_were():
 def test_a_check_of_nothing_is_an_error():
     graph, x = convnet(), images(2, 4, 3, 16, 16)
     graph(x)
-    with pytest.raises(ConversionError, match="no data"):
+    with pytest.raises(CalibrationError, match="no batch"):
         check_converted(graph, convert_pt2e(graph), [])
     with pytest.raises(ConversionError, match="second argument"):
         check_converted(graph, graph, [x])

@@ -1,4 +1,4 @@
-"""check_converted: what convert_pt2e returns passes, and each rule is found where a graph was broken."""
+"""broken_rules: what convert_pt2e returns passes, and each rule is found where a graph was broken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.arguments import set_argument
-from pt2e_quant.testing import CONVERTED_RULES, check_converted
+from pt2e_quant.testing import CONVERTED_RULES, broken_rules
 from tests.nets import MLP, ConvNet, export
 from tests.pt2e.kit import DYNAMIC, STATIC, Toy, annotate, dequantizes, quantizes, the_call
 
@@ -25,11 +25,11 @@ def converted(config=STATIC, **options) -> GraphModule:
 
 @pytest.mark.parametrize("config", [STATIC, DYNAMIC], ids=["static", "dynamic"])
 def test_a_converted_graph_passes(config):
-    assert check_converted(converted(config), (X,)) == []
+    assert broken_rules(converted(config), (X,)) == []
     images = torch.randn(2, 3, 8, 8)
     prepared = prepare_pt2e(export(ConvNet(), images), Toy(STATIC))
     prepared(images)
-    assert check_converted(convert_pt2e(prepared), (images,)) == []
+    assert broken_rules(convert_pt2e(prepared), (images,)) == []
 
 
 def share_a_dequantize(gm: GraphModule) -> None:
@@ -98,14 +98,14 @@ def test_a_broken_graph_is_found(rule, fault, message):
     gm = converted()
     fault(gm)
     gm.recompile()
-    (finding,) = check_converted(gm, (X,), "mlp")
+    (finding,) = broken_rules(gm, (X,), "mlp")
     assert (finding.rule, finding.model) == (rule, "mlp")
     assert message in finding.message
     assert rule in CONVERTED_RULES
 
 
 def test_weights_that_are_quantized_on_every_call_are_found():
-    found = check_converted(converted(fold_quantize=False))
+    found = broken_rules(converted(fold_quantize=False))
     assert {finding.rule for finding in found} == {"no-float-copy"}
     assert len(found) == 2  # one for each linear
 
@@ -113,4 +113,4 @@ def test_weights_that_are_quantized_on_every_call_are_found():
 def test_recorded_values_are_compared_only_with_inputs():
     gm = converted()
     forget_a_value(gm)
-    assert check_converted(gm) == []
+    assert broken_rules(gm) == []

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pt2e_quant import QuantizationError, Report, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.graph.nested import bodies
-from pt2e_quant.testing import Sketch, aten_graphs, check_converted
+from pt2e_quant.testing import Sketch, aten_graphs, broken_rules
 from pt2e_quant.testing.running import state_kept
 from tests.testing.recipes import STATIC_INT8, Recipe, recipes
 from tests.testing.simulation import Simulation, sqnr
@@ -59,7 +59,7 @@ def survive(sketch: Sketch, recipe: Recipe) -> GraphModule | None:
     assert [output.shape for output in outputs] == [output.shape for output in before]
     assert [output.dtype for output in outputs] == [output.dtype for output in before]
     assert all(bool(output.isfinite().all()) for output in outputs)
-    assert check_converted(converted, batches[0]) == []
+    assert broken_rules(converted, batches[0]) == []
     report = explain(converted)
     assert Report.from_json(report.to_json()).text() == report.text()
     event("quantized")

@@ -20,8 +20,8 @@ from torch.fx.traceback import NodeSource
 from ...errors import CaptureError, LoweringError
 from ...graph.attributes import own_written
 from ...graph.module import ExportedModule, clone, is_guard
-from ...graph.nested import graphs, mark
-from ...meta import ORIGIN_KEY
+from ...graph.nested import graphs, name_nested
+from ...meta import ORIGIN_KEY, mark, marks
 from ...pt2e.record import record_of
 from ...where import locate, node_id
 
@@ -72,16 +72,15 @@ def take(
         raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
     own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
-    for node in (node for _, part in graphs(mark(gm)) for node in part.graph.nodes):
+    for node in (node for _, part in graphs(name_nested(gm)) for node in part.graph.nodes):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), ORIGIN_KEY: node_id(node)}
+        mark(node, ORIGIN_KEY, node_id(node))
     return gm, (tuple(args or ()), dict(kwargs or {}))
 
 
 def origin(node: Node) -> str:
     """Name of the node of the converted graph that a node of the exported or lowered graph comes from."""
-    custom = node.meta.get("custom") or {}
-    return str(custom.get(ORIGIN_KEY, node.name))
+    return str(marks(node).get(ORIGIN_KEY, node.name))
 
 
 @contextmanager

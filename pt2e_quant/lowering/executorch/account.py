@@ -1,7 +1,7 @@
 """What became of every operator: reads the graph that ExecuTorch lowered, and finds the reasons for what it left.
 
 Comes after partitioning, before the program is written. Nodes are joined with those of the converted graph through the
-name that `common.entry` put into node.meta["custom"].
+name that `common.entry` marked them with.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ...graph.nested import graphs
-from ...meta import PORTABLE
+from ...meta import PORTABLE, marks
 from ..common.entry import origin
 from ..common.program import Fallback, Remark
-from .program import Kernel
+from .program import ExecutorchKernel
 from .runtime import is_implicit
 from .xnnpack.contract import Violation
 
@@ -43,7 +43,7 @@ _OF_SHAPES = {
 class Account:
     delegates: int
     undelegated: tuple[Fallback, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[ExecutorchKernel, ...]
     remarks: tuple[Remark, ...]
     delegate_bytes: int
     """Of the delegates' graphs."""
@@ -156,8 +156,8 @@ class _Reasons:
             return "no backend was asked for"
         if "." in origin(node):
             return "inside a nested graph, where XNNPACK takes no operators"
-        if PORTABLE in (node.meta.get("custom") or {}):
-            return str(node.meta["custom"][PORTABLE])
+        if PORTABLE in marks(node):
+            return str(marks(node)[PORTABLE])
         return (
             "; ".join(self._findings.get(origin(node), []))
             or "; ".join(dict.fromkeys(self._translate(said, node) for said in self._said(node)))
@@ -201,14 +201,14 @@ def _dynamic_sizes(node: Node) -> int:
     return sum(not isinstance(size, int) for size in (*value.shape,))
 
 
-def _kernels(module: Any, delegate: int) -> Iterator[Kernel]:
+def _kernels(module: Any, delegate: int) -> Iterator[ExecutorchKernel]:
     integer: dict[Node, Literal["int8", "dynamic", "float"]] = {}
     for node in module.original_module.graph.nodes:
         name = edge_name(node)
         if node.op != "call_function" or name == "getitem" or any(word in name for word in _QDQ):
             continue
         integer[node] = _precision(node, integer)
-        yield Kernel(origin(node), name, integer[node], delegate)
+        yield ExecutorchKernel(origin(node), name, integer[node], delegate)
 
 
 def _precision(

@@ -19,6 +19,7 @@ from ...errors import LoweringError
 from ...graph.module import ExportedModule, clone, finish
 from ...graph.nested import graphs
 from ...graph.run import Arguments
+from ...meta import INITIALIZED_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
 from ...passes.runner import run_everywhere, run_pass
 from ...pt2e.record import record_of
@@ -295,7 +296,7 @@ def _keep_initial_state(program: ExportedProgram) -> None:
     for node in program.graph.find_nodes(op="placeholder"):
         name = signature.inputs_to_buffers.get(node.name)
         if name in written and {**program.constants, **program.state_dict}[name].any():
-            node.meta["et_init_buffer"] = True  # what ExecuTorch's InitializedMutableBufferPass sets
+            node.meta[INITIALIZED_KEY] = True
 
 
 def _border_constants(ready: dict[str, _Ready]) -> dict[str, float | int]:

@@ -19,11 +19,11 @@ from ..common.entry import quietly
 from ..common.program import Fallback, LoweredProgram, Remark, Saved
 from ..common.verify import NOT_RUN, Verification
 
-__all__ = ["ExecutorchMethods", "ExecutorchProgram", "Kernel", "Loaded", "Sizes"]
+__all__ = ["ExecutorchKernel", "ExecutorchMethods", "ExecutorchProgram", "Loaded", "Sizes"]
 
 
 @dataclass(frozen=True)
-class Kernel:
+class ExecutorchKernel:
     """An operator inside a delegate, and the arithmetic that it runs in.
 
     Args:
@@ -140,7 +140,7 @@ class ExecutorchProgram(LoweredProgram):
     buffer: bytes
     delegates: int
     undelegated: tuple[Fallback, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[ExecutorchKernel, ...]
     remarks: tuple[Remark, ...]
     sizes: Sizes
     calling: CallingConvention = field(compare=False)

@@ -6,16 +6,13 @@ float32. XNNPACK takes no operator of a nested graph, so its passes leave those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch.fx import GraphModule
-
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.decompose_attention import decompose_attention
 from ...passes.lift_scalars import lift_scalars
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
+from ...passes.runner import Pass
 from ...passes.spell_out_sums import spell_out_sums
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
@@ -45,15 +42,13 @@ from .passes.weighted_sums_to_products import weighted_sums_to_products
 
 __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 
-Passes = tuple[Callable[[GraphModule], GraphModule], ...]
-
-FOR_EXECUTORCH: Passes = (
+FOR_EXECUTORCH: tuple[Pass, ...] = (
     take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
     spell_out_sums, other_forms, bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip
 """First, on nested graphs too."""
 
-FOR_XNNPACK: Passes = (
+FOR_XNNPACK: tuple[Pass, ...] = (
     lift_scalars, numbers_to_vectors, moves_on_their_grid,
     # What has no kernel, spelled with what has one: an operator outside cuts the delegate in two.
     decompose_attention, norms_to_linears, means_to_linears, weighted_sums_to_products, expands_to_products,
@@ -65,5 +60,5 @@ FOR_XNNPACK: Passes = (
     own_biases, quantize_padding,
 )  # fmt: skip
 
-AT_LAST: Passes = (copy_results_of_branches,)
+AT_LAST: tuple[Pass, ...] = (copy_results_of_branches,)
 """When all nested graphs are in their places."""

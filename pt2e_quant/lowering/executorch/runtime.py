@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from ...errors import LoweringError
-from ...meta import PORTABLE
+from ...meta import PORTABLE, marks
 from ..common.entry import origin, quietly
 from .partition import by_level
 from .startup import start_threads
@@ -103,7 +103,7 @@ def xnnpack_partitioner(method: str, rejections: Rejections) -> Any:
 
     To judge a convolution or matrix product, the partitioner marks the dequantize before it as part of the integer
     kernel, and forgets to take the mark back when it then refuses. The delegate would hand the integers themselves to
-    the portable kernel, with wrong results. Here a refusal leaves no mark behind. And partitions are merged by level,
+    the portable kernel, with wrong results. Here a refusal leaves no trace. And partitions are merged by level,
     see `partition`.
 
     It looks for parameters by the names of nodes, also in nested graphs, whose inputs happen to have the same names.
@@ -172,7 +172,7 @@ def _without_marks_on_refusal(
 
 
 def _is_portable(node: Node, program: Any) -> bool:
-    return node.graph is not program.graph or PORTABLE in (node.meta.get("custom") or {})
+    return node.graph is not program.graph or PORTABLE in marks(node)
 
 
 def _neighbours(node: Node) -> set[Node]:

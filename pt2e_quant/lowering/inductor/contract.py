@@ -19,7 +19,7 @@ from ...grid import Grid
 from ...ops import MAX_POOL, is_call, is_conv, is_conv_transpose, is_dequantize, is_quantize
 from ...where import locate
 from ..common.gemm import Q, as_gemm
-from .limits import TRANSPOSED, not_8_bits, signed_convolution, weight
+from .limits import NO_TRANSPOSED, not_8_bits, signed_convolution, weight
 
 __all__ = ["check_inductor_contract"]
 
@@ -47,7 +47,7 @@ def _breaches(node: Node) -> Iterator[str]:
     if gemm is None or gemm.weight.target is not Q.dequantize_per_channel.default:
         return
     if is_conv_transpose(node):
-        yield f"{TRANSPOSED}. Leave it in float: set_operator_type(node.target, None)"
+        yield f"{NO_TRANSPOSED}. Leave it in float: set_operator_type(node.target, None)"
         return
     if not is_dequantize(gemm.activation):
         return  # no kernel of oneDNN, see `passes.integer_weights`

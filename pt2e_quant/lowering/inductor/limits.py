@@ -25,7 +25,7 @@ __all__ = [
     "LIMITS",
     "MEAN",
     "MOVES",
-    "TRANSPOSED",
+    "NO_TRANSPOSED",
     "WITHOUT_VNNI",
     "bounds",
     "computed",
@@ -67,7 +67,7 @@ GROUPS = (32, 64, 128, 256)
 WITHOUT_VNNI = 127
 """Largest activation that processors without VNNI multiply rightly: they add two products in 16 bits."""
 
-TRANSPOSED = "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers"
+NO_TRANSPOSED = "Inductor mistakes its weight for that of an ordinary convolution and computes wrong numbers"
 
 BAGS = {
     "max": "mode='max': torch's kernel for tables of integers adds rows up, it has no maximum",

@@ -6,15 +6,12 @@ float32, and the program's remarks say so. Inductor's own passes then find the p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch.fx import GraphModule
-
 from ...passes.absorb_clamps import absorb_clamps
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
+from ...passes.runner import Pass
 from ...passes.spell_out_sums import spell_out_sums
 from .passes.cast_float16 import cast_float16
 from .passes.contiguous_rows import contiguous_rows
@@ -36,7 +33,7 @@ from .passes.whole_codes import whole_codes
 
 __all__ = ["ALWAYS", "IN_INDUCTOR", "recipe"]
 
-ALWAYS: tuple[Callable[[GraphModule], GraphModule], ...] = (
+ALWAYS: tuple[Pass, ...] = (
     remove_identities, cancel_requantize, own_storage, out_of_place, own_dequantizes,
     # What computes in integers, and what does not.
     float32_between_integers, move_integers, drop_unread_rounding, integer_weights, cast_float16,
@@ -50,7 +47,7 @@ IN_INDUCTOR = (own_memory,)
 """On Inductor's own graph, before it generates code."""
 
 
-def recipe(tuned: bool) -> tuple[Callable[[GraphModule], GraphModule], ...]:
+def recipe(tuned: bool) -> tuple[Pass, ...]:
     """With what pays when Inductor tunes its own kernels: without that, oneDNN's for both forms take the same time."""
     # At last, when nothing moves any more between a kernel and what it may be fused with.
     return (*ALWAYS, *((pointwise_as_linear,) if tuned else ()), exact_without_vnni, keep_apart, whole_codes)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import ConversionError
 from ...fake_quantize import is_fake_quantizer
+from ...graph.run import batches_of, run_batch
 from ...grid import Grid
 from ..record import record_of
 
@@ -53,20 +54,19 @@ def check_converted(prepared: nn.Module, converted: GraphModule, data: Iterable[
     Args:
         prepared: what `prepare_qat_pt2e` returned, trained; or `prepare_pt2e`, with specs that make fake quantizers.
         converted: what `convert_pt2e` made of it.
-        data: batches: a tensor, or a tuple of arguments.
+        data: batches, as `graph.run.batches_of` takes them.
         within: steps of an output's grid that it may be off.
 
     Raises:
-        ConversionError: an output is further off; there is nothing to compare; or `converted` is not a converted model.
+        ConversionError: an output is further off, or `converted` is not a converted model.
+        CalibrationError: there is no batch.
     """
     outputs = _output_nodes(converted)
     reference = copy.deepcopy(prepared).eval()
     for module in filter(is_fake_quantizer, reference.modules()):
         module.enable_observer(getattr(module, "is_dynamic", False))  # type: ignore[operator]
     result = copy.deepcopy(converted).eval()
-    runs = [(_leaves(reference, batch), _leaves(result, batch)) for batch in data]
-    if not runs:
-        raise ConversionError("check_converted got no data, so there is nothing to compare; pass a list of batches")
+    runs = [(_leaves(reference, batch), _leaves(result, batch)) for batch in batches_of(data, "check_converted")]
     steps, values = [], 0
     for index, node in enumerate(outputs):
         expected = torch.cat([run[0][index].flatten() for run in runs])
@@ -88,8 +88,7 @@ def _output_nodes(converted: GraphModule) -> list[Node]:
 
 
 def _leaves(model: nn.Module, batch: Any) -> list[Tensor]:
-    outputs = model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-    return [leaf.double() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return [leaf.double() for leaf in run_batch(model, batch) if isinstance(leaf, Tensor)]
 
 
 def _step(node: Node, values: Tensor) -> float:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from ...errors import CaptureError
 from ...graph.constants import Constants
 from ...graph.module import ExportedModule, clone, collector_paused, finish, tidy
-from ...graph.nested import graphs, mark
+from ...graph.nested import graphs, name_nested
 from ...graph.write import Symbol, Writer
 from ...grid import Grid
 from ...meta import RECORD_KEY
@@ -60,7 +60,7 @@ def reference_representation_rewrite(
             f"reference_representation_rewrite takes what convert_pt2e returned, got {type(model).__name__}"
         )
     gm = clone(model)
-    mark(gm)
+    name_nested(gm)
     walk = _Walk(gm, rounding)
     before = list(gm.graph.nodes)
     for node in before:

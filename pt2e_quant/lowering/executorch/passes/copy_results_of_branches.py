@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from ....graph.module import tidy
 from ....graph.write import Writer, function
-from ....meta import PORTABLE
+from ....meta import PORTABLE, mark
 from ..control_flow import calls_of_nested_graphs
 
 __all__ = ["copy_results_of_branches"]
@@ -28,6 +28,6 @@ def copy_results_of_branches(gm: GraphModule) -> GraphModule:
     for result in [result for call in branches for result in call.users]:
         with write.after(result):
             copy = clone(write(result)).node
-        copy.meta["custom"] = {**result.meta["custom"], PORTABLE: _WHY}
+        mark(copy, PORTABLE, _WHY)
         result.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)  # type: ignore[misc]
     return tidy(gm) if branches else gm

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from ....graph.module import tidy
 from ....graph.write import Writer, function
-from ....meta import PORTABLE
+from ....meta import PORTABLE, mark
 from ....ops import EXPAND, PERMUTE, RESHAPE, SQUEEZE, is_call
 from .looks import literal_sizes
 
@@ -35,7 +35,7 @@ def moves_stay_with_their_reshapes(gm: GraphModule) -> GraphModule:
             break
         kept -= inside
     for node in kept:
-        node.meta["custom"] = {**(node.meta.get("custom") or {}), PORTABLE: _BETWEEN}
+        mark(node, PORTABLE, _BETWEEN)
     return tidy(gm)
 
 

@@ -14,7 +14,7 @@ from ....arguments import bind
 from ....graph.module import tidy
 from ....graph.write import Writer, function
 from .looks import literal_sizes
-from .steps import Step, replace_by_steps
+from .steps import Emit, replace_by_steps
 
 __all__ = ["other_forms"]
 
@@ -37,14 +37,14 @@ def other_forms(gm: GraphModule) -> GraphModule:
     return tidy(gm)
 
 
-def _in_inference(node: Node) -> list[Step] | None:
+def _in_inference(node: Node) -> list[Emit] | None:
     """rrelu, for which there is no kernel: in inference the slope is the middle of its range."""
     bound = bind(node)
     slope = (bound["lower"] + bound["upper"]) / 2
     return None if bound["training"] else [lambda x: leaky_relu(x, slope)]
 
 
-def _slices(node: Node) -> list[Step] | None:
+def _slices(node: Node) -> list[Emit] | None:
     """A pad by negative amounts, for which there is no kernel: what it cuts off is sliced away first."""
     bound = bind(node)
     amounts, sizes = list(bound["pad"]), literal_sizes(bound["self"])
@@ -63,23 +63,23 @@ def _cuts(amount: Any) -> bool:
     return isinstance(amount, int) and amount < 0
 
 
-def _slice(dim: int, size: int, before: Any, after: Any) -> Step:
+def _slice(dim: int, size: int, before: Any, after: Any) -> Emit:
     start, cut = (-amount if _cuts(amount) else 0 for amount in (before, after))
     end = size - cut if size >= 0 else -cut or None
     return lambda x: x.slice(dim, start, end)
 
 
-def _largest(node: Node) -> list[Step]:
+def _largest(node: Node) -> list[Emit]:
     """The values of max along a dimension: with it kept where XNNPACK pools, else as amax, which it never takes."""
     bound = bind(node)
     rank = len(literal_sizes(bound["self"]))
     dim = bound["dim"] % max(rank, 1)
     pools = rank == 4 and dim in (2, 3)
-    kept: Step = lambda x: largest(x, dim, True)[0] if pools else maximum(x, [dim], True)  # noqa: E731
+    kept: Emit = lambda x: largest(x, dim, True)[0] if pools else maximum(x, [dim], True)  # noqa: E731
     return [kept] if bound["keepdim"] else [kept, lambda x: x.squeeze(dim)]
 
 
-def _in_a_batch(node: Node) -> list[Step] | None:
+def _in_a_batch(node: Node) -> list[Emit] | None:
     """max_pool2d of one image, which ExecuTorch cannot lower."""
     pool, (_, *rest) = function(node.target), node.args
     if len(literal_sizes(node)) != 3:
@@ -87,7 +87,7 @@ def _in_a_batch(node: Node) -> list[Step] | None:
     return [lambda x: x.unsqueeze(0), lambda x: pool(x, *rest, **node.kwargs), lambda x: x.squeeze(0)]
 
 
-_FORMS: MappingProxyType[Any, Callable[[Node], list[Step] | None]] = MappingProxyType({
+_FORMS: MappingProxyType[Any, Callable[[Node], list[Emit] | None]] = MappingProxyType({
     aten.rrelu.default: _in_inference,
     aten.pad.default: _slices,
     aten.constant_pad_nd.default: _slices,

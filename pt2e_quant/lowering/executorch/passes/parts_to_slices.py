@@ -15,7 +15,7 @@ from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, function
 from ....ops import SPLIT, UNBIND
 from .looks import literal_sizes
-from .steps import Step, replace_by_steps
+from .steps import Emit, replace_by_steps
 
 __all__ = ["parts_to_slices"]
 
@@ -55,7 +55,7 @@ def _slice_parts(write: Writer, node: Node) -> None:
         replace_by_steps(write, part, steps, source=node.all_input_nodes[0])
 
 
-def _selected(node: Node, dim: int, index: int) -> list[Step]:
+def _selected(node: Node, dim: int, index: int) -> list[Emit]:
     shape = literal_sizes(node.all_input_nodes[0])
     dim %= len(shape)
     index %= shape[dim]
@@ -63,7 +63,7 @@ def _selected(node: Node, dim: int, index: int) -> list[Step]:
     return [_slice(dim, index, index + 1), lambda x: x.reshape(rest)]
 
 
-def _every_nth(node: Node) -> list[Step]:
+def _every_nth(node: Node) -> list[Emit]:
     bound, shape = bind(node), literal_sizes(node.all_input_nodes[0])
     dim, step, count = bound["dim"] % len(shape), bound["step"], literal_sizes(node)[bound["dim"]]
     start, _, _ = slice(bound["start"], None).indices(shape[dim])
@@ -72,7 +72,7 @@ def _every_nth(node: Node) -> list[Step]:
     missing = max(start + count * step - shape[dim], 0)
     place = min(missing, start)  # of the value among its neighbours, which need not begin with it
     missing -= place
-    filled: list[Step] = [lambda x: pad(x, [0, 0] * (len(shape) - 1 - dim) + [0, missing])] if missing else []
+    filled: list[Emit] = [lambda x: pad(x, [0, 0] * (len(shape) - 1 - dim) + [0, missing])] if missing else []
     return [
         _slice(dim, start - place, start - place + count * step - missing), *filled,
         lambda x: x.reshape([*shape[:dim], count, step, *shape[dim + 1 :]]), _slice(dim + 1, place, place + 1),
@@ -80,7 +80,7 @@ def _every_nth(node: Node) -> list[Step]:
     ]  # fmt: skip
 
 
-def _slice(dim: int, start: int, end: int) -> Step:
+def _slice(dim: int, start: int, end: int) -> Emit:
     def step(x: Symbol) -> Symbol:
         return x.slice(dim, start, end)  # type: ignore[no-any-return]
 

@@ -12,7 +12,8 @@ from ....graph.module import tidy
 from ....graph.write import Writer
 from ....grid import Grid
 from ....ops import PAD, is_quantize
-from ..xnnpack.limits import Case, not_zero_padding
+from ..xnnpack.case import Case
+from ..xnnpack.limits import not_zero_padding
 from ..xnnpack.patterns import as_product, why_portable
 from .steps import on_grid
 

@@ -12,7 +12,7 @@ from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, function
 from ....ops import RESHAPE, SQUEEZE
 from .looks import literal_sizes
-from .steps import Step, replace_by_steps
+from .steps import Emit, replace_by_steps
 
 __all__ = ["reshapes_to_views"]
 
@@ -33,7 +33,7 @@ def reshapes_to_views(gm: GraphModule) -> GraphModule:
     return tidy(gm)
 
 
-def _reshaped(node: Node, sizes: list[int]) -> list[Step]:
+def _reshaped(node: Node, sizes: list[int]) -> list[Emit]:
     """A view, after a copy where it needs one: for a reshape, export writes computed sizes instead of -1."""
 
     def view(x: Symbol) -> Symbol:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from ....arguments import bind
 from ....graph.module import tidy
 from ....graph.write import Writer, function
-from ....meta import PORTABLE
+from ....meta import PORTABLE, mark
 from ....ops import LINEAR, MATMUL, RESHAPE, SOFTMAX, SQUEEZE
 from ..xnnpack.limits import CHANNELS_LAST
 from .looks import literal_sizes
@@ -33,7 +33,7 @@ def softmax_on_rows(gm: GraphModule) -> GraphModule:
         if bound["self"] not in images or bound["dim"] % 4 != 3:
             continue
         if sizes.count(-1) > 1:
-            node.meta["custom"] = {**(node.meta.get("custom") or {}), PORTABLE: _WHY}
+            mark(node, PORTABLE, _WHY)
             continue
         rows = [-1 if -1 in sizes[:-1] else math.prod(sizes[:-1]), sizes[-1]]
         with write.before(node):

@@ -13,14 +13,15 @@ from ....graph.write import Symbol, Writer, call
 from ....grid import Grid
 from ....ops import is_quantize
 
-__all__ = ["Step", "on_grid", "replace_by_steps"]
+__all__ = ["Emit", "on_grid", "replace_by_steps"]
 
 Q = torch.ops.quantized_decomposed
 
-Step = Callable[[Symbol], Any]
+Emit = Callable[[Symbol], Any]
+"""Writes one op on a value."""
 
 
-def replace_by_steps(write: Writer, node: Node, steps: Sequence[Step], source: Node | None = None) -> None:
+def replace_by_steps(write: Writer, node: Node, steps: Sequence[Emit], source: Node | None = None) -> None:
     """Put steps in the place of a node, on the node's input or on `source`."""
     source = source or node.all_input_nodes[0]
     integer = _is_enclosed(source, node)

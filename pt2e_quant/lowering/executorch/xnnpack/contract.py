@@ -20,11 +20,22 @@ from ....errors import LoweringError
 from ....graph.attributes import constant
 from ....graph.values import rank
 from ....grid import Grid
-from ....meta import PORTABLE
-from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, MM, is_conv_transpose, op_name
+from ....meta import PORTABLE, mark, marks
+from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, MM, op_name
 from ....where import locate, node_id
 from ...common.entry import origin
-from .limits import ACTIVATION_RANGE, GROUP, GROUP_RANGE, LARGEST_FACTOR, NO_3D, WEIGHT_RANGE, group_size
+from .limits import (
+    ACTIVATION_RANGE,
+    GROUP_UNIT,
+    LARGEST_FACTOR,
+    NO_3D,
+    WEIGHT_RANGE,
+    axis_of_channels,
+    not_int8,
+    scales_not_float32,
+    shifted_weight,
+    unfit_groups,
+)
 from .patterns import IntegerOp, Product, as_integer_op, as_product, why_portable
 
 __all__ = ["Severity", "Violation", "check_xnnpack_contract", "keep_outside", "raise_fatal"]
@@ -72,21 +83,21 @@ class Violation:
         return f"{self.why}: {_MEANING[self.severity]} [{self.rule}]\n  {where}\n  {self.fix}"
 
 
-Finding = tuple[Severity, str, str]
+Breach = tuple[Severity, str, str]
 """(severity, why, fix) of a Violation."""
 
 T = TypeVar("T")
-Check = Callable[[T], Iterator[Finding]]
+Check = Callable[[T], Iterator[Breach]]
 
 
 def check_xnnpack_contract(model: GraphModule) -> tuple[Violation, ...]:
     """Everything in a converted graph that XNNPACK cannot run as it stands, in graph order; nested graphs included."""
     graphs = [module.graph for module in model.modules() if isinstance(module, GraphModule)]
     calls = (node for graph in graphs for node in graph.nodes if node.op == "call_function")
-    return tuple(Violation(rule, node, *finding) for node in calls for rule, finding in _findings(node))
+    return tuple(Violation(rule, node, *breach) for node in calls for rule, breach in _breaches(node))
 
 
-def _findings(node: Node) -> Iterator[tuple[str, Finding]]:
+def _breaches(node: Node) -> Iterator[tuple[str, Breach]]:
     yield from _run(CHECKS_OF_NODES, node)
     product, op = as_product(node), as_integer_op(node)
     if product is not None:
@@ -99,10 +110,10 @@ def _findings(node: Node) -> Iterator[tuple[str, Finding]]:
         yield from _run(CHECKS_OF_OTHER_KERNELS, op)
 
 
-def _run(checks: tuple[Check[T], ...], subject: T) -> Iterator[tuple[str, Finding]]:
+def _run(checks: tuple[Check[T], ...], subject: T) -> Iterator[tuple[str, Breach]]:
     for check in checks:
-        for finding in check(subject):
-            yield check.__name__, finding
+        for breach in check(subject):
+            yield check.__name__, breach
 
 
 def raise_fatal(violations: tuple[Violation, ...]) -> None:
@@ -124,71 +135,54 @@ def keep_outside(violations: tuple[Violation, ...]) -> None:
     """Mark the nodes that run in portable kernels, so that no delegate takes one of them all the same."""
     for violation in violations:
         if violation.severity == "portable":
-            custom = violation.node.meta.get("custom") or {}
-            why = "; ".join(filter(None, (custom.get(PORTABLE), violation.why)))
-            violation.node.meta["custom"] = {**custom, PORTABLE: why}
+            known = marks(violation.node).get(PORTABLE)
+            mark(violation.node, PORTABLE, "; ".join(filter(None, (known, violation.why))))
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def weight_zero_point_is_zero(product: Product) -> Iterator[Finding]:
-    fix = "Quantize weights with a symmetric scheme (torch.per_channel_symmetric)."
-    bound = bind(product.weight)
-    if product.weight.target is Q.dequantize_per_tensor.default:
-        if bound["zero_point"] != 0:
-            yield "init", "the weight has a zero point other than 0", fix
-        return
-    zero_points = constant(bound["zero_points"])
-    if zero_points is not None and bool(zero_points.any()):
-        yield "wrong", "a channel of the weight has a zero point other than 0, which XNNPACK ignores", fix
+def weight_zero_point_is_zero(product: Product) -> Iterator[Breach]:
+    reason, in_all = shifted_weight(product.weight), product.weight.target is Q.dequantize_per_tensor.default
+    if reason is not None:
+        fix = "Quantize weights with a symmetric scheme (torch.per_channel_symmetric)."
+        yield "init" if in_all else "wrong", reason, fix
 
 
-def weight_scale_is_float32(product: Product) -> Iterator[Finding]:
-    scale = constant(product.weight.args[1])
-    if scale is None or scale.dtype == torch.float32:
-        return
-    if product.weight.target is Q.dequantize_per_channel_group.default and scale.dtype == torch.bfloat16:
-        return  # what XNNPACK stores for groups
-    yield "init", f"the scale of the weight is {scale.dtype}", "Store it as float32, as convert_pt2e does."
+def weight_scale_is_float32(product: Product) -> Iterator[Breach]:
+    reason = scales_not_float32(product.weight)
+    if reason is not None:
+        yield "init", reason, "Store it as float32, as convert_pt2e does."
 
 
-def weight_axis_is_the_output_channel(product: Product) -> Iterator[Finding]:
+def weight_axis_is_the_output_channel(product: Product) -> Iterator[Breach]:
     if product.weight.target is not Q.dequantize_per_channel.default:
         return
-    name, axis = op_name(product.node), bind(product.weight)["axis"]
-    if name in ("mm", "matmul"):
+    axis, wanted = bind(product.weight)["axis"], axis_of_channels(product.node)
+    if wanted is None:
         fix = "Write it as torch.nn.functional.linear(x, weight.t()), or quantize the weight per tensor."
         yield "error", "XNNPACK takes a product without bias with per-tensor weights only", fix
-        return
-    wanted = 1 if name == "addmm" or is_conv_transpose(product.node) else 0
-    if axis != wanted:
+    elif axis != wanted:
+        name = op_name(product.node)
         severity: Severity = "error" if name == "addmm" else "init"
         yield severity, f"the scales of the weight lie along axis {axis}", f"XNNPACK needs axis {wanted} for {name}."
 
 
-def weight_is_int8(product: Product) -> Iterator[Finding]:
-    dtype = bind(product.weight)["dtype"]
-    if dtype != torch.int8:
-        yield (
-            "error",
-            f"the weight is quantized to {dtype}",
-            "XNNPACK takes weights of torch.int8 (-127..127, or -8..7).",
-        )
+def weight_is_int8(product: Product) -> Iterator[Breach]:
+    reason = not_int8(product.weight)
+    if reason is not None:
+        yield "error", reason, "XNNPACK takes weights of torch.int8 (-127..127, or -8..7)."
 
 
-def weight_groups_are_of_4_bits_and_multiples_of_32(product: Product) -> Iterator[Finding]:
-    if product.weight.target is not Q.dequantize_per_channel_group.default:
-        return
-    bound = bind(product.weight)
-    size, low, high = bound["group_size"], bound["quant_min"], bound["quant_max"]
-    if (low, high) != GROUP_RANGE and size < product.weight.meta["val"].shape[-1]:
-        yield "error", f"groups of weights have the range {low}..{high}", "XNNPACK takes groups of 4 bits only: -8..7."
-    elif (reason := group_size(size)) is not None and size < product.weight.meta["val"].shape[-1]:
-        yield "error", reason, f"Choose a group_size of {GROUP}, {2 * GROUP}, {4 * GROUP}, ..."
+def weight_groups_are_of_4_bits_and_multiples_of_32(product: Product) -> Iterator[Breach]:
+    grouped = product.weight.target is Q.dequantize_per_channel_group.default
+    reason = unfit_groups(product.weight) if grouped else None
+    if reason is not None:
+        sizes = ", ".join(str(times * GROUP_UNIT) for times in (1, 2, 4))
+        yield "error", reason, f"XNNPACK takes groups of 4 bits only, -8..7, with a group_size of {sizes}, ..."
 
 
-def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
+def weights_are_stored_as_integers(node: Node) -> Iterator[Breach]:
     if node.target is Q.quantize_per_channel.default:
         yield (
             "error",
@@ -197,7 +191,7 @@ def weights_are_stored_as_integers(node: Node) -> Iterator[Finding]:
         )
 
 
-def factor_can_be_requantized(product: Product) -> Iterator[Finding]:
+def factor_can_be_requantized(product: Product) -> Iterator[Breach]:
     grids = [Grid.of(node) if node is not None else None for node in (product.activation, product.quantize)]
     given = product.weight.args[1]
     scale = constant(given) if isinstance(given, Node) else torch.tensor(given)
@@ -216,7 +210,7 @@ def factor_can_be_requantized(product: Product) -> Iterator[Finding]:
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def inputs_and_output_are_int8(kernel: Product | IntegerOp) -> Iterator[Finding]:
+def inputs_and_output_are_int8(kernel: Product | IntegerOp) -> Iterator[Breach]:
     inputs = (kernel.activation,) if isinstance(kernel, Product) else kernel.inputs
     for tensor in (*inputs, kernel.quantize):
         dtype = bind(tensor)["dtype"] if tensor is not None and _is_per_tensor(tensor) else torch.int8
@@ -225,7 +219,7 @@ def inputs_and_output_are_int8(kernel: Product | IntegerOp) -> Iterator[Finding]
             yield severity, f"{tensor} has {dtype}", "XNNPACK computes in torch.int8; use that for activations."
 
 
-def activations_use_the_whole_range(node: Node) -> Iterator[Finding]:
+def activations_use_the_whole_range(node: Node) -> Iterator[Breach]:
     if node.target is not Q.quantize_per_tensor.default or constant(node.args[0]) is not None:
         return
     grid = Grid.of(node)
@@ -235,14 +229,14 @@ def activations_use_the_whole_range(node: Node) -> Iterator[Finding]:
         yield severity, why, "Use quant_min=-128, quant_max=127 for activations."
 
 
-def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Finding]:
+def operands_are_quantized_per_tensor(op: IntegerOp) -> Iterator[Breach]:
     fix = "XNNPACK needs one scale per operand here."
     for source in op.inputs:
         if source.target is Q.dequantize_per_channel.default:
             yield "error", f"the operand {source.name} is quantized per channel", fix
 
 
-def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
+def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Breach]:
     if node.target is Q.choose_qparams_symmetric.tensor:
         yield (
             "error",
@@ -251,7 +245,7 @@ def dynamic_qparams_are_asymmetric(node: Node) -> Iterator[Finding]:
         )
 
 
-def dynamic_qparams_are_per_row(product: Product) -> Iterator[Finding]:
+def dynamic_qparams_are_per_row(product: Product) -> Iterator[Breach]:
     if not product.dynamic or product.activation.target is not Q.dequantize_per_tensor.tensor:
         return
     shape, linear = product.activation.meta["val"].shape, product.node.target in LINEAR
@@ -267,12 +261,12 @@ def dynamic_qparams_are_per_row(product: Product) -> Iterator[Finding]:
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
-def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Finding]:
+def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Breach]:
     if node.target in (*CONV3D, *CONV_TRANSPOSE3D) or (node.target in CONVOLUTION and rank(node) == 5):
         yield "error", NO_3D, "Lower to another backend, or write it with 2-D convolutions."
 
 
-def products_with_a_matrix_do_not_fuse(product: Product) -> Iterator[Finding]:
+def products_with_a_matrix_do_not_fuse(product: Product) -> Iterator[Breach]:
     if product.node.target in MM and not product.dynamic and product.quantize not in product.node.users:
         (activation,) = product.node.users
         fix = f"Write it as torch.nn.functional.linear, or quantize between it and {op_name(activation)}."

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from .... import ops
 from ....arguments import bind
+from ....graph.attributes import constant
 from ....specs import FOUR_BITS, uneven_groups
+from .case import Case
 
 __all__ = [
     "ACTIVATION_RANGE",
@@ -29,8 +30,8 @@ __all__ = [
     "CLAMP",
     "CONVOLUTION",
     "FLOAT",
-    "GROUP",
     "GROUP_RANGE",
+    "GROUP_UNIT",
     "KERNELS",
     "LARGEST_CAT",
     "LARGEST_FACTOR",
@@ -54,15 +55,19 @@ __all__ = [
     "Case",
     "Kernel",
     "Limit",
-    "Scales",
+    "axis_of_channels",
     "group_size",
     "kernel_of",
+    "not_int8",
     "not_static",
     "not_zero_padding",
     "one_scale_in_all",
+    "scales_not_float32",
+    "shifted_weight",
+    "unfit_groups",
 ]
 
-aten = torch.ops.aten
+aten, Q = torch.ops.aten, torch.ops.quantized_decomposed
 
 ACTIVATION_RANGE, WEIGHT_RANGE, GROUP_RANGE = (-128, 127), (-127, 127), FOUR_BITS
 """Bounds of the integers; weights in groups have 4 bits."""
@@ -73,53 +78,8 @@ other kernels every ratio of scales that was tried runs: up to 257 for add, sub,
 2**-16 for mul, 2**-10 for add and sub, 2**-8 for mean and clamps."""
 
 LARGEST_CAT = 5  # tensors that one cat reads
-GROUP = 32
+GROUP_UNIT = 32
 """Weights that share a scale come in multiples of this."""
-
-Scales = Literal["tensor", "channel", "group"]
-"""What shares one scale."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operator, and how its operands are quantized: as a configuration asks for it, or as a graph has it.
-
-    Args:
-        node: the operator.
-        activation: 'static', 'dynamic' (qparams are chosen while the program runs), or None: floating point.
-        weight: what shares a scale of the weight; None: floating point.
-        group: how many neighbours in a row share a scale; 0 where they are not grouped.
-        axis: of the weight's channels, where the graph says it.
-        is_constant: whether a tensor is known before the program runs.
-        output: the result is quantized as well.
-    """
-
-    node: Node
-    activation: Literal["static", "dynamic"] | None = None
-    weight: Scales | None = None
-    is_constant: Callable[[Node], bool] = lambda node: False
-    group: int = 0
-    axis: int | None = None
-    output: bool = True
-
-    def argument(self, name: str) -> Any:
-        """An argument of the operator; None when its schema has none of this name."""
-        return bind(self.node).get(name)
-
-    def shape(self, name: str) -> list[Any] | None:
-        """The sizes of an operand; None where the graph does not record them."""
-        return _shape(self.argument(name))
-
-    def factors(self) -> tuple[list[Any] | None, list[Any] | None]:
-        """The sizes of input and weight of a product."""
-        x, weight, _ = ops.factors(self.node)
-        return _shape(x), _shape(weight)
-
-
-def _shape(operand: object) -> list[Any] | None:
-    value = operand.meta.get("val") if isinstance(operand, Node) else None
-    return list(value.shape) if isinstance(value, Tensor) else None
-
 
 Limit = Callable[[Case], "str | None"]
 
@@ -222,7 +182,56 @@ def not_zero_padding(case: Case) -> str | None:
 
 def group_size(size: int) -> str | None:
     """Of weights in groups."""
-    return None if size >= GROUP and size % GROUP == 0 else f"XNNPACK takes groups of a multiple of {GROUP}, got {size}"
+    return (
+        None
+        if size >= GROUP_UNIT and size % GROUP_UNIT == 0
+        else f"XNNPACK takes groups of a multiple of {GROUP_UNIT}, got {size}"
+    )
+
+
+# --- weights as a graph stores them: of their dequantize --------------------------------------------------------------
+
+
+def shifted_weight(weight: Node) -> str | None:
+    """Zero points of 0."""
+    if weight.target is Q.dequantize_per_tensor.default:
+        return "the weight has a zero point other than 0" if bind(weight)["zero_point"] != 0 else None
+    zero_points = constant(bind(weight)["zero_points"])
+    if zero_points is None or not bool(zero_points.any()):
+        return None
+    return "a channel of the weight has a zero point other than 0, which XNNPACK ignores"
+
+
+def scales_not_float32(weight: Node) -> str | None:
+    """Scales in float32; those of groups it stores in bfloat16."""
+    scale, grouped = constant(weight.args[1]), weight.target is Q.dequantize_per_channel_group.default
+    if scale is None or scale.dtype == torch.float32 or (grouped and scale.dtype == torch.bfloat16):
+        return None
+    return f"the scale of the weight is {scale.dtype}"
+
+
+def not_int8(weight: Node) -> str | None:
+    """Stored as torch.int8."""
+    dtype = bind(weight)["dtype"]
+    return None if dtype == torch.int8 else f"the weight is quantized to {dtype}"
+
+
+def axis_of_channels(product: Node) -> int | None:
+    """Along which axis scales of channels lie; None where a product takes one scale in all."""
+    if ops.op_name(product) in ("mm", "matmul"):
+        return None
+    return 1 if ops.op_name(product) == "addmm" or ops.is_conv_transpose(product) else 0
+
+
+def unfit_groups(weight: Node) -> str | None:
+    """Groups of 4 bits, in multiples of 32; what is one group to a row is no group."""
+    bound = bind(weight)
+    size, bounds = bound["group_size"], (bound["quant_min"], bound["quant_max"])
+    if size >= weight.meta["val"].shape[-1]:
+        return None
+    if bounds != GROUP_RANGE:
+        return f"groups of weights have the range {bounds[0]}..{bounds[1]}"
+    return group_size(size)
 
 
 # --- other arithmetic -------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from ....graph.attributes import constant
 from ....graph.values import rank
 from ....ops import RELUS, is_call, is_conv, is_dequantize, is_quantize, op_name
 from ...common.gemm import Gemm, Q, as_gemm, is_dynamic, output_quantize
-from .limits import PADDING, PRODUCTS, Case, Scales, kernel_of, not_zero_padding
+from .case import Case, Scales
+from .limits import PADDING, PRODUCTS, kernel_of, not_zero_padding
 
 __all__ = ["IntegerOp", "Product", "as_integer_op", "as_product", "case_of", "why_portable"]
 
