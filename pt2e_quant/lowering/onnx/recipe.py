@@ -6,15 +6,12 @@ rounds biases to the grid that integer kernels add them on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch.fx import GraphModule
-
 from ...passes.absorb_clamps import absorb_clamps
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
+from ...passes.runner import Pass
 from ...passes.spell_out_sums import spell_out_sums
 from .passes.integer_biases import integer_biases
 from .passes.integers_at_run_time import integers_at_run_time
@@ -24,7 +21,7 @@ from .passes.weights_in_columns import weights_in_columns
 
 __all__ = ["RECIPE"]
 
-RECIPE: tuple[Callable[[GraphModule], GraphModule], ...] = (
+RECIPE: tuple[Pass, ...] = (
     remove_identities, cancel_requantize, own_storage, own_dequantizes, spell_out_sums, absorb_clamps,
     means_to_pools, integers_at_run_time, weights_in_columns, linears_on_rows, integer_biases,
 )  # fmt: skip
