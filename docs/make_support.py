@@ -184,7 +184,7 @@ def cells() -> dict[str, dict[tuple[str, str], Cell]]:
 def _probed() -> Iterator[tuple[str, dict[tuple[str, str], Cell]]]:
     for name, probe in PROBES.items():
         x = torch.randint(0, 9, probe.shape) if probe.tokens else torch.randn(probe.shape)
-        exported = torch.export.export(Net(probe).eval(), (x,))
+        exported = torch.export.export(Net(probe).eval(), (x,)).module()
         found = {}
         for backend, (quantizer, recipes) in backends().items():
             for recipe, config in recipes.items():

@@ -133,6 +133,7 @@ def test_a_saved_program_runs_in_executorchs_runtime(program: ExecutorchMethods,
     assert {"prefill", "decode"} <= loaded.method_names
 
 
+@pytest.mark.slow
 def test_methods_without_buffers_share_none() -> None:
     graph = torch.export.export(nn.Linear(8, 4).eval(), (torch.randn(2, 8),))
     program = lower_to_executorch({"one": graph, "two": graph})

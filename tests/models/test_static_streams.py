@@ -155,6 +155,7 @@ def beside(quantizer: X86InductorQuantizer | XNNPACKQuantizer) -> tuple[nn.Modul
     return model, convert_pt2e(prepared), x
 
 
+@pytest.mark.slow
 def test_who_reads_a_tensor_beside_a_concatenation_loses_nothing_on_xnnpack():
     """8 bits of a bell-shaped tensor leave about 40 dB; with the scale of the concatenation it was 9."""
     pytest.importorskip("executorch")

@@ -47,7 +47,7 @@ CASES = {
     "RNN, relu": (nn.RNN, {"nonlinearity": "relu", "batch_first": True}),
 }
 
-QUICK = {("LSTM, both ways, no bias", "XNNPACK static"), ("GRU, both ways", "x86 dynamic")}
+QUICK = {("LSTM, both ways, no bias", "XNNPACK static")}
 STEPS = 3
 
 

@@ -146,7 +146,10 @@ class Attention(nn.Module):
         return self.head(torch.relu(x + self.out(mixed)))
 
 
-@pytest.fixture(scope="module", params=[XNNPACK, DYNAMIC], ids=["static", "dynamic"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(XNNPACK, id="static", marks=pytest.mark.slow), pytest.param(DYNAMIC, id="dynamic")],
+)
 def free_sizes(request):
     """(float model, its export, converted), calibrated with batches of 4 x 10, 4 x 20 and a last one of 1 x 5."""
     torch.manual_seed(0)

@@ -173,6 +173,7 @@ def test_a_chain_of_2000_shared_ops_has_one_scale():
     assert len(report.groups) == 3
 
 
+@pytest.mark.slow
 def test_preparing_a_chain_takes_time_in_proportion_to_its_length():
     """Quadratic growth would take 8 times as long per op; 3 times leaves room for a busy machine."""
 
