@@ -24,6 +24,7 @@ from torch.fx import Node
 from . import _quantized_decomposed
 from .arguments import bind
 from .errors import QuantizationError, TargetingError
+from .reasons import because
 
 __all__ = [
     "ADAPTIVE_AVG_POOL",
@@ -483,7 +484,7 @@ def pads_zeros(node: Node) -> bool:
 def dynamic_ceiling(sizes: Sequence[Any], ceil_mode: bool) -> str | None:
     """Why no backend pools in integers: sizes that are only known at run time would be rounded up."""
     fixed = all(isinstance(size, int) for size in sizes)
-    return "ceil_mode with dynamic shapes" if ceil_mode and not fixed else None
+    return because("dynamic_shape", "ceil_mode with dynamic shapes") if ceil_mode and not fixed else None
 
 
 def is_elementwise(node: Node) -> bool:

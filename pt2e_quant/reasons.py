@@ -10,11 +10,21 @@ from .checks import checked
 from .errors import AnnotationError
 from .meta import REFUSALS_KEY
 
-__all__ = ["WAYS_OUT", "Folded", "Refusal", "refusals", "refuse"]
+__all__ = ["WAYS_OUT", "Folded", "Reason", "Refusal", "because", "refusals", "refuse"]
 
 WAYS_OUT = {
     "unsupported_op": "write a rule for it, if the backend has a kernel",
     "arguments": "change these arguments in the model, or write a rule that takes them",
+    "configuration": "give it another configuration, as the reason says, by operator, module or name",
+    "not_asked_for": "ask for it by operator, module or name, as the reason says",
+    "shape": "reshape its input in the model, as the reason says",
+    "dynamic_shape": "export with fewer dynamic dimensions: fix the sizes that it depends on",
+    "padding": "pad in an operator of its own before it, with zeros, or by as much on both sides",
+    "groups": "give it weights with one scale in all, or one group in the model",
+    "group_size": "choose a group size that divides its rows, or weights with one scale for each channel",
+    "computed_operand": "make it a constant of the model, a parameter or a buffer, or leave the op in float",
+    "range": "clamp the constant in the model: -1e4 masks as well as -1e9 does",
+    "training": "call model.eval() before export",
     "input_not_quantized": "quantize what computes its input; it then passes those integers on",
     "output_not_read": "quantize what reads its output, or leave it: integers alone between floats cost time",
     "not_selected": "add a selector that covers it, such as set_global",
@@ -35,6 +45,27 @@ WAYS_OUT = {
     "nested_graph": "move the op out of the branch or the loop body",
 }
 """Codes of the reasons for which an op stays in float, each with what could be done about it."""
+
+
+class Reason(str):
+    """A reason of a certain kind. `code`: a key of WAYS_OUT."""
+
+    __slots__ = ("code",)
+    code: str
+
+
+@checked(AnnotationError)
+def because(code: str, reason: str) -> Reason:
+    """What a check of a rule, an `unless`, returns: the reason, with a key of WAYS_OUT that says how to mend it.
+
+    Raises:
+        AnnotationError: there is no such code.
+    """
+    if code not in WAYS_OUT:
+        raise AnnotationError(f"{code!r} is no code of a reason; there are {', '.join(WAYS_OUT)}")
+    made = Reason(reason)
+    made.code = code
+    return made
 
 
 @dataclass(frozen=True)

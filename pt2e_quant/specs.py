@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from .checks import check_fields, checked
 from .errors import SpecError
+from .reasons import because
 
 __all__ = [
     "DYNAMIC_PER_CHANNEL",
@@ -92,7 +93,9 @@ def _sub_byte_range(dtype: torch.dtype) -> tuple[int, int]:
 @checked(SpecError)
 def uneven_groups(width: int, group: int, what: str = "") -> str | None:
     """Why rows of so many values do not split into groups that share a scale; None where they do, or `group` is 0."""
-    return f"{what or f'rows of {width}'} do not split into groups of {group}" if group and width % group else None
+    if not group or width % group == 0:
+        return None
+    return because("group_size", f"{what or f'rows of {width}'} do not split into groups of {group}")
 
 
 @checked(SpecError)

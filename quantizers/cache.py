@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from pt2e_quant.observer import MinMaxObserver
-from pt2e_quant.quantizer import INPUT, Match, QuantizationConfig, RuleQuantizer, op, rule
+from pt2e_quant.quantizer import INPUT, Match, QuantizationConfig, RuleQuantizer, because, op, rule
 from pt2e_quant.specs import QuantizationSpec
 
 __all__ = ["RULES", "CacheQuantizer", "get_cache_config"]
@@ -39,8 +39,9 @@ def no_buffer(match: Match) -> str | None:
 
 def static_only(match: Match) -> str | None:
     if match.config is None or match.config.input_activation is None:
-        return "the configuration keeps what is written in float"
-    return "a buffer keeps its integers, so their qparams cannot change" if match.config.is_dynamic else None
+        return because("configuration", "the configuration keeps what is written in float")
+    why = "a buffer keeps its integers, so their qparams cannot change"
+    return because("configuration", why) if match.config.is_dynamic else None
 
 
 def accumulates(match: Match) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pt2e_quant.ops import COPY, DROPOUT
-from pt2e_quant.quantizer import Match, op
+from pt2e_quant.quantizer import Match, because, op
 
 __all__ = ["computed_table", "copying", "drops_values"]
 
@@ -13,9 +13,11 @@ copying = op(*DROPOUT, *COPY)
 def drops_values(match: Match) -> str | None:
     """Of a pattern that ends in `copying`."""
     training = match.argument(copying, "train")
-    return "captured in training mode, it drops values; call model.eval() before export" if training else None
+    why = "captured in training mode, it drops values; call model.eval() before export"
+    return because("training", why) if training else None
 
 
 def computed_table(match: Match) -> str | None:
     """Of an embedding whose table is the capture `w`."""
-    return None if match.is_constant("w") else f"{match.captures['w']} is computed at run time; no table is stored"
+    why = f"{match.captures['w']} is computed at run time; no table is stored"
+    return None if match.is_constant("w") else because("computed_operand", why)

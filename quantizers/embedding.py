@@ -11,7 +11,7 @@ import torch
 from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import PerChannelMinMaxObserver, PerGroupMinMaxObserver
-from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, for_training, op, rule
+from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, because, for_training, op, rule
 from pt2e_quant.specs import FOUR_BITS, QuantizationSpec, uneven_groups
 
 from .common import computed_table
@@ -55,7 +55,7 @@ def get_embedding_config(bits: int = 8, group_size: int | None = None, is_qat: b
 
 def no_weight(match: Match) -> str | None:
     weight = match.config.weight if match.config is not None else None
-    return "the configuration keeps weights in float" if weight is None else None
+    return because("configuration", "the configuration keeps weights in float") if weight is None else None
 
 
 def uneven_rows(match: Match) -> str | None:
@@ -64,7 +64,7 @@ def uneven_rows(match: Match) -> str | None:
         return None
     width, weight = value.shape[-1], config.weight_spec
     if weight is not None and weight.bounds == FOUR_BITS and width % 2:
-        return f"rows of {width} values of 4 bits do not fill bytes"
+        return because("shape", f"rows of {width} values of 4 bits do not fill bytes")
     return uneven_groups(width, min(config.group_size, width))
 
 

@@ -26,6 +26,7 @@ from pt2e_quant.quantizer import (
     Match,
     QuantizationConfig,
     Rule,
+    because,
     one_scale,
     op,
     rule,
@@ -111,12 +112,12 @@ reshaping = op(*limits.MOVES)
 # Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
-_IN_FLOAT = "the configuration keeps activations in float, so Inductor computes in float"
+_IN_FLOAT = because("configuration", "the configuration keeps activations in float, so Inductor computes in float")
 
 
 def run_time_qparams(match: Match) -> str | None:
-    dynamic = config_of(match).is_dynamic
-    return "its qparams would be computed at run time, which Inductor supports for linear only" if dynamic else None
+    why = "its qparams would be computed at run time, which Inductor supports for linear only"
+    return because("configuration", why) if config_of(match).is_dynamic else None
 
 
 def float_activations(match: Match) -> str | None:
@@ -132,11 +133,11 @@ def not_static(match: Match) -> str | None:
 def weight_format(match: Match) -> str | None:
     weight = config_of(match).weight
     if not isinstance(weight, QuantizationSpec):
-        return "the configuration keeps weights in float, so Inductor would multiply in float"
+        return because("configuration", "the configuration keeps weights in float, so Inductor would multiply in float")
     if weight.dtype is not torch.int8 or weight.qscheme is not torch.per_channel_symmetric:
-        return "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric"
+        return because("configuration", "Inductor's integer kernels take int8 weights with torch.per_channel_symmetric")
     if config_of(match).group_size and not config_of(match).is_weight_only:
-        return "weights in groups need float activations; set input_activation=None"
+        return because("configuration", "weights in groups need float activations; set input_activation=None")
     return None
 
 
@@ -161,8 +162,10 @@ def _weight(match: Match) -> torch.dtype | None:
 
 def not_weight_only(match: Match) -> str | None:
     if not match.explicit and not config_of(match).is_weight_only:
-        return "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
-    return None if _weight(match) is torch.int8 else "its table is not int8, which is what Inductor looks up"
+        why = "a table of integers saves memory, not time; ask for it with set_function_type_qconfig(F.embedding, ...)"
+        return because("not_asked_for", why)
+    why = "its table is not int8, which is what Inductor looks up"
+    return None if _weight(match) is torch.int8 else because("configuration", why)
 
 
 def uneven_rows(match: Match) -> str | None:
@@ -178,7 +181,8 @@ def no_kernel_for_bags(match: Match) -> str | None:
 def not_asked_for(match: Match) -> str | None:
     if match.explicit:
         return None
-    return "Inductor multiplies two activations in float; set_function_type_qconfig(torch.matmul, ...) quantizes them"
+    why = "Inductor multiplies two activations in float; set_function_type_qconfig(torch.matmul, ...) quantizes them"
+    return because("not_asked_for", why)
 
 
 def half_weights_in_half_models(match: Match) -> str | None:

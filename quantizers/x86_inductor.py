@@ -14,7 +14,7 @@ from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.inductor import limits
 from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, PlaceholderObserver
-from pt2e_quant.quantizer import Match, QuantizationConfig, for_training
+from pt2e_quant.quantizer import Match, QuantizationConfig, because, for_training
 from pt2e_quant.specs import FOUR_BITS, QuantizationSpec, uneven_groups
 
 from .inductor_quantizer import InductorQuantizer
@@ -120,7 +120,8 @@ def not_linear_scheme(match: Match) -> str | None:
     config, w = config_of(match), match.value("w")
     if isinstance(config.weight, QuantizationSpec) and config.weight.dtype is torch.float16:
         mixed = config.input_activation is not None
-        return "float16 weights need float activations; set input_activation=None" if mixed else None
+        why = "float16 weights need float activations; set input_activation=None"
+        return because("configuration", why) if mixed else None
     width = 0 if w is None else w.shape[1]
     uneven = uneven_groups(width, min(config.group_size, width), f"its {width} inputs")
     return uneven or weight_format(match) or not_unsigned(match)

@@ -37,6 +37,7 @@ from pt2e_quant.quantizer import (
     Op,
     QuantizationConfig,
     RuleQuantizer,
+    because,
     clamp_to_hardtanh,
     for_training,
     lift_scalars,
@@ -179,7 +180,8 @@ def huge_constant(match: Match) -> str | None:
     for name in ("a", "b"):
         node = match.captures[name]
         if isinstance(node, Node) and node in match.constants and _largest(match.constants.value(node)) > _HUGE:
-            return f"the constant {node} reaches beyond {_HUGE:g}; next to it all other values would round to one"
+            why = f"the constant {node} reaches beyond {_HUGE:g}; next to it all other values would round to one"
+            return because("range", why)
     return None
 
 

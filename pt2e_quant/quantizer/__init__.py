@@ -10,7 +10,7 @@ from ..passes.lift_scalars import lift_scalars
 from ..passes.matmul_to_linear import matmul_to_linear
 from ..passes.mean_keeps_dims import mean_keeps_dims
 from ..passes.split_to_slices import split_to_slices
-from ..reasons import Refusal, refusals, refuse
+from ..reasons import Refusal, because, refusals, refuse
 from ..specs import (
     DerivedQuantizationSpec,
     EdgeOrNode,
@@ -52,6 +52,7 @@ __all__ = [
     "Rule",
     "RuleQuantizer",
     "SharedQuantizationSpec",
+    "because",
     "clamp_to_hardtanh",
     "find_quantizers",
     "fold_zero_padding",

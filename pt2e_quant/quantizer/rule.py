@@ -21,7 +21,7 @@ from ..checks import checked
 from ..errors import AnnotationError
 from ..graph.values import is_float_tensor, is_quantizable
 from ..meta import ANNOTATION_KEY
-from ..reasons import Refusal
+from ..reasons import Reason, Refusal
 from ..specs import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Unless = Callable[[Match], "str | None"]
-"""Looks at a match and returns the reason why the rule does not apply to it, or None."""
+"""Looks at a match and returns the reason why the rule does not apply to it, or None; `because` gives it a code."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,12 @@ class Rule:
             if isinstance(self.specs[name], Inherit) and output_spec(node) is None:
                 return Refusal(self.name, "its input is not quantized", "input_not_quantized")
         reasons = (check(match) for check in self.unless)
-        return next((Refusal(self.name, reason) for reason in reasons if reason is not None), None)
+        return next((self._refused(reason) for reason in reasons if reason is not None), None)
+
+    def _refused(self, reason: str) -> Refusal:
+        if isinstance(reason, Reason):
+            return Refusal(self.name, str(reason), reason.code)
+        return Refusal(self.name, reason)
 
     def apply(self, match: Match, config: QuantizationConfig) -> None:
         """Write the annotations of this rule on the matched nodes."""

@@ -265,8 +265,9 @@ class _Annotator:
                 elif node.target not in roots:
                     refuse(node, self._quantizer.name, self._without_rule(node), "unsupported_op")
                 elif not refusals(node):
+                    known = type(self._quantizer).reasons.get(node.target)
                     misfit = f"no rule for {node.target} fits these arguments"
-                    refuse(node, self._quantizer.name, type(self._quantizer).reasons.get(node.target, misfit))
+                    refuse(node, self._quantizer.name, known or misfit, "unsupported_op" if known else "arguments")
 
     def _without_rule(self, node: Node) -> str:
         if node.target is operator.getitem:

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from ...arguments import bind
 from ...ops import RELU, RELUS, dynamic_ceiling, op_name, pads_zeros
+from ...reasons import because
 
 __all__ = [
     "AFTER_CONV",
@@ -90,14 +91,16 @@ def signed_convolution(dtype: torch.dtype) -> str | None:
     """Unsigned activations of convolutions and, in a static recipe, of linears; on processors."""
     if dtype is torch.uint8:
         return None
-    return f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
+    why = f"{_name(dtype)} activations: Inductor's convolution fails on signed ones when it runs; use torch.uint8"
+    return because("configuration", why)
 
 
 def not_8_bits(dtype: torch.dtype) -> str | None:
     """Activations of 8 bits."""
     if dtype in (torch.uint8, torch.int8):
         return None
-    return f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
+    why = f"{_name(dtype)} activations: Inductor's integer kernels take torch.uint8 and torch.int8"
+    return because("configuration", why)
 
 
 def weight(axis: int, zero_points: torch.Tensor | None, scales: torch.Tensor | None) -> list[str]:
@@ -116,7 +119,7 @@ def half_weights(dtype: torch.dtype) -> str | None:
     """Weights in float16 with inputs in float32."""
     if dtype is torch.float32:
         return None
-    return f"the input is {_name(dtype)}; oneDNN takes float16 weights with float32 inputs only"
+    return because("dtype", f"the input is {_name(dtype)}; oneDNN takes float16 weights with float32 inputs only")
 
 
 # Products -------------------------------------------------------------------------------------------------------------
@@ -124,7 +127,8 @@ def half_weights(dtype: torch.dtype) -> str | None:
 
 def computed(name: str) -> str:
     """Weight and bias are constants."""
-    return f"{name} is computed at run time; Inductor packs constant weights and biases only"
+    why = f"{name} is computed at run time; Inductor packs constant weights and biases only"
+    return because("computed_operand", why)
 
 
 def unbatched(x: int, w: int) -> str | None:
@@ -134,13 +138,14 @@ def unbatched(x: int, w: int) -> str | None:
     """
     if x == w or (w == 2 and x > 2):
         return None
-    return "the input has no batch dimension; Inductor's integer kernels need one"
+    return because("shape", "the input has no batch dimension; Inductor's integer kernels need one")
 
 
 def uneven_padding(padding: object, kernel: Sequence[int], dilation: Sequence[int]) -> str | None:
     """padding='same' where that is as much on both sides."""
     spans = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)] if padding == "same" else []
-    return "padding='same' pads unevenly here; oneDNN pads both sides alike" if any(s % 2 for s in spans) else None
+    why = "padding='same' pads unevenly here; oneDNN pads both sides alike"
+    return because("padding", why) if any(s % 2 for s in spans) else None
 
 
 def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
@@ -174,14 +179,15 @@ def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | No
     if product is None or other is None:
         return None
     if other.dtype != product.dtype:
-        return f"it adds {_name(other.dtype)} to {_name(product.dtype)}; the kernel converts nothing"
-    return None if other.shape == product.shape else "its operands have different shapes; the kernel does not broadcast"
+        return because("dtype", f"it adds {_name(other.dtype)} to {_name(product.dtype)}; the kernel converts nothing")
+    why = "its operands have different shapes; the kernel does not broadcast"
+    return None if other.shape == product.shape else because("shape", why)
 
 
 def pooled(sizes: Sequence[Any], ceil_mode: bool) -> str | None:
     """With a batch dimension; ceil_mode with fixed shapes only."""
     if len(sizes) != 4:
-        return "the input has no batch dimension; Inductor's integer max pooling needs one"
+        return because("shape", "the input has no batch dimension; Inductor's integer max pooling needs one")
     return dynamic_ceiling(sizes, ceil_mode)
 
 
@@ -189,7 +195,7 @@ def not_zero_padding(node: Node) -> str | None:
     """Zeros only."""
     given = bind(node)
     words = f"mode={given.get('mode', 'constant')!r}, value={given['value']}"
-    return None if pads_zeros(node) else f"{words}: only zeros are padded in integers"
+    return None if pads_zeros(node) else because("padding", f"{words}: only zeros are padded in integers")
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch.fx import Node
 from .... import ops
 from ....arguments import bind
 from ....graph.attributes import constant
+from ....reasons import because
 from ....specs import FOUR_BITS, uneven_groups
 from .case import Case
 
@@ -90,15 +91,17 @@ Limit = Callable[[Case], "str | None"]
 def half_in_float(case: Case) -> str | None:
     """A product is one of integers only when both of its sides are integers."""
     if case.weight is None:
-        return "its weight stays in float, so XNNPACK would multiply in float"
-    return "only its weight is quantized, and XNNPACK has no weight-only kernel" if case.activation is None else None
+        return because("configuration", "its weight stays in float, so XNNPACK would multiply in float")
+    if case.activation is None:
+        return because("configuration", "only its weight is quantized, and XNNPACK has no weight-only kernel")
+    return None
 
 
 def dynamic_per_tensor(case: Case) -> str | None:
     """Dynamic activations need weights with a scale for each channel."""
     if case.activation != "dynamic" or case.weight in ("channel", "group"):
         return None
-    return "XNNPACK's dynamic kernels need per-channel weights; set is_per_channel=True"
+    return because("configuration", "XNNPACK's dynamic kernels need per-channel weights; set is_per_channel=True")
 
 
 def grouped_weights(case: Case) -> str | None:
@@ -107,9 +110,11 @@ def grouped_weights(case: Case) -> str | None:
     if not case.group or weight is None:
         return None
     if len(weight) != 2:
-        return "XNNPACK's convolutions take one weight scale per channel, not one per group"
+        return because("configuration", "XNNPACK's convolutions take one weight scale per channel, not one per group")
     if case.activation != "dynamic":
-        return "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
+        return because(
+            "configuration", "XNNPACK takes groups of weights with dynamic activations only; set is_dynamic=True"
+        )
     width = weight[1]
     return uneven_groups(width, case.group, f"its {width} inputs")
 
@@ -118,7 +123,8 @@ def computed_parameters(case: Case) -> str | None:
     """Weight and bias are constants."""
     for kind, operand in zip(("weight", "bias"), ops.factors(case.node)[1:], strict=True):
         if isinstance(operand, Node) and not case.is_constant(operand):
-            return f"its {kind} {operand.name} is computed at run time; XNNPACK packs constant weights and biases only"
+            why = f"its {kind} {operand.name} is computed at run time; XNNPACK packs constant weights and biases only"
+            return because("computed_operand", why)
     return None
 
 
@@ -127,17 +133,17 @@ def unbatched(case: Case) -> str | None:
     x, weight = case.factors()
     if x is None or weight is None or len(x) == len(weight):
         return None
-    return f"its input has {len(x)} dimensions and its weight {len(weight)}; XNNPACK needs as many, with the batch"
+    of, all_of = len(x), len(weight)
+    return because(
+        "shape", f"its input has {of} dimensions and its weight {all_of}; XNNPACK needs as many, with the batch"
+    )
 
 
 def not_static(case: Case) -> str | None:
     """Static qparams only."""
     static = case.activation == "static" and case.output
-    return (
-        None
-        if static
-        else "XNNPACK runs it in integers with static qparams only, which this configuration does not use"
-    )
+    why = "XNNPACK runs it in integers with static qparams only, which this configuration does not use"
+    return None if static else because("configuration", why)
 
 
 def dynamic_convolution(case: Case) -> str | None:
@@ -146,9 +152,10 @@ def dynamic_convolution(case: Case) -> str | None:
     if case.activation != "dynamic" or weight is None:
         return None
     if len(weight) != 4:
-        return "XNNPACK's dynamic convolutions are 2-d only"
+        return because("configuration", "XNNPACK's dynamic convolutions are 2-d only")
     # also an image of one channel: to XNNPACK that is depthwise
-    return "XNNPACK has no dynamic depthwise convolution" if weight[1] == 1 else None
+    depthwise = weight[1] == 1
+    return because("configuration", "XNNPACK has no dynamic depthwise convolution") if depthwise else None
 
 
 def one_scale_in_all(case: Case) -> str | None:
@@ -156,7 +163,8 @@ def one_scale_in_all(case: Case) -> str | None:
     x, _ = case.factors()
     if case.activation != "dynamic" or x is None or (isinstance(x[0], int) and x[0] == 1):
         return None
-    return f"its batch is {x[0]}; XNNPACK's dynamic convolution has a scale for each image, the graph one in all"
+    why = f"its batch is {x[0]}; XNNPACK's dynamic convolution has a scale for each image, the graph one in all"
+    return because("shape", why)
 
 
 def grouped_transpose(case: Case) -> str | None:
@@ -165,19 +173,17 @@ def grouped_transpose(case: Case) -> str | None:
     if case.weight != "channel" or (groups == 1 and case.axis in (None, 1)):
         return None
     axis = "" if case.axis is None else f"axis={case.axis} and "
-    return (
-        "with per-channel weights, XNNPACK's transposed convolution needs axis=1 and groups=1, "
-        f"this one has {axis}groups={groups}"
-    )
+    needed = "with per-channel weights, XNNPACK's transposed convolution needs axis=1 and groups=1"
+    return because("groups", f"{needed}, this one has {axis}groups={groups}")
 
 
 def not_zero_padding(case: Case) -> str | None:
     """Zeros only, and nothing cut off."""
     mode, value, amounts = (case.argument(name) for name in ("mode", "value", "pad"))
     if not ops.pads_zeros(case.node):
-        return f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros"
+        return because("padding", f"mode={mode!r}, value={value}: XNNPACK's convolutions pad with zeros")
     crops = any(isinstance(amount, int) and amount < 0 for amount in amounts)
-    return f"pad={list(amounts)}: it crops, XNNPACK's convolutions only pad" if crops else None
+    return because("padding", f"pad={list(amounts)}: it crops, XNNPACK's convolutions only pad") if crops else None
 
 
 def group_size(size: int) -> str | None:
@@ -248,7 +254,8 @@ def scalar_operand(case: Case) -> str | None:
     for name in ("self", "other"):
         operand = case.argument(name)
         if isinstance(operand, Node) and case.shape(name) == [] and not case.is_constant(operand):
-            return f"{operand} is a single number computed at run time; 8 bits would take its digits for all values"
+            why = f"{operand} is a single number computed at run time; 8 bits would take its digits for all values"
+            return because("computed_operand", why)
     return None
 
 
@@ -291,13 +298,14 @@ def dynamic_slice(case: Case) -> str | None:
     """Of fixed shapes."""
     x = case.shape("self")
     fixed = x is not None and all(isinstance(size, int) for size in x)
-    return None if fixed else "XNNPACK slices static shapes only"
+    return None if fixed else because("dynamic_shape", "XNNPACK slices static shapes only")
 
 
 def unknown_sizes(case: Case) -> str | None:
     """With one dynamic size: lowering writes it as a view."""
     dynamic = [size for size in case.shape("self") or () if not isinstance(size, int)]
-    return f"{len(dynamic)} sizes are dynamic; XNNPACK reshapes with one" if len(dynamic) > 1 else None
+    why = f"{len(dynamic)} sizes are dynamic; XNNPACK reshapes with one"
+    return because("dynamic_shape", why) if len(dynamic) > 1 else None
 
 
 def _pair(value: Any) -> tuple[int, int]:
