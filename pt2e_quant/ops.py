@@ -69,6 +69,7 @@ __all__ = [
     "RELUS",
     "RESHAPE",
     "RNN",
+    "RNN_CELL",
     "SLICE",
     "SOFTMAX",
     "SPLIT",
@@ -267,6 +268,7 @@ LINEAR = _row("linear.default")
 MM = _row("mm.default matmul.default addmm.default")
 MATMUL = (*MM, *_row("bmm.default baddbmm.default"))
 ATTENTION = _row("scaled_dot_product_attention.default")
+RNN_CELL = _row("lstm_cell.default gru_cell.default rnn_tanh_cell.default rnn_relu_cell.default")
 RNN = _row("lstm.input lstm.data gru.input gru.data rnn_tanh.input rnn_tanh.data rnn_relu.input rnn_relu.data")
 COMPOSITE = _row(
     "softplus.default mish.default hardshrink.default softshrink.default celu.default lerp.Scalar lerp.Tensor "

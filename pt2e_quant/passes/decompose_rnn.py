@@ -1,4 +1,4 @@
-"""Write LSTM, GRU and RNN layers as the linears, gates and steps that they stand for.
+"""Write LSTM, GRU and RNN layers, and cells, as the linears, gates and steps that they stand for.
 
 An exported nn.LSTM is one operator, in which no quantizer finds a linear. Here it becomes one linear over the inputs of
 all steps, and for each step one over the state before it: the weights are stored once, however many steps there are.
@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from ..arguments import bind
 from ..graph.module import tidy
 from ..graph.write import Symbol, Writer, function
-from ..ops import RNN
+from ..ops import RNN, RNN_CELL, op_name
 from ..reasons import refuse
 
 __all__ = ["decompose_rnn"]
@@ -30,13 +30,17 @@ sigmoid, tanh, relu = function(aten.sigmoid.default), function(aten.tanh.default
 
 
 def decompose_rnn(gm: GraphModule) -> GraphModule:
-    """Unroll every recurrent layer; values agree up to rounding. The length is fixed: torch.export sees to that.
+    """Unroll every recurrent layer, and write out cells; values agree up to rounding. torch.export fixes the length.
 
     Packed sequences, and dropout in training, stay whole, with the reason.
     """
-    layers = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in RNN]
+    layers = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in (*RNN, *RNN_CELL)]
     write = Writer(gm, "decompose_rnn")
     for node in layers:
+        if node.target in RNN_CELL:
+            with write.before(node):
+                _replace(node, _one_step(node, write))
+            continue
         obstacle = _obstacle(node)
         if obstacle is not None:
             refuse(node, "decompose_rnn", f"captured as one op and not unrolled: {obstacle}", "composite_op")
@@ -74,7 +78,7 @@ def _unrolled(node: Node, write: Writer) -> list[Symbol]:
     directions = 2 if bound["bidirectional"] else 1
     projected = lstm and states[0].shape[-1] != states[1].shape[-1]
     parameters = _parameters([write(one) for one in bound["params"]], bound["has_biases"], projected)
-    step = _STEPS[node.target._schema.name.partition("::")[2]]  # type: ignore[union-attr]
+    step = _STEPS[op_name(node)]
     value, last = write(bound["input"]), [[] for _ in states]  # type: ignore[var-annotated]
     for layer in range(bound["num_layers"]):
         outputs = []
@@ -87,6 +91,18 @@ def _unrolled(node: Node, write: Writer) -> list[Symbol]:
                 collected.append(state)
         value = outputs[0] if directions == 1 else cat(outputs, -1)
     return [value, *(stack(collected, 0) for collected in last)]
+
+
+def _one_step(node: Node, write: Writer) -> list[Symbol]:
+    """What a cell returns: its states after one step."""
+    bound = bind(node)
+    states = [write(state) for state in (bound["hx"] if isinstance(bound["hx"], (list, tuple)) else [bound["hx"]])]
+    weights = _Weights(
+        *(None if bound[name] is None else write(bound[name]) for name in ("w_ih", "w_hh", "b_ih", "b_hh")),
+        projection=None,
+    )  # type: ignore[arg-type]  # only biases are None
+    of_input = linear(write(bound["input"]), weights.of_input, weights.input_bias)
+    return _STEPS[op_name(node).removesuffix("_cell")](of_input, states, weights)
 
 
 def _parameters(flat: list[Symbol], biased: bool, projected: bool) -> list[_Weights]:
@@ -151,6 +167,8 @@ def _parts(gates: Any, count: int) -> list[Any]:
 
 def _replace(node: Node, results: list[Symbol]) -> None:
     """Let the readers of the operator's results read those; the caller's names of them stay."""
+    if len(results) == 1 and node.target in RNN_CELL:
+        node.replace_all_uses_with(results[0].node)
     for user in list(node.users):
         if user.target is operator.getitem:
             user.replace_all_uses_with(results[user.args[1]].node)  # type: ignore[index]

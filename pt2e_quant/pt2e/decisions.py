@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from ..graph.nested import graphs
 from ..graph.values import is_float_tensor
-from ..ops import BATCH_NORM, EMBEDDING, RNN
+from ..ops import BATCH_NORM, EMBEDDING, RNN, RNN_CELL
 from ..quantizer.reading import AnnotationReading
 from ..reasons import WAYS_OUT, Refusal, refusals
 from ..specs import EdgeOrNode
@@ -24,7 +24,7 @@ __all__ = ["PLAN", "decisions", "nothing_quantized", "opaque_decisions"]
 PLAN = "plan"
 """Who refuses what an annotation asks for and the graph does not allow."""
 
-_WITH_PARTS = frozenset((*RNN, *EMBEDDING, *BATCH_NORM))
+_WITH_PARTS = frozenset((*RNN, *RNN_CELL, *EMBEDDING, *BATCH_NORM))
 
 
 def decisions(
@@ -118,9 +118,11 @@ def _decision(
 
 def _reason(node: Node, quantizer: str, is_claimed: bool, refused: list[Refusal]) -> tuple[str, str]:
     """All reasons for leaving a node alone, and the code of the first."""
-    if node.target in RNN:
+    if node.target in (*RNN, *RNN_CELL):
         tried = [refusal.reason for refusal in refused if refusal.code == "composite_op"]
-        whole = 'captured as one op, whose linears no quantizer sees; unroll it: prepare_pt2e(..., decompose={"rnn"})'
+        whole = (
+            'captured as one op, whose linears no quantizer sees; take it apart: prepare_pt2e(..., decompose={"rnn"})'
+        )
         return (*tried, whole)[0], "composite_op"
     if not refused and is_claimed:
         return f"{quantizer} marked it as annotated, without a spec", "config_none"

@@ -59,8 +59,8 @@ def prepare_pt2e(
         quantizer: a Quantizer of this package, or any object with the same methods.
         require: what must be quantized: families of ops ("linear", "conv"), or names and globs of nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
-        decompose: what to write as simple ops first: "sdpa" (fused attention), "rnn" (LSTM, GRU and RNN layers of
-            fixed length, unrolled). None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
+        decompose: what to write as simple ops first: "sdpa" (fused attention), "rnn" (LSTM, GRU and RNN: cells, and
+            layers of fixed length, unrolled). None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
 
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
+from pt2e_quant.ops import RNN_CELL
 from pt2e_quant.passes.decompose_rnn import decompose_rnn
 from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.reasons import refusals
@@ -202,3 +203,48 @@ def test_packed_sequences_are_not_unrolled():
     graph.output(rnn)
     decompose_rnn(torch.fx.GraphModule(nn.Module(), graph))
     assert "pack_padded_sequence" in refusals(rnn)[0].reason
+
+
+class Cells(nn.Module):
+    """Two steps of a cell of each kind, on the same input."""
+
+    def __init__(self, bias: bool = True, other: str = "relu") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.gru = nn.LSTMCell(6, 8, bias), nn.GRUCell(6, 8, bias)
+        self.tanh, self.other = nn.RNNCell(6, 8, bias), nn.RNNCell(6, 8, bias, nonlinearity=other)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        state, gated, plain, rectified = None, None, None, None
+        for _ in range(2):
+            state = self.lstm(x, state)
+            gated, plain, rectified = self.gru(x, gated), self.tanh(x, plain), self.other(x, rectified)
+        return (*state, gated, plain, rectified)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_cells_are_written_out_and_keep_their_states(bias):
+    """Up to rounding: the operator sums in another order."""
+    model, x = Cells(bias).eval(), torch.randn(3, 6)
+    gm = capture(torch.export.export(model, (x,)), [decompose_rnn]).gm
+    assert not [node for node in gm.graph.nodes if node.target in RNN_CELL]
+    torch.testing.assert_close(gm(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_xnnpack_runs_the_linears_of_cells_in_integers():
+    """Two in each cell and step; verify compares the program with the graph."""
+    pytest.importorskip("executorch")
+    model, x = Cells(other="tanh").eval(), torch.randn(3, 6)
+    prepared = prepare_pt2e(torch.export.export(model, (x,)), XNNPACKQuantizer().set_global(STATIC))
+    prepared(x)
+    program = lower_to_executorch(convert_pt2e(prepared))
+    assert [kernel.precision for kernel in program.kernels if "linear" in kernel.op] == ["int8"] * 16
+    assert program.delegates == 1
+
+
+def test_a_cell_that_stays_whole_is_reported_with_the_way_out():
+    report = explain(
+        prepare_pt2e(torch.export.export(nn.GRUCell(3, 4), (torch.randn(2, 3),)), Toy(TOY), allow_empty=True)
+    )
+    (cell,) = (decision for decision in report.skipped if "gru_cell" in decision.op)
+    assert (cell.code, 'decompose={"rnn"}' in cell.reason) == ("composite_op", True)
