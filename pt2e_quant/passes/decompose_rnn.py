@@ -97,10 +97,8 @@ def _one_step(node: Node, write: Writer) -> list[Symbol]:
     """What a cell returns: its states after one step."""
     bound = bind(node)
     states = [write(state) for state in (bound["hx"] if isinstance(bound["hx"], (list, tuple)) else [bound["hx"]])]
-    weights = _Weights(
-        *(None if bound[name] is None else write(bound[name]) for name in ("w_ih", "w_hh", "b_ih", "b_hh")),
-        projection=None,
-    )  # type: ignore[arg-type]  # only biases are None
+    biases = [None if bound[name] is None else write(bound[name]) for name in ("b_ih", "b_hh")]
+    weights = _Weights(write(bound["w_ih"]), write(bound["w_hh"]), biases[0], biases[1], None)
     of_input = linear(write(bound["input"]), weights.of_input, weights.input_bias)
     return _STEPS[op_name(node).removesuffix("_cell")](of_input, states, weights)
 

@@ -60,7 +60,7 @@ def prepare_pt2e(
         require: what must be quantized: families of ops ("linear", "conv"), or names and globs of nodes and modules.
         allow_empty: return a graph without observers, instead of raising, when nothing was annotated.
         decompose: what to write as simple ops first: "sdpa" (fused attention), "rnn" (LSTM, GRU and RNN: cells, and
-            layers of fixed length, unrolled). None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
+            layers of fixed length). None is what the quantizer's backend needs (`Quantizer.decompose`), () is nothing.
 
     Returns:
         A module with the calling convention of `model`. Observers are submodules `activation_post_process_N`. Those

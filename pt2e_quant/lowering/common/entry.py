@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.fx.traceback import NodeSource
 
 from ...errors import CaptureError, LoweringError
 from ...graph.attributes import own_written
@@ -24,8 +23,9 @@ from ...graph.nested import graphs, name_nested
 from ...meta import ORIGIN_KEY, mark, marks
 from ...pt2e.record import record_of
 from ...where import locate, node_id
+from .provenance import sharing_provenance
 
-__all__ = ["Inputs", "explaining", "origin", "quietly", "sharing_provenance", "take"]
+__all__ = ["Inputs", "explaining", "origin", "quietly", "take"]
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees;
 # its ONNX exporter, that there is no torchvision.
@@ -118,23 +118,6 @@ def quietly() -> Iterator[None]:
         finally:
             for logger in loggers:
                 logger.removeFilter(_is_error)
-
-
-@contextmanager
-def sharing_provenance() -> Iterator[None]:
-    """Let nodes share the records of where they come from; nobody writes to them.
-
-    torch.fx copies the whole history of a node for every node that each pass makes of it, and compilers run dozens.
-    """
-    held = vars(NodeSource).get("__deepcopy__")
-    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        if held is None:
-            del NodeSource.__deepcopy__  # type: ignore[attr-defined]
-        else:
-            NodeSource.__deepcopy__ = held  # type: ignore[attr-defined]
 
 
 def _is_error(entry: logging.LogRecord) -> bool:
