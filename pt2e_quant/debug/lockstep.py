@@ -140,17 +140,33 @@ class _Run:
 
     def step(self, node: Node, see: Callable[[Seen], None]) -> None:
         """Compute one node of the quantized graph, and what of the float graph it is compared with."""
+        if node in self._of._constants:
+            return  # computed for its first reader: weights that are dequantized all at once would fill the memory
         if is_guard(node):
             self._release_sources(node)
             return
         self._reach(self._pairs.parts.get(node))
-        self._found[node] = self._compute(self._of._found, node, self._found.__getitem__)
-        if self._of._own and node not in self._of._constants and not written_values(node):
+        self._found[node] = self._compute(self._of._found, node, self._value)
+        if self._of._own and not written_values(node):
             self._compute_alone(node)
         for twin in self._of._shown.get(node, ()):
             see(self._seen(twin, node))
             self._exact.release(twin)
         self._release_sources(node)
+
+    def _value(self, node: Node) -> Any:
+        """What a node of the quantized graph gave; a constant is computed now."""
+        pending = [] if node in self._found else [node]
+        while pending:
+            missing = [source for source in pending[-1].all_input_nodes if source not in self._found]
+            if missing:
+                pending += missing
+                continue
+            current = pending.pop()
+            if current not in self._found:
+                self._found[current] = self._compute(self._of._found, current, self._found.__getitem__)
+                self._release_sources(current)
+        return self._found[node]
 
     def outputs(self) -> tuple[list[Any], list[Any]]:
         """Those of both graphs, flat."""
@@ -182,7 +198,7 @@ class _Run:
 
     def _given(self, source: Node, twin: Node | None) -> Any:
         if not self._is_exact(source, twin):
-            return self._alone[source] if source in self._alone else self._found[source]
+            return self._alone[source] if source in self._alone else self._value(source)
         return self._as_held(source)
 
     def _as_held(self, node: Node) -> Any:
@@ -213,7 +229,25 @@ class _Run:
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: written.get(source, lookup(source)))
         if observes(gm, node) and not is_fake_quantizer(attribute(gm, str(node.target))):
             return args[0]
+        if node.target is _PER_CHANNEL:
+            return _in_parts(*args, **kwargs)
         return getattr(self._of._engines[gm], node.op)(node.target, args, kwargs)
+
+
+_PER_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
+_PART = 64
+
+
+def _in_parts(codes: Tensor, scales: Tensor, zero_points: Tensor | None, axis: int, *rest: Any, **named: Any) -> Tensor:
+    """What the op gives, some channels at a time: it takes 12 bytes for each code besides its result."""
+    result: Tensor | None = None
+    for start in range(0, codes.shape[axis], _PART):
+        size = min(_PART, codes.shape[axis] - start)
+        some = [None if one is None else one[start : start + size] for one in (scales, zero_points)]
+        part = _PER_CHANNEL(codes.narrow(axis, start, size), *some, axis, *rest, **named)
+        result = torch.empty_like(codes, dtype=part.dtype) if result is None else result
+        result.narrow(axis, start, size).copy_(part)
+    return _PER_CHANNEL(codes, scales, zero_points, axis, *rest, **named) if result is None else result
 
 
 def _users(gm: GraphModule) -> Counter[Node]:
