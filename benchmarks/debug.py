@@ -3,7 +3,7 @@
     python -m benchmarks.debug [cost|memory|ranking|mixed ...]
 
 cost:     seconds of compare() over those of the two forward runs, on a ResNet-18-shaped model; medians, run by turns
-memory:   highest memory of compare() over that of one float forward, each in a process of its own, float weights included
+memory:   highest memory of compare() over that of one float forward, each in a process of its own, weights included
 ranking:  Spearman's rank correlation of sensitivity() with exact_sensitivity(), on the digits network
 mixed:    what mixed_precision() finds for the digits network, beside uniform formats and greedy search
 """

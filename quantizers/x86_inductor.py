@@ -8,6 +8,9 @@ whole tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
 import torch
 
 from pt2e_quant.checks import checked
@@ -142,3 +145,7 @@ class X86InductorQuantizer(InductorQuantizer):
     """
 
     rules = RULES
+    precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {
+        "int8": get_default_x86_inductor_quantization_config,
+        "int4": get_x86_inductor_int4_weight_only_quantization_config,
+    }

@@ -8,9 +8,9 @@ output. Dynamic means: activation qparams are computed at run time, per row of t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -337,3 +337,7 @@ class XNNPACKQuantizer(RuleQuantizer):
     transforms = (matmul_to_linear, mean_keeps_dims, clamp_to_hardtanh, lift_scalars, split_to_slices)
     decompose = frozenset({"sdpa", "rnn"})
     spares_streams = True
+    precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {
+        "int8": functools.partial(get_symmetric_quantization_config, True),
+        "int4": get_8da4w_config,
+    }

@@ -20,6 +20,7 @@ from torch import nn
 
 from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.calibration import save_calibration
+from pt2e_quant.debug import Budget
 from pt2e_quant.fake_quantize import FakeQuantize
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
@@ -92,6 +93,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "actual_results": dict,
     "backend": lambda: "x86",
     "batches": lambda: [(torch.rand(2, 4),)],
+    "budget": lambda: Budget(sqnr=10.0),
     "by": lambda: "a rule",
     "cell": lambda: Cell("int8", "tensor", "static"),
     "code": lambda: "shape",

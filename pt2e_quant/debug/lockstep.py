@@ -230,7 +230,7 @@ class _Run:
         if observes(gm, node) and not is_fake_quantizer(attribute(gm, str(node.target))):
             return args[0]
         if node.target is _PER_CHANNEL:
-            return _in_parts(*args, **kwargs)
+            return _in_parts(*args, **kwargs)  # type: ignore[arg-type]  # as the op's schema has them
         return getattr(self._of._engines[gm], node.op)(node.target, args, kwargs)
 
 

@@ -32,7 +32,7 @@ from .effects import Effects, LayerEffect
 from .graft import Grafts
 from .layers import Layer
 
-__all__ = ["exact_sensitivity", "layer_noise", "sensitivity"]
+__all__ = ["exact_sensitivity", "layer_noise", "sensitivity", "sqnr_on"]
 
 _SQNR = "SQNR in dB"
 
@@ -178,7 +178,7 @@ def exact_sensitivity(
     if metric is None and data is None:
         raise CaptureError("exact_sensitivity needs data to measure the SQNR of the outputs on, or a metric")
     measure = (
-        _sqnr_on(grafts.exact, list(batches_of(() if data is None else data, "exact_sensitivity")))
+        sqnr_on(grafts.exact, list(batches_of(() if data is None else data, "exact_sensitivity")))
         if metric is None
         else metric
     )
@@ -193,7 +193,8 @@ def exact_sensitivity(
     return Effects.ranked(mode, name, baseline, rows)
 
 
-def _sqnr_on(exact: GraphModule, batches: list[Arguments]) -> Callable[[GraphModule], float]:
+def sqnr_on(exact: GraphModule, batches: list[Arguments]) -> Callable[[GraphModule], float]:
+    """What measures the SQNR of a model's outputs on these batches, in dB."""
     with on_batch(exact, "the float model"):
         wanted = [run_batch(exact, batch) for batch in batches]
     signal = sum(power(floating(outputs)) for outputs in wanted)

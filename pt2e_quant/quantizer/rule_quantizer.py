@@ -10,6 +10,7 @@ their producers were given. Every float op that no rule took gets a Refusal with
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,8 @@ class RuleQuantizer(Quantizer):
             input, or none but those, is then left in float altogether. For backends whose kernels can end in float.
         spares_streams: leave in float what norms and recurrences would make a static recipe pay for (`streams`), unless
             a selector narrower than the global one asks for it. For backends with integer kernels for sums and means.
+        precisions: what a search for mixed precision may give an op that has a weight, by name ('int8', 'int4'), each a
+            function that makes the configuration. 'float' goes without saying.
 
     Args:
         config: the global configuration; `set_global` sets it later.
@@ -63,6 +66,7 @@ class RuleQuantizer(Quantizer):
     transforms: ClassVar[tuple[Pass, ...]] = ()
     trims_outputs: ClassVar[bool] = False
     spares_streams: ClassVar[bool] = False
+    precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {}
 
     @checked(TargetingError, but=("config",))
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
@@ -74,6 +78,12 @@ class RuleQuantizer(Quantizer):
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    def copy(self: Self) -> Self:
+        """A quantizer with the same selectors; those that are set on one do not reach the other."""
+        other = copy.copy(self)
+        other._targets = self._targets.copy()
+        return other
 
     @property
     def global_config(self) -> QuantizationConfig | None:

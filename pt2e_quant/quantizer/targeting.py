@@ -12,7 +12,7 @@ import fnmatch
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,11 @@ class Targets:
     module_names: dict[str, QuantizationConfig | None] = field(default_factory=dict)
     nodes: dict[str, QuantizationConfig | None] = field(default_factory=dict)
     filter_function: Callable[[Node], bool] | None = None
+
+    def copy(self) -> Targets:
+        """The same selectors, to which others can be added."""
+        tables: dict[str, Any] = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
+        return replace(self, **tables)
 
     @property
     def is_empty(self) -> bool:
