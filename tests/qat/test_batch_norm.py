@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 import warnings
 from typing import Any
 
@@ -22,7 +23,7 @@ from pt2e_quant import (
     freeze_bn_stats,
     prepare_qat_pt2e,
 )
-from pt2e_quant.pt2e.qat.batch_norm import gamma_over_sigma, per_channel, scaled
+from pt2e_quant.pt2e.qat.batch_norm import by_channel, gamma_over_sigma
 from pt2e_quant.quantizer import QuantizationConfig, QuantizationSpec
 from tests.nets import export, randomize
 from tests.pt2e.kit import Toy, calls, relative_error, symmetric_by_hand, the_call
@@ -208,10 +209,11 @@ def test_the_formula_is_the_folded_layer():
     scale = gamma_over_sigma(torch.tensor([3.0, 0.0]), torch.tensor([3.99, 0.24]), 0.01)
     torch.testing.assert_close(scale, torch.tensor([1.5, 1.0]))
     torch.testing.assert_close(gamma_over_sigma(None, torch.tensor([3.99]), 0.01), torch.tensor([0.5]))
-    assert per_channel(scale, 4).shape == (1, 2, 1, 1)
     weight = torch.ones(4, 1, 5)  # transposed, 2 groups, one output channel in each
-    torch.testing.assert_close(scaled(weight, scale, 2)[:, 0, 0], torch.tensor([1.5, 1.5, 1.0, 1.0]))
-    torch.testing.assert_close(scaled(torch.ones(2, 3), scale, None)[:, 0], torch.tensor([1.5, 1.0]))
+    transposed = by_channel(operator.mul, weight, scale, 2)
+    torch.testing.assert_close(transposed[:, 0, 0], torch.tensor([1.5, 1.5, 1.0, 1.0]))
+    torch.testing.assert_close(by_channel(operator.truediv, transposed, scale, 2), weight)
+    torch.testing.assert_close(by_channel(operator.mul, torch.ones(2, 3), scale, None)[:, 0], torch.tensor([1.5, 1.0]))
 
 
 def test_a_channel_whose_gamma_is_zero_trains_and_converts():
@@ -288,7 +290,7 @@ def test_a_layer_in_float_keeps_its_batch_norm_until_convert():
     graph = prepare_qat_pt2e(export(model, x), quantizer).train()
     first, second = calls(graph, aten.batch_norm.default)
     assert first.args[0].target is aten.conv2d.default
-    assert second.args[0].target is aten.add.Tensor
+    assert second.args[0].args[1].target is aten.div.Tensor
     sgd(graph, [x] * 3)
     converted = convert_pt2e(settle(graph))
     check_converted(graph, converted, [x])

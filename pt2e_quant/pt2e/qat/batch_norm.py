@@ -2,13 +2,14 @@
 
 With scale = gamma / sqrt(running_var + eps), one value per output channel:
 
-    batch_norm(layer(x, fake_quantize(weight * scale)) / scale + bias)
+    batch_norm(layer(x, fake_quantize(weight * scale) / scale, bias))
 
 What is rounded is the weight that will be stored, with the scale of the running statistics, which move little from
 batch to batch; the division undoes that scale, so that the batch's own statistics train as in the float model
 (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference: A whitepaper", arXiv:1806.08342,
-section 3.2.2; Jacob et al., arXiv:1712.05877, section 3.2). In evaluation this is the folded layer, but for float
-rounding.
+section 3.2.2; Jacob et al., arXiv:1712.05877, section 3.2). They divide the output of the layer; it is linear, so the
+same comes of dividing its weight, which is smaller, and autograd need not keep the output twice. In evaluation this is
+the folded layer, but for float rounding.
 
 Three steps. `fold_for_training` folds as for calibration, so that a quantizer sees the same graph; `unfold_batch_norm`
 brings the batch norms back once the observers are in; `fold_trained` folds them again at convert.
@@ -16,8 +17,9 @@ brings the batch norms back once the observers are in; `fold_trained` folds them
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,22 +60,18 @@ def gamma_over_sigma(gamma: Any, running_var: Any, eps: float) -> Any:
     return call(aten.where.ScalarSelf, call(aten.eq.Scalar, scale, 0), 1.0, scale)
 
 
-def scaled(weight: Any, scale: Any, groups: int | None) -> Any:
-    """weight * scale by output channel.
+def by_channel(operation: Callable[[Any, Any], Any], weight: Any, scale: Any, groups: int | None) -> Any:
+    """operation(weight, scale) by output channel.
 
     `groups` is given for a transposed convolution, whose weight is (in, out / groups, *kernel); all others have the
     output channels in dimension 0.
     """
     inputs, outputs, *kernel = weight.shape
     if groups is None:
-        return weight * scale.reshape([-1, 1, *[1] * len(kernel)])
+        return operation(weight, scale.reshape([-1, 1, *[1] * len(kernel)]))
     per_group = weight.reshape([groups, inputs // groups, outputs, *kernel])
-    return (per_group * scale.reshape([groups, 1, outputs, *[1] * len(kernel)])).reshape([inputs, outputs, *kernel])
-
-
-def per_channel(values: Any, rank: int) -> Any:
-    """One value per channel, in the shape that broadcasts over an output of that rank."""
-    return values.reshape([1, -1, *[1] * (rank - 2)])
+    factor = scale.reshape([groups, 1, outputs, *[1] * len(kernel)])
+    return operation(per_group, factor).reshape([inputs, outputs, *kernel])
 
 
 # --- capture ----------------------------------------------------------------------------------------------------------
@@ -152,6 +150,7 @@ class TrainedNorm:
 
     layer, norm: names of the nodes
     guard:       name of the node that keeps the scale from being 0
+    weight:      name of the node that gives the rounded weight, before the scale is undone
     bias:        name of the layer's own bias, None without one
     folded_bias: names of the node and of the parameter that were the bias of the folded layer
     """
@@ -159,6 +158,7 @@ class TrainedNorm:
     layer: str
     norm: str
     guard: str
+    weight: str
     bias: str | None
     folded_bias: tuple[str, str]
 
@@ -219,12 +219,14 @@ class _Unfolder:
                 set_attribute(self._gm, *parameter)
         scale = self._replace_weight(weight, norm, layer, is_rounded)
         for norm, layer in shared:
-            folded = _watched(layer, "bias")
+            folded, rounded = _watched(layer, "bias"), bind(layer)["weight"]
             made = self._unfold_layer(norm, layer, scale)
             if scale is not None:
                 own = norm.of_layer["bias"]
                 names = (folded.name, biases[folded])
-                self.trained.append(TrainedNorm(layer.name, made.name, scale.node.name, own and own[0], names))
+                self.trained.append(
+                    TrainedNorm(layer.name, made.name, scale.node.name, rounded.name, own and own[0], names)
+                )
         for node in biases:
             if not node.users:
                 self._gm.graph.erase_node(node)
@@ -241,7 +243,7 @@ class _Unfolder:
                 of_norm = norm.of_norm
                 variance = self._read(of_norm["running_var"])
                 scale = gamma_over_sigma(self._read(of_norm["weight"]), variance, norm.arguments["eps"])
-                own = scaled(own, scale, bind(layer)["groups"] if is_conv_transpose(layer) else None)
+                own = by_channel(operator.mul, own, scale, _transposed_groups(layer))
         self._write.replace(weight, own).name = weight.name
         return scale
 
@@ -249,15 +251,15 @@ class _Unfolder:
         with self._write.before(layer):
             bias = self._read(norm.of_layer["bias"])
             tensors = {name: self._read(norm.of_norm[name]) for name in NORM_TENSORS}
+            if scale is not None:
+                rounded = self._write(bind(layer)["weight"])
+                unscaled = by_channel(operator.truediv, rounded, scale, _transposed_groups(layer))
+                set_argument(layer, "weight", unscaled.node)
 
         def normalized(y: Any) -> Symbol:
-            if scale is not None:
-                rank = layer.meta["val"].dim()
-                y = y / per_channel(scale, rank)
-                y = y if bias is None else y + per_channel(bias, rank)
             return self._write.call(norm.target, y, *tensors.values(), *norm.arguments.values())
 
-        set_argument(layer, "bias", None if scale is not None or bias is None else bias.node)
+        set_argument(layer, "bias", None if bias is None else bias.node)
         made = self._write.follow(layer, normalized)
         made.name = norm.norm
         made.meta.update(norm.meta)
@@ -267,6 +269,10 @@ class _Unfolder:
         if parameter is None:
             return None
         return self._write(insert_attribute(self._gm, *parameter, self._write.like, "prepare_qat_pt2e"))
+
+
+def _transposed_groups(layer: Node) -> int | None:
+    return bind(layer)["groups"] if is_conv_transpose(layer) else None
 
 
 def _watched(layer: Node, name: str) -> Node:
@@ -281,7 +287,7 @@ def _watched(layer: Node, name: str) -> Node:
 
 
 def fold_trained(gm: GraphModule) -> GraphModule:
-    """Fold the batch norms of a prepared graph in evaluation: the bias takes them in, the weight is scaled already.
+    """Fold the batch norms of a prepared graph in evaluation: the bias takes them in, the weight stays scaled.
 
     Raises:
         ConversionError: a node is gone.
@@ -289,7 +295,7 @@ def fold_trained(gm: GraphModule) -> GraphModule:
     nodes = {node.name: node for node in gm.graph.nodes}
     biases: dict[str, Node] = {}
     for norm in gm.meta.pop(TRAINED_KEY, ()):
-        check_present((norm.layer, norm.norm, norm.guard), nodes)
+        check_present((norm.layer, norm.norm, norm.guard, norm.weight), nodes)
         layer, old = nodes[norm.layer], nodes[norm.norm]
         name, target = norm.folded_bias
         if target not in biases:
@@ -297,6 +303,7 @@ def fold_trained(gm: GraphModule) -> GraphModule:
             with gm.graph.inserting_before(layer):
                 biases[target] = insert_attribute(gm, target, value, layer, "convert_pt2e")
             biases[target].name = name
+        set_argument(layer, "weight", nodes[norm.weight])
         set_argument(layer, "bias", biases[target])
         nodes[norm.guard].update_arg(1, 0.0)  # where gamma is 0, so is the folded weight
         old.replace_all_uses_with(layer)
