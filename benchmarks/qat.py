@@ -4,8 +4,8 @@
 
 Prepare and convert: seconds of `prepare_qat_pt2e` and `convert_pt2e`, of a model exported in training mode. Step:
 forward, backward and SGD with momentum, of the exported module in float, of ours and of the peer's, taken in turns;
-medians. Memory: the highest resident set while steps run, weights included, in a process of its own for each; Linux
-only. Compile: ours through torch.compile, with the graphs that it makes and the time of a step beside eager.
+medians. Both in CPU time. Memory: the highest resident set while steps run, weights included, in a process of its own
+for each; Linux only. Compile: ours through torch.compile, with the graphs that it makes, and a step beside eager.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.engine import seconds
 from benchmarks.memory import kilobytes
 from benchmarks.models import BenchmarkModel, mobilenet_v2, resnet18
 from pt2e_quant import convert_pt2e, prepare_qat_pt2e
@@ -63,6 +63,13 @@ def trained(name: str, batch: int) -> BenchmarkModel:
     model = MODELS[name]()
     shape = (batch, *model.inputs[0].shape[1:])
     return replace(model, module=model.module.train(), inputs=(torch.randn(shape),))
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Of CPU: others use this machine too."""
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
 
 
 class Loop:

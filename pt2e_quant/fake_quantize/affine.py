@@ -22,6 +22,7 @@ from ..observer import FixedQParamsObserver, MovingAverageMinMaxObserver
 from ..observer.batch import remember
 from ..specs import integer_range, is_per_channel
 from .base import FakeQuantizeBase
+from .rounding import on_grid
 
 __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize"]
 
@@ -109,12 +110,9 @@ class FakeQuantize(FakeQuantizeBase):
             buffer.copy_(new)
 
     def _round(self, x: Tensor) -> Tensor:
+        axis = channel_axis(self, x) if self.is_per_channel else None
         bounds = (self.quant_min, self.quant_max)
-        x = within_int64(self, x)
-        if not self.is_per_channel:
-            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *bounds)
-        axis = channel_axis(self, x)
-        return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, axis, *bounds)
+        return on_grid(within_int64(self, x), self.scale, self.zero_point, *bounds, axis)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         load_shapes(self, state_dict, prefix, "scale", "zero_point")

@@ -98,21 +98,25 @@ class FakeQuantizeBase(ABC, nn.Module):
         return PartialWrapper(partial(cls), kwargs)
 
 
-def straight_through(x: Tensor, value: Tensor, inside: Tensor) -> Tensor:
-    """`value`, with the gradient of x where `inside` is true and 0 elsewhere."""
-    return _StraightThrough.apply(x, value, inside)  # type: ignore[no-untyped-call,no-any-return]
+def straight_through(x: Tensor, value: Tensor, inside: Tensor | None) -> Tensor:
+    """`value`, which is the caller's own, with the gradient of x where `inside` is true; None is true everywhere."""
+    # In a tuple, value is no input, so that models may write to what they get as to any other result.
+    return _StraightThrough.apply(x, (value,), inside)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, value: Tensor, inside: Tensor) -> Tensor:
-        ctx.save_for_backward(inside)
-        return value
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, value: tuple[Tensor], inside: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(*(() if inside is None else (inside,)))
+        return value[0]
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients[0] * inside, None, None
+        inside: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
+        # As int8, since a product with bool is not vectorised.
+        return gradients[0] * inside[0].view(torch.int8) if inside else gradients[0], None, None
 
 
 def is_fake_quantizer(module: nn.Module) -> bool:

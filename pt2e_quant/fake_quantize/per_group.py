@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import SpecError
@@ -17,6 +16,7 @@ from ..observer.batch import remember
 from .affine import FakeQuantize, within_int64
 from .base import FakeQuantizeBase
 from .learnable import LearnableFakeQuantize
+from .rounding import on_grid
 
 __all__ = ["LearnablePerGroupFakeQuantize", "PerGroupFakeQuantize"]
 
@@ -65,7 +65,7 @@ class PerGroupFakeQuantize(FakeQuantize, _InGroups):
         groups = within_int64(self, x).reshape(len(self.scale.flatten()), -1)
         qparams = (self.scale.flatten(), self.zero_point.flatten())
         bounds = (self.quant_min, self.quant_max)
-        return torch.fake_quantize_per_channel_affine(groups, *qparams, 0, *bounds).reshape(x.shape)
+        return on_grid(groups, *qparams, *bounds, axis=0).reshape(x.shape)
 
 
 class LearnablePerGroupFakeQuantize(LearnableFakeQuantize, _InGroups):
