@@ -18,7 +18,8 @@ def layouts() -> dict[str, Tensor]:
     return {
         "contiguous": x, "channels last": x.to(memory_format=torch.channels_last), "transposed": x.transpose(1, 3),
         "with gaps": torch.randn(5, 8, 31, 134)[..., ::2], "expanded": torch.randn(1, 8, 31, 67).expand(BIG),
-        "small": x[0, 0], "a number": x[0, 0, 0, 0], "all inside": x / 4, "bfloat16": x.bfloat16(), "double": x.double(),
+        "small": x[0, 0], "a number": x[0, 0, 0, 0], "all inside": x / 4, "bfloat16": x.bfloat16(),
+        "double": x.double(),
     }  # fmt: skip
 
 
