@@ -16,6 +16,7 @@ from ..graph.module import ExportedModule, clone, tidy
 from ..graph.run import Watcher, batches_of
 from ..ops import LINEAR
 from ..passes.follow_in_place import follow_in_place
+from ..passes.runner import run_everywhere
 
 __all__ = [
     "Batches",
@@ -35,8 +36,7 @@ _ROWS = 512
 
 def private_copy(model: ExportedProgram | GraphModule) -> ExportedModule:
     """A draft of the caller's graph; readers of a tensor that was written to in place read the result of that."""
-    gm = clone(model.module() if isinstance(model, ExportedProgram) else model)
-    follow_in_place(gm)
+    gm = run_everywhere(follow_in_place, clone(model.module() if isinstance(model, ExportedProgram) else model))
     tidy(gm)
     return gm
 

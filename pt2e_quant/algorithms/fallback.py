@@ -24,6 +24,7 @@ from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
 from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, RELUS, factors, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
+from ..passes.runner import run_pass
 from ..qparams import affine_qparams, fake_quantize
 from ..sqnr import decibels, differences, floating, power
 from ..where import module_path
@@ -74,8 +75,7 @@ def worst_ops(
     Raises:
         CalibrationError: there is no batch.
     """
-    gm = private_copy(model)
-    fold_batch_norm(gm)
+    gm = run_pass(fold_batch_norm, private_copy(model))
     finish(gm)
     ops = _stored_products(gm)
     held = list(batches_of(batches, "worst_ops"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..observer import ObserverBase
+from ..pt2e.observed import read_observer
 from .counts import unpack
 from .entry import Entry, kind_of, state_of
 from .plausible import implausible, misshapen
@@ -91,12 +92,7 @@ def _state_for(observer: nn.Module, entry: Entry, site: Watched) -> dict[str, Te
     state = unpack(packed, own)
     if set(state) != wanted:
         raise ValueError(f"it has {sorted(state)}, not {sorted(wanted)}")
-    problem = misshapen(observer, own, state, site.example) or implausible(state, _bounds(observer))
+    problem = misshapen(observer, own, state, site.example) or implausible(state, read_observer(observer).bounds)
     if problem:
         raise ValueError(problem)
     return state
-
-
-def _bounds(observer: nn.Module) -> tuple[int, int] | None:
-    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
-    return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None

@@ -13,6 +13,7 @@ from ..graph.attributes import attribute
 from ..graph.nested import graphs
 from ..observer.derived import DerivedObserver
 from ..observer.fixed import FixedQParamsObserver
+from ..pt2e.observed import read_observer
 from ..pt2e.record import PointRecord, Record, record_of
 
 __all__ = ["Watched", "watched"]
@@ -64,7 +65,7 @@ def watched(prepared: GraphModule) -> list[Watched]:
 
 
 def _learns(observer: nn.Module) -> bool:
-    given = isinstance(observer, (DerivedObserver, FixedQParamsObserver)) or getattr(observer, "is_dynamic", False)
+    given = isinstance(observer, (DerivedObserver, FixedQParamsObserver)) or read_observer(observer).is_dynamic
     return not given and (
         bool(observer.state_dict()) or any(isinstance(value, Tensor) for value in vars(observer).values())
     )

@@ -94,12 +94,15 @@ class Writer:
 
     def call_with_value(self, target: Any, args: Any, kwargs: Any, value: Callable[[], Any]) -> Symbol:
         """Insert a call whose value `value` computes: for ops that would invent sizes where these depend on data."""
-        node = self._gm.graph.call_function(target, args, kwargs)
-        copy_origin(node, self._like, self._by)
+        node = self.without_value(target, args, kwargs)
         sources = node.all_input_nodes or [self._like]  # of numbers alone, the value is one of the same trace
         if all("val" in used.meta for used in sources):
             with_value(node, sources[0], value)
         return Symbol(node, self)
+
+    def without_value(self, target: Any, args: Any, kwargs: Any) -> Node:
+        """Insert a call whose value the caller records."""
+        return copy_origin(self._gm.graph.call_function(target, args, kwargs), self._like, self._by)
 
     def constant(self, tensor: Tensor) -> Symbol:
         """Insert a read of a buffer, or parameter, with this value; equal ones share it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch.fx import GraphModule
 
@@ -12,7 +13,7 @@ from ..graph.module import ExportedModule, clone
 from ..graph.nested import bodies, is_quantized_inside
 from ..meta import NESTED_KEY
 
-__all__ = ["Pass", "run_everywhere", "run_pass"]
+__all__ = ["Pass", "naming", "run_everywhere", "run_pass"]
 
 Pass = Callable[[GraphModule], GraphModule]
 
@@ -36,14 +37,24 @@ def run_pass(step: Pass, gm: GraphModule, name: str | None = None) -> ExportedMo
     Raises:
         QuantizationError: the pass failed.
     """
-    name = name or getattr(step, "__name__", type(step).__name__)
-    try:
+    name = str(name or getattr(step, "__name__", type(step).__name__))
+    with naming(name, str(gm.meta.get(NESTED_KEY, "this graph"))):
         result = step(gm)
-    except QuantizationError:
-        raise
-    except Exception as error:
-        where = gm.meta.get(NESTED_KEY, "this graph")
-        raise QuantizationError(f"pass {name!r} failed on {where}: {type(error).__name__}: {error}") from error
     if not isinstance(result, GraphModule):
         raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
     return result if isinstance(result, ExportedModule) else clone(result)
+
+
+@contextmanager
+def naming(name: str, where: str) -> Iterator[None]:
+    """Around a pass: what it fails with says which pass it was, and on which graph.
+
+    Raises:
+        QuantizationError: the pass failed.
+    """
+    try:
+        yield
+    except QuantizationError:
+        raise
+    except Exception as error:
+        raise QuantizationError(f"pass {name!r} failed on {where}: {type(error).__name__}: {error}") from error

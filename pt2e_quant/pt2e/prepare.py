@@ -26,7 +26,7 @@ from ..passes.decompose import decompositions
 from ..passes.plain_control_flow import to_plain_functions
 from ..passes.runner import run_everywhere, run_pass
 from ..quantizer.base import Quantizer
-from ..quantizer.compose import quantizer_name
+from ..quantizer.compose import callback_of, quantizer_name
 from ..specs import EdgeOrNode
 from ..where import copy_origin, describe_site, in_graph, locate, node_id
 from .authors import calibrating, code_of
@@ -187,7 +187,7 @@ def _transform(quantizer: Quantizer, gm: GraphModule) -> GraphModule:
 
 def _call_back(quantizer: Any, gm: GraphModule, plan: Plan, observers: list[nn.Module]) -> None:
     """Let the quantizer see and change the observer of each site; sites of one group must keep one observer."""
-    callback = getattr(quantizer, "prepare_obs_or_fq_callback", None)
+    callback = callback_of(quantizer)
     if callback is None:
         return
     table: dict[EdgeOrNode, nn.Module] = {site: observers[number] for site, number in plan.group_of.items()}

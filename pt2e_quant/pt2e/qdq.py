@@ -19,13 +19,15 @@ from ..errors import ConversionError
 from ..graph.attributes import free_name, insert_attribute
 from ..graph.module import is_guard
 from ..graph.values import copy_value, fake_like, set_value, with_value
+from ..graph.write import Writer
 from ..meta import TAG_KEY
-from ..where import copy_origin, locate
+from ..where import locate
 from .observed import QParams
 
 __all__ = ["PairWriter"]
 
 _OPS = torch.ops.quantized_decomposed
+_BY = "convert_pt2e"
 
 
 class PairWriter:
@@ -33,28 +35,30 @@ class PairWriter:
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
+        self._write = Writer(gm, _BY)
         self._scales = free_name(gm, "_scale_")
         self._zero_points = free_name(gm, "_zero_point_")
         self._buffers: dict[int, tuple[str, str]] = {}
 
     def replace(self, observed: Node, qparams: QParams) -> None:
         """Put q, and one dq per use, in the place of the call `observed` of an observer on its first argument."""
-        graph, value = self._gm.graph, observed.args[0]
+        value = observed.args[0]
         if not isinstance(value, Node):
             raise ConversionError(f"an observer is called on {value!r}, which is not a tensor:\n{locate(observed)}")
-        with graph.inserting_before(observed):
+        with self._write.before(observed):
             quantized, dequantize, arguments = self._quantize(value, observed, qparams)
 
         def dequantized(used: Node, like: Node) -> Node:
             if used is not observed:
                 return used
-            with graph.inserting_before(observed):
+            write, taken = self._write.without_value, (quantized, *arguments)
+            with self._write.before(observed, like):
                 if _needs_float32(value, dequantize, qparams):
-                    exact = self._call(dequantize, (quantized, *arguments), like, torch.float32)
-                    node = graph.call_function(torch.ops.aten._to_copy.default, (exact,), {"dtype": _dtype_of(value)})
+                    exact = self._call(dequantize, taken, torch.float32)
+                    node = write(torch.ops.aten._to_copy.default, (exact,), {"dtype": _dtype_of(value)})
                 else:
-                    node = graph.call_function(dequantize, (quantized, *arguments), self._out_dtype(value, dequantize))
-            return copy_value(copy_origin(node, like, "convert_pt2e"), value)
+                    node = write(dequantize, taken, self._out_dtype(value, dequantize))
+            return copy_value(node, value)
 
         for user in list(observed.users):
             if is_guard(user):
@@ -63,13 +67,13 @@ class PairWriter:
             like = user if value.op == "get_attr" else observed
             user.args, user.kwargs = map_arg((user.args, user.kwargs), functools.partial(dequantized, like=like))
         _tag(quantized, value)
-        graph.erase_node(observed)
+        self._gm.graph.erase_node(observed)
 
     def _quantize(self, value: Node, like: Node, qparams: QParams) -> tuple[Node, Any, tuple[Any, ...]]:
         """The quantize node, and op and further arguments of the dequantize that undoes it."""
         if qparams.is_cast:
             cast = _OPS.convert_element_type.no_fuse
-            half = self._call(cast, (value, qparams.dtype), like, qparams.dtype)
+            half = self._call(cast, (value, qparams.dtype), qparams.dtype)
             return half, cast, (_dtype_of(value),)
         limits = (qparams.quant_min, qparams.quant_max, qparams.dtype)
         if qparams.scale is None:
@@ -82,7 +86,7 @@ class PairWriter:
                 "  Use a per-channel qscheme with ch_axis, or an observer with one scale."
             )
         arguments = (float(qparams.scale), int(qparams.zero_point), *limits)  # type: ignore[arg-type]
-        quantized = self._call(_OPS.quantize_per_tensor.default, (value, *arguments), like, qparams.dtype)
+        quantized = self._call(_OPS.quantize_per_tensor.default, (value, *arguments), qparams.dtype)
         return quantized, _OPS.dequantize_per_tensor.default, arguments
 
     def _per_channel(
@@ -96,15 +100,15 @@ class PairWriter:
             qparams.zero_point.to(torch.float32 if float_zero_point else torch.int64).clone().contiguous(),  # type: ignore[union-attr]
         )
         scale, zero_point = (
-            insert_attribute(self._gm, name, tensor, like, "convert_pt2e")
+            insert_attribute(self._gm, name, tensor, like, _BY)
             for name, tensor in zip(self._buffers[id(qparams)], tensors, strict=True)
         )
         if qparams.group_size is not None:
             arguments: tuple[Any, ...] = (scale, zero_point, *limits, qparams.group_size)
-            quantized = self._call(_OPS.quantize_per_channel_group.default, (value, *arguments), like, qparams.dtype)
+            quantized = self._call(_OPS.quantize_per_channel_group.default, (value, *arguments), qparams.dtype)
             return quantized, _OPS.dequantize_per_channel_group.default, (*arguments, _dtype_of(value))
         arguments = (scale, zero_point, qparams.axis, *limits)
-        quantized = self._call(_OPS.quantize_per_channel.default, (value, *arguments), like, qparams.dtype)
+        quantized = self._call(_OPS.quantize_per_channel.default, (value, *arguments), qparams.dtype)
         return quantized, _OPS.dequantize_per_channel.default, arguments
 
     def _dynamic(
@@ -124,16 +128,15 @@ class PairWriter:
             choose = _OPS.choose_qparams_symmetric.tensor if qparams.symmetric else _OPS.choose_qparams.tensor
             arguments = (value, low, high, qparams.eps, dtype)
             quantize, dequantize = _OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor
-        chosen = self._call(choose, arguments, like)
-        scale = self._call(operator.getitem, (chosen, 0), like)
-        zero_point = self._call(operator.getitem, (chosen, 1), like)
-        quantized = self._call(quantize, (value, scale, zero_point, *limits), like, dtype)
+        chosen = self._call(choose, arguments)
+        scale = self._call(operator.getitem, (chosen, 0))
+        zero_point = self._call(operator.getitem, (chosen, 1))
+        quantized = self._call(quantize, (value, scale, zero_point, *limits), dtype)
         out = (_dtype_of(value),) if qparams.per_token else ()
         return quantized, dequantize, (scale, zero_point, *limits, *out)
 
-    def _call(self, target: Any, args: tuple[Any, ...], like: Node, dtype: torch.dtype | None = None) -> Node:
-        node = self._gm.graph.call_function(target, args)
-        copy_origin(node, like, "convert_pt2e")
+    def _call(self, target: Any, args: tuple[Any, ...], dtype: torch.dtype | None = None) -> Node:
+        node = self._write.without_value(target, args, {})
         source: Node = args[0]
         if dtype is not None:
             value: Any = source.meta.get("val")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..specs import EdgeOrNode
 from ..where import locate
 from .base import Quantizer
 
-__all__ = ["ComposableQuantizer"]
+__all__ = ["ComposableQuantizer", "callback_of", "quantizer_name"]
 
 
 class ComposableQuantizer(Quantizer):
@@ -80,9 +80,14 @@ class ComposableQuantizer(Quantizer):
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, nn.Module]
     ) -> None:
         for part in self.quantizers:
-            callback = getattr(part, "prepare_obs_or_fq_callback", None)
+            callback = callback_of(part)
             if callback is not None:
                 callback(model, edge_or_node_to_obs_or_fq)
+
+
+def callback_of(quantizer: object) -> Callable[[GraphModule, dict[EdgeOrNode, nn.Module]], None] | None:
+    """What a quantizer, of this package or of another, wants to be called with the observers; None: nothing."""
+    return getattr(quantizer, "prepare_obs_or_fq_callback", None)
 
 
 def quantizer_name(quantizer: object) -> str:

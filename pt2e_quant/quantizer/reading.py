@@ -63,6 +63,16 @@ class Constructor:
         return str(getattr(self.made, "__name__", type(self.made).__name__))
 
     @property
+    def is_grouped(self) -> bool:
+        """It makes observers of groups in a row, which share a scale."""
+        return hasattr(self.made, "group_size")
+
+    @property
+    def rounds(self) -> bool:
+        """It makes fake quantizers."""
+        return isinstance(self.made, type) and hasattr(self.made, "enable_fake_quant")
+
+    @property
     def scheme(self) -> Any:
         """The scheme in Class.with_args(scheme=...), None without one."""
         return self.arguments.get("scheme")
@@ -158,7 +168,7 @@ class SpecReading:
         constructor = self.constructor
         if constructor is None:
             return False
-        own = hasattr(constructor.made, "convert") or hasattr(constructor.made, "group_size")
+        own = hasattr(constructor.made, "convert") or constructor.is_grouped
         return self.is_dynamic or own or constructor.scheme is not None
 
     def is_made_like(self, other: SpecReading) -> bool:

@@ -25,7 +25,7 @@ from ..reasons import Reason, Refusal
 from ..specs import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec, is_per_channel
 from .config import QuantizationConfig
 from .pattern import Match, Pattern, trace
-from .reading import output_spec
+from .reading import output_spec, read_spec
 
 __all__ = [
     "BIAS",
@@ -63,7 +63,7 @@ class Role:
 
     def resolve(self, config: QuantizationConfig) -> QuantizationSpecBase | None:
         spec: QuantizationSpecBase | None = getattr(config, self.name)
-        if self.axis is not None and spec is not None and is_per_channel(getattr(spec, "qscheme", None)):
+        if self.axis is not None and spec is not None and is_per_channel(read_spec(spec).qscheme):
             return replace(spec, ch_axis=self.axis)  # type: ignore[type-var]
         return spec
 

@@ -113,7 +113,7 @@ def trained_weight(spec: QuantizationSpecBase | None) -> QuantizationSpecBase | 
     constructor = _observer_of(spec)
     if constructor is None or not isinstance(spec, QuantizationSpec):
         return spec
-    if hasattr(constructor.made, "group_size"):
+    if constructor.is_grouped:
         recipe = PerGroupFakeQuantize.with_args(observer=constructor.made, **constructor.arguments)
         return replace(spec, observer_or_fake_quant_ctr=recipe)
     return _averaged(spec, constructor, 1.0)
@@ -124,11 +124,7 @@ def _observer_of(spec: QuantizationSpecBase | None) -> Constructor | None:
     if not isinstance(spec, QuantizationSpec) or integer_range(spec.dtype) is None:
         return None
     constructor = read_constructor(spec.observer_or_fake_quant_ctr)
-    return None if _rounds(constructor.made) else constructor
-
-
-def _rounds(made: Any) -> bool:
-    return isinstance(made, type) and hasattr(made, "enable_fake_quant")
+    return None if constructor.rounds else constructor
 
 
 def _averaged(spec: QuantizationSpec, constructor: Constructor, constant: float) -> QuantizationSpec:

@@ -14,6 +14,7 @@ from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
 from ...passes.runner import Pass
 from ...passes.spell_out_sums import spell_out_sums
+from .passes.arguments_with_kernels import arguments_with_kernels
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
 from .passes.cats_of_few import cats_of_few
@@ -29,7 +30,6 @@ from .passes.moves_on_their_grid import moves_on_their_grid
 from .passes.moves_stay_with_their_reshapes import moves_stay_with_their_reshapes
 from .passes.norms_to_linears import norms_to_linears
 from .passes.numbers_to_vectors import numbers_to_vectors
-from .passes.other_forms import other_forms
 from .passes.own_biases import own_biases
 from .passes.parts_to_slices import parts_to_slices
 from .passes.quantize_padding import quantize_padding
@@ -44,7 +44,7 @@ __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 
 FOR_EXECUTORCH: tuple[Pass, ...] = (
     take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
-    spell_out_sums, other_forms, bags_to_embeddings, embeddings_to_kernels,
+    spell_out_sums, arguments_with_kernels, bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip
 """First, on nested graphs too."""
 

@@ -24,7 +24,7 @@ from ...graph.module import ExportedModule, clone, finish
 from ...graph.nested import graphs
 from ...graph.run import Arguments
 from ...meta import DROPPED_KEY
-from ...passes.runner import run_everywhere
+from ...passes.runner import naming, run_everywhere
 from ...where import node_id
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes, range_of
@@ -143,8 +143,10 @@ def _options(recorder: Recorder, autotune: bool, profile: bool) -> dict[str, Any
     """Configuration of one compilation. A pass that is a plain function also keeps it out of the cache of graphs."""
 
     def last_pass(graph: Graph) -> None:
-        for step in (*IN_INDUCTOR, recorder):
-            step(graph)
+        for step in IN_INDUCTOR:
+            with naming(step.__name__, "Inductor's graph"):
+                step(graph)
+        recorder(graph)
 
     tuning = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"} if autotune else {}
     return {

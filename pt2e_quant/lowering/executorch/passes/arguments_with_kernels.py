@@ -1,4 +1,4 @@
-"""Write operators in the form that ExecuTorch or XNNPACK has a kernel for, or computes rightly; values stay."""
+"""Write operators whose arguments ExecuTorch or XNNPACK has no kernel for, or a wrong one, as others that it has."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ....graph.write import Writer, function
 from .looks import literal_sizes
 from .steps import Emit, replace_by_steps
 
-__all__ = ["other_forms"]
+__all__ = ["arguments_with_kernels"]
 
 aten = torch.ops.aten
 leaky_relu, maximum = function(aten.leaky_relu.default), function(aten.amax.default)
 largest, pad = function(aten.max.dim), function(aten.constant_pad_nd.default)
 
 
-def other_forms(gm: GraphModule) -> GraphModule:
+def arguments_with_kernels(gm: GraphModule) -> GraphModule:
     """Each operator of the table below, where its form is not the one that is needed."""
-    write = Writer(gm, "other_forms")
+    write = Writer(gm, "arguments_with_kernels")
     for node in [node for node in gm.graph.nodes if node.op == "call_function" and node.target in _FORMS]:
         steps = _FORMS[node.target](node)
         if steps is not None:
