@@ -102,3 +102,15 @@ def test_tutorial_6_recites_the_text_from_the_file_and_through_inductor(run):
     assert {"key_cache_0", "value_cache_0"} <= set(names["program"].shared)
     assert "methods prefill, decode" in printed
     assert printed.count(repr(names["in_float"])) == 3
+
+
+@pytest.mark.slow
+def test_tutorial_7_finds_the_bad_layer(run):
+    _, printed = run(7)
+    assert "look at module 'blocks.1.pointwise_norm'" in printed
+    in_float, in_int8, mended, mixed = accuracies(printed)
+    assert in_float - 1 <= min(mended, mixed)  # 6 of 597 images
+    assert in_int8 < 50
+    estimated, measured = (table.split()[0] for table in re.findall(r"baseline .*\):\n(.*)", printed))
+    assert estimated == measured == "conv2d_5"
+    assert "mixed precision keeps conv2d_5 in float" in printed
