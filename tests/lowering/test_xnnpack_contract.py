@@ -120,11 +120,6 @@ INIT: dict[str, Row] = {
         "conv2d",
         lambda: (Body(lambda m, x: OUT(F.conv2d(IN(x), m.w())), w=Weight((6, 6, 3, 3), 1)), IMAGE),
     ),
-    "relu after a product": (
-        "products_with_a_matrix_do_not_fuse",
-        "mm",
-        lambda: (Body(lambda m, x: OUT(F.relu(torch.mm(IN(x), m.w()))), w=Weight((24, 17), None)), ROWS),
-    ),
 }
 FAILS_TO_LOWER: dict[str, Row] = {
     "groups of 16": (

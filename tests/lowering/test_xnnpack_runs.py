@@ -76,6 +76,9 @@ LINEARS: dict[str, Row] = {
     "mm": lambda: (product(mm, Weight((10, 17), None), None), (3, 10)),
     "matmul": lambda: (product(matmul, Weight((10, 17), None), None), (3, 10)),
     "addmm, per tensor": lambda: (product(addmm, Weight((10, 17), None), 17), (3, 10)),
+    "mm, relu": lambda: (product(mm, Weight((10, 17), None), None, F.relu), (3, 10)),
+    "matmul, relu6": lambda: (product(matmul, Weight((10, 17), None), None, F.relu6), (3, 10)),
+    "addmm, hardtanh": lambda: (product(addmm, Weight((10, 17), 1), 17, hardtanh), (3, 10)),
     "addmm, axis 1": lambda: (product(addmm, Weight((10, 17), 1), 17), (3, 10)),
 }
 CONV2D: dict[str, Row] = {

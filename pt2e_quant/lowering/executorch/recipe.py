@@ -18,6 +18,7 @@ from .passes.arguments_with_kernels import arguments_with_kernels
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
 from .passes.cats_of_few import cats_of_few
+from .passes.clamps_after_products import clamps_after_products
 from .passes.copies_to_concatenate import copies_to_concatenate
 from .passes.copy_results_of_branches import copy_results_of_branches
 from .passes.embeddings_to_kernels import embeddings_to_kernels
@@ -57,7 +58,7 @@ FOR_XNNPACK: tuple[Pass, ...] = (
     attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm,
     parts_to_slices, reshapes_to_views, spell_out_defaults,
     # Integers as XNNPACK matches them.
-    own_biases, quantize_padding,
+    clamps_after_products, own_biases, quantize_padding,
 )  # fmt: skip
 
 AT_LAST: tuple[Pass, ...] = (copy_results_of_branches,)

@@ -21,7 +21,7 @@ from ....graph.attributes import constant
 from ....graph.values import rank
 from ....grid import Grid
 from ....meta import PORTABLE, mark, marks
-from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, MM, op_name
+from ....ops import CONV3D, CONV_TRANSPOSE3D, CONVOLUTION, LINEAR, op_name
 from ....where import locate, node_id
 from ...common.entry import origin
 from .limits import (
@@ -266,13 +266,6 @@ def convolutions_have_one_or_two_dimensions(node: Node) -> Iterator[Breach]:
         yield "error", NO_3D, "Lower to another backend, or write it with 2-D convolutions."
 
 
-def products_with_a_matrix_do_not_fuse(product: Product) -> Iterator[Breach]:
-    if product.node.target in MM and not product.dynamic and product.quantize not in product.node.users:
-        (activation,) = product.node.users
-        fix = f"Write it as torch.nn.functional.linear, or quantize between it and {op_name(activation)}."
-        yield "init", f"XNNPACK cannot fuse {op_name(activation)} into {op_name(product.node)}, though it tries", fix
-
-
 def _is_per_tensor(node: Node) -> bool:
     return node.target in (Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default)
 
@@ -294,7 +287,6 @@ CHECKS_OF_PRODUCTS: tuple[Check[Product], ...] = (
     factor_can_be_requantized,
     inputs_and_output_are_int8,
     dynamic_qparams_are_per_row,
-    products_with_a_matrix_do_not_fuse,
 )
 """Rules for the convolutions and matrix products that XNNPACK takes."""
 
