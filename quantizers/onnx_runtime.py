@@ -205,7 +205,7 @@ _LINEAR = (weight_format, no_blocks, not_8_bits, computed_parameters)
 
 @rule(x=INPUT, w=WEIGHT, output=OUTPUT, unless=_CONV)
 def conv_clamp(x, w, b):
-    """relu, relu6 and hardtanh are part of the quantize behind them, which saturates at their bounds."""
+    """relu, relu6 and hardtanh are part of the quantize after them, which saturates at their bounds."""
     return clamp(conv(x, w, b))
 
 

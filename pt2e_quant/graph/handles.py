@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..meta import HANDLE_KEY, mark, marks
-from .nested import graphs
+from .nested import every_node
 
 __all__ = ["give_handles", "handle_of"]
 
@@ -23,7 +23,7 @@ def handle_of(node: Node) -> int | None:
 def give_handles(model: ExportedProgram | GraphModule) -> None:
     """Give every op that has no handle yet a new one, those of nested graphs included."""
     gm = model.graph_module if isinstance(model, ExportedProgram) else model
-    nodes = [node for _, part in graphs(gm) for node in part.graph.nodes]
+    nodes = every_node(gm)
     free = max((handle for node in nodes if (handle := handle_of(node)) is not None), default=0) + 1
     for node in nodes:
         if node.op == "call_function" and handle_of(node) is None:

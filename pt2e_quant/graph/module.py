@@ -21,7 +21,7 @@ from ..meta import AROUND_KEY, FROZEN_NORMS_KEY
 from ..ops import BATCH_NORM
 from .attributes import constant, set_attribute
 from .devices import device_of, move_graph, recorded_device
-from .nested import bodies, graphs
+from .nested import bodies, every_node, graphs
 from .pickle import dump_graph, load_graph, quiet_copies, restore_attributes, skeleton
 
 __all__ = [
@@ -204,7 +204,7 @@ def _prefixes(path: str) -> list[str]:
 
 def captured_mode(gm: GraphModule) -> bool:
     """The mode that the first mode-dependent op of the graphs was captured in; False when there is none."""
-    for node in (node for _, part in graphs(gm) for node in part.graph.nodes):
+    for node in every_node(gm):
         name = _switch(node)
         if name is not None:
             return bool(bind(node)[name])

@@ -22,6 +22,7 @@ from ..ops import memory_of
 __all__ = [
     "bodies",
     "carried",
+    "every_node",
     "graphs",
     "is_quantized_inside",
     "name_nested",
@@ -74,6 +75,11 @@ def graphs(gm: GraphModule, path: str = "", *, opaque: bool = True) -> Iterator[
     for target, body in bodies(gm):
         if opaque or is_quantized_inside(gm, target):
             yield from graphs(body, f"{path}.{target}" if path else target, opaque=opaque)
+
+
+def every_node(gm: GraphModule) -> list[Node]:
+    """The nodes of the graph and of all graphs nested in it."""
+    return [node for _, part in graphs(gm) for node in part.graph.nodes]
 
 
 def is_quantized_inside(gm: GraphModule, target: str) -> bool:

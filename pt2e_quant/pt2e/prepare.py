@@ -18,7 +18,7 @@ from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute, free_name, written_attributes
 from ..graph.devices import device_of
 from ..graph.module import ExportedModule, collector_paused, finish, is_guard
-from ..graph.nested import graphs, name_nested
+from ..graph.nested import every_node, graphs, name_nested
 from ..graph.values import copy_value
 from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY, WEIGHT_OBSERVERS_KEY
 from ..observer.derived import DerivedObserver
@@ -117,7 +117,7 @@ def observed(
 
 def _warn_of_training(gm: ExportedModule) -> None:
     """Calibration sees what the deployed model will compute, so nothing in it may drop values or take statistics."""
-    for node in (node for _, part in graphs(gm) for node in part.graph.nodes):
+    for node in every_node(gm):
         name = training_argument(node.target)
         if name is not None and bind(node)[name] is True:
             warnings.warn(

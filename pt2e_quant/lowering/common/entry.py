@@ -19,13 +19,13 @@ from torch.fx import GraphModule, Node
 from ...errors import CaptureError, LoweringError
 from ...graph.attributes import own_written
 from ...graph.module import ExportedModule, clone, is_guard
-from ...graph.nested import graphs, name_nested
+from ...graph.nested import every_node, name_nested
 from ...meta import ORIGIN_KEY, mark, marks
 from ...pt2e.record import record_of
 from ...where import locate, node_id
 from .provenance import sharing_provenance
 
-__all__ = ["Inputs", "explaining", "origin", "quietly", "take"]
+__all__ = ["Inputs", "by_origin", "explaining", "origin", "quietly", "take"]
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees;
 # its ONNX exporter, that there is no torchvision.
@@ -72,7 +72,7 @@ def take(
         raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
     own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
-    for node in (node for _, part in graphs(name_nested(gm)) for node in part.graph.nodes):
+    for node in every_node(name_nested(gm)):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
         mark(node, ORIGIN_KEY, node_id(node))
     return gm, (tuple(args or ()), dict(kwargs or {}))
@@ -81,6 +81,11 @@ def take(
 def origin(node: Node) -> str:
     """Name of the node of the converted graph that a node of the exported or lowered graph comes from."""
     return str(marks(node).get(ORIGIN_KEY, node.name))
+
+
+def by_origin(gm: GraphModule) -> dict[str, Node]:
+    """The nodes of a graph by their origins; of several with one origin, the last."""
+    return {origin(node): node for node in every_node(gm)}
 
 
 @contextmanager

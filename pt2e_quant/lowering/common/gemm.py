@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from ...ops import (
     CHOOSE_QPARAMS,
@@ -22,7 +22,7 @@ from ...ops import (
     is_quantize,
 )
 
-__all__ = ["Gemm", "Q", "as_gemm", "is_dynamic", "output_quantize"]
+__all__ = ["Gemm", "Q", "as_gemm", "gemms", "is_dynamic", "output_quantize"]
 
 Q = torch.ops.quantized_decomposed
 _PRODUCTS = frozenset((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR, *MM))
@@ -45,6 +45,16 @@ class Gemm:
     weight: Node
     bias: Node | None
     dynamic: bool
+
+    @property
+    def is_integer(self) -> bool:
+        """Both of its factors are dequantized."""
+        return is_dequantize(self.activation)
+
+
+def gemms(gm: GraphModule) -> list[Gemm]:
+    """All of a graph, in its order, as they are before a pass edits it."""
+    return [gemm for gemm in map(as_gemm, gm.graph.nodes) if gemm is not None]
 
 
 def as_gemm(node: Node) -> Gemm | None:

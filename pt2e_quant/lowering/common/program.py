@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch.fx import GraphModule, Node
 
 from ...files import write_file
-from ...graph.nested import graphs
+from ...graph.nested import every_node
 from ...graph.run import Arguments
 from ...pt2e.record import record_of
 from ...where import module_path, source_line
@@ -66,7 +66,7 @@ P = TypeVar("P", bound="LoweredProgram")
 
 def remarks_on_float(gm: GraphModule) -> tuple[Remark, ...]:
     """Of a graph that holds no integer tensors but those of the model: what is lowered is a float program."""
-    nodes = [node for _, part in graphs(gm) for node in part.graph.nodes]
+    nodes = every_node(gm)
     record = record_of(gm)
     if any(str(node.target).startswith("quantized_decomposed") for node in nodes) or (record and record.representation):
         return ()

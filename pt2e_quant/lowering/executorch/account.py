@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ...graph.nested import graphs
 from ...meta import PORTABLE, marks
-from ..common.entry import origin
+from ..common.entry import by_origin, origin
 from ..common.program import Fallback, Remark
 from .program import ExecutorchKernel
 from .runtime import is_implicit
@@ -68,7 +67,7 @@ def take_account(
         backend_ops: names of the operators that the backend knows; None without a backend.
     """
     delegates = [_lowered_module(node) for node in _calls(lowered) if _is_delegate(node)]
-    origins = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
+    origins = by_origin(converted)
     left = nodes_outside(lowered)
     explain = _Reasons({id(node) for node in left}, findings, said, backend_ops)
     return Account(

@@ -13,9 +13,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...errors import LoweringError
-from ...graph.nested import graphs
 from ...where import locate
-from ..common.entry import origin
+from ..common.entry import by_origin, origin
 from ..common.program import Remark
 from . import runtime
 from .account import nodes_outside
@@ -77,7 +76,7 @@ def _raise(missing: dict[str, list[Node]], left: list[Node], converted: GraphMod
     for node in left:
         for name in missing.keys() & {_name(node), _out_variant(node)}:
             missing[name].append(node)
-    sources = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
+    sources = by_origin(converted)
     listing = "\n".join(f"- {name}\n{_places(nodes, sources)}" for name, nodes in missing.items())
     raise LoweringError(
         f"ExecuTorch's runtime has no kernel for {len(missing)} operator{'s' * (len(missing) > 1)} that no backend "

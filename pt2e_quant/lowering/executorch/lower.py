@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from ...errors import LoweringError
 from ...graph.module import ExportedModule, clone, finish
-from ...graph.nested import graphs
+from ...graph.nested import every_node
 from ...graph.run import Arguments
 from ...meta import INITIALIZED_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
@@ -204,8 +204,7 @@ def _has_two_layouts(node: Node) -> bool:
 
 def _refuse_bfloat16(gm: GraphModule) -> None:
     """ExecuTorch's quantize and dequantize end the process when they meet bfloat16, so no such program is made."""
-    nodes = (node for _, part in graphs(gm) for node in part.graph.nodes)
-    found = [node for node in nodes if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
+    found = [node for node in every_node(gm) if node.target in (*QUANTIZE, *DEQUANTIZE) and _is_bfloat16(node)]
     if found:
         raise LoweringError(
             f"{len(found)} quantize and dequantize ops of this graph compute in bfloat16, for which ExecuTorch has no "

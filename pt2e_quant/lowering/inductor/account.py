@@ -175,7 +175,7 @@ def _joined(operators: list[Node], kernels: list[_Found]) -> dict[Node, _Found]:
 def _kind(node: Node, stored: set[Node]) -> str:
     """What an operator promises: 'product', 'small', 'weight only', 'pool', 'table', 'moved', or '' for float ones."""
     gemm = as_gemm(node)
-    integers = gemm is not None and is_dequantize(gemm.activation)
+    integers = gemm is not None and gemm.is_integer
     if node.target in LINEAR and not stored.isdisjoint(node.all_input_nodes) and not integers:
         return "weight only"
     if gemm is not None or (node.target in LINEAR and any(s.target is _HALF for s in node.all_input_nodes)):
@@ -244,7 +244,7 @@ def _per_tensor_weight(node: Node) -> str | None:
 
 def _float_input(node: Node) -> str | None:
     gemm = as_gemm(node)
-    if gemm is None or is_dequantize(gemm.activation):
+    if gemm is None or gemm.is_integer:
         return None
     if pads_zeros(gemm.activation):
         return "its input is padded in float; quantize what the padding returns as well"

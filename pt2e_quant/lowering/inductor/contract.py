@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind
 from ...errors import LoweringError
 from ...graph.attributes import constant
-from ...graph.nested import graphs
+from ...graph.nested import every_node
 from ...grid import Grid
 from ...ops import MAX_POOL, is_call, is_conv, is_conv_transpose, is_dequantize, is_quantize
 from ...where import locate
@@ -30,7 +30,7 @@ def check_inductor_contract(model: GraphModule) -> None:
     Raises:
         LoweringError: names every such node, with the reason and the way out.
     """
-    calls = [node for _, part in graphs(model) for node in part.graph.nodes if is_call(node)]
+    calls = filter(is_call, every_node(model))
     found = [(node, reason) for node in calls for reason in _breaches(node)]
     if found:
         places = "\n".join(f"- {reason}\n    {locate(node)}".replace("\n  in ", "\n    in ") for node, reason in found)
@@ -49,7 +49,7 @@ def _breaches(node: Node) -> Iterator[str]:
     if is_conv_transpose(node):
         yield f"{NO_TRANSPOSED}. Leave it in float: set_operator_type(node.target, None)"
         return
-    if not is_dequantize(gemm.activation):
+    if not gemm.is_integer:
         return  # no kernel of oneDNN, see `passes.integer_weights`
     bound = bind(gemm.weight)
     for reason in weight(bound["axis"], constant(bound["zero_points"]), constant(bound["scales"])):

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, clone, finish
-from ...graph.nested import graphs
+from ...graph.nested import every_node
 from ...graph.run import Arguments
 from ...meta import DROPPED_KEY
 from ...passes.runner import naming, run_everywhere
@@ -129,7 +129,7 @@ def _cleaned(
 ) -> tuple[ExportedModule, dict[str, str], tuple[Remark, ...], Inputs]:
     """The graph after all passes, the operators that it had by name, what there is to remark, and the inputs."""
     gm, inputs = taken
-    ops = {node_id(node): str(node.target) for _, part in graphs(gm) for node in part.graph.nodes}
+    ops = {node_id(node): str(node.target) for node in every_node(gm)}
     check_inductor_contract(gm)
     remarks = [*remarks_on_float(gm), *remarks_on(gm)]
     for step in recipe(tuned=autotune):

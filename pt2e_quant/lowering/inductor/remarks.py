@@ -8,8 +8,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
-from ...ops import LINEAR, is_dequantize
-from ..common.gemm import as_gemm
+from ...ops import LINEAR
+from ..common.gemm import gemms
 from ..common.program import Remark
 from .limits import WITHOUT_VNNI
 from .passes.float32_between_integers import is_half
@@ -30,25 +30,21 @@ def overflows(gm: GraphModule) -> Iterator[tuple[Node, str]]:
     saturates = (
         "this processor has no VNNI: in half precision, sums of two products overflow 16 bits. Use reduce_range=True"
     )
-    for node in gm.graph.nodes if not torch.cpu._is_vnni_supported() else ():
-        gemm = as_gemm(node)
-        if gemm is not None and is_dequantize(gemm.activation) and bind(gemm.activation)["quant_max"] > WITHOUT_VNNI:
-            yield node, saturates if is_half(node) else exact
+    for gemm in gemms(gm) if not torch.cpu._is_vnni_supported() else ():
+        if gemm.is_integer and bind(gemm.activation)["quant_max"] > WITHOUT_VNNI:
+            yield gemm.node, saturates if is_half(gemm.node) else exact
 
 
 def _rounds_less(gm: GraphModule) -> Iterator[tuple[Node, str]]:
-    for node in gm.graph.nodes:
-        gemm = as_gemm(node)
-        if gemm is not None and is_dequantize(gemm.activation) and is_half(node):
-            half = str(node.meta["val"].dtype).removeprefix("torch.")
-            yield node, f"its kernel computes in float32, where the graph rounds to {half}"
+    for gemm in gemms(gm):
+        if gemm.is_integer and is_half(gemm.node):
+            half = str(gemm.node.meta["val"].dtype).removeprefix("torch.")
+            yield gemm.node, f"its kernel computes in float32, where the graph rounds to {half}"
 
 
 def _saves_no_time(gm: GraphModule) -> Iterator[tuple[Node, str]]:
-    for node in gm.graph.nodes:
-        gemm = as_gemm(node)
-        if gemm is None or node.target not in LINEAR or is_dequantize(gemm.activation):
-            continue
+    for gemm in gemms(gm):
         dtype = str(gemm.weight.meta["val"].dtype).removeprefix("torch.")
-        if dtype != "bfloat16":
-            yield node, f"its weight becomes {dtype} in every run, so it saves memory and no time; bfloat16 has kernels"
+        if gemm.node.target in LINEAR and not gemm.is_integer and dtype != "bfloat16":
+            text = f"its weight becomes {dtype} in every run, so it saves memory and no time; bfloat16 has kernels"
+            yield gemm.node, text

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from ...arguments import bind
 from ...graph.attributes import constant
-from ...graph.nested import graphs
+from ...graph.nested import every_node
 from ...graph.values import rank
 from ...ops import MATMUL, MEAN, RELUS, is_call, is_dequantize, is_value_preserving
 from ...where import node_id
@@ -47,7 +47,7 @@ def take_account(converted: GraphModule, optimized: Any) -> tuple[tuple[OnnxKern
     found = _by_origin(optimized.graph)
     kernels: list[OnnxKernel] = []
     fallbacks: list[Fallback] = []
-    for node in (node for _, part in graphs(converted) for node in part.graph.nodes if is_call(node)):
+    for node in filter(is_call, every_node(converted)):
         name, kind = node_id(node), _kind(node)
         taken = _kernel(found.get(name, {})) if kind else None
         if taken is None:
@@ -109,7 +109,7 @@ def _kernel(operators: dict[str, Precision]) -> tuple[str, Precision] | None:
 
 def _why(node: Node) -> str:
     gemm, bound = as_gemm(node), bind(node)
-    if gemm is not None and is_dequantize(gemm.activation):
+    if gemm is not None and gemm.is_integer:
         reason = ends_in_float(node, output_quantize(node, RELUS) is not None)
     elif node.target in MEAN:
         reason = mean_of_part(rank(node.all_input_nodes[0]) or 0, bound.get("dim"), bound.get("dtype"))

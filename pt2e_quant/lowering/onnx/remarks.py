@@ -6,8 +6,7 @@ import torch
 from torch.fx import GraphModule
 
 from ...graph.attributes import constant
-from ...ops import is_dequantize
-from ..common.gemm import Gemm, Q, as_gemm
+from ..common.gemm import Gemm, Q, gemms
 from ..common.program import Remark
 from .runtime import EXACT_INPUTS
 
@@ -19,16 +18,15 @@ _SEVEN_BITS = 64
 def remarks_on(gm: GraphModule) -> list[Remark]:
     """Each at the first product that it is true of."""
     found: dict[str, Remark] = {}
-    for node in gm.graph.nodes:
-        gemm = as_gemm(node)
-        text = None if gemm is None or constant(gemm.weight.args[0]) is None else _text(gemm)
+    for gemm in gemms(gm):
+        text = None if constant(gemm.weight.args[0]) is None else _text(gemm)
         if text is not None:
-            found.setdefault(text, Remark(node.name, text))
+            found.setdefault(text, Remark(gemm.node.name, text))
     return list(found.values())
 
 
 def _text(gemm: Gemm) -> str | None:
-    if not is_dequantize(gemm.activation) or gemm.weight.target is Q.dequantize_per_channel_group.default:
+    if not gemm.is_integer or gemm.weight.target is Q.dequantize_per_channel_group.default:
         key, value = EXACT_INPUTS
         return f"here and below, onnxruntime rounds inputs to 8 bits in sessions that do not set {key} to {value}"
     if gemm.dynamic or torch.cpu._is_vnni_supported() or not _reaches_beyond_7_bits(gemm):

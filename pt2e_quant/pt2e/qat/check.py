@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ...checks import checked
 from ...errors import ConversionError
 from ...fake_quantize import is_fake_quantizer
 from ...graph.run import batches_of, run_batch
@@ -45,6 +46,7 @@ class Parity:
 
 
 @torch.no_grad()
+@checked(ConversionError)
 def check_converted(prepared: nn.Module, converted: GraphModule, data: Iterable[Any], *, within: float = 1.0) -> Parity:
     """Compare a converted model with the prepared one in evaluation, with its ranges as they are.
 

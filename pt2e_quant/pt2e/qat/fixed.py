@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 
 from ...arguments import bind
 from ...errors import CaptureWarning
-from ...graph.nested import graphs
+from ...graph.nested import every_node
 from ...passes.fold_batch_norm import is_batch_norm
 from ...where import locate
 
@@ -40,7 +40,7 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 def warn_of_what_is_fixed(gm: GraphModule) -> None:
     """One warning with the lines of branches on `self.training`, one for batch norms whose statistics never move."""
-    nodes = [node for _, part in graphs(gm) for node in part.graph.nodes]
+    nodes = every_node(gm)
     branches = sorted(_branches(nodes))
     if branches:
         lines = "".join(f"\n  {line}" for line in branches[:_MOST]) + ("\n  ..." if len(branches) > _MOST else "")

@@ -12,9 +12,8 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from ....errors import LoweringError
-from ....graph.nested import graphs
 from ....where import locate
-from ...common.entry import origin
+from ...common.entry import by_origin, origin
 from ..account import delegate_graphs, edge_name
 from ..runtime import is_implicit
 
@@ -30,7 +29,7 @@ def check_delegates(lowered: GraphModule, converted: GraphModule) -> None:
     found = [(node, why) for graph in delegate_graphs(lowered) for node in graph.nodes for why in _findings(node)]
     if not found:
         return
-    sources = {origin(node): node for _, part in graphs(converted) for node in part.graph.nodes}
+    sources = by_origin(converted)
     listing = "\n".join(
         f"- {why}\n  {locate(sources.get(origin(node), node))}".replace("\n", "\n  ") for node, why in found
     )

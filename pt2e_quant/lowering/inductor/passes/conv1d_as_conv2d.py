@@ -11,8 +11,8 @@ from ....arguments import bind
 from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Writer
-from ....ops import is_dequantize, is_quantize
-from ...common.gemm import as_gemm
+from ....ops import is_quantize
+from ...common.gemm import gemms
 from ..limits import AFTER_CONV
 
 __all__ = ["conv1d_as_conv2d"]
@@ -27,9 +27,9 @@ _IN_TWO_DIMENSIONS: dict[Any, Any] = {
 def conv1d_as_conv2d(gm: GraphModule) -> GraphModule:
     """Add a dimension before the kernel and take it away after the kernel."""
     write = Writer(gm, "conv1d_as_conv2d", "_height_one_")
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or node.target not in _IN_TWO_DIMENSIONS or not is_dequantize(gemm.activation):
+    for gemm in gemms(gm):
+        node = gemm.node
+        if node.target not in _IN_TWO_DIMENSIONS or not gemm.is_integer:
             continue
         codes, values, bound = gemm.activation.args[0], constant(gemm.weight.args[0]), bind(node)
         if values is None:

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from ....graph.module import tidy
 from ....meta import DROPPED_KEY
-from ....ops import ADD, MAX_POOL, is_dequantize, is_quantize
+from ....ops import ADD, MAX_POOL, is_quantize
 from ...common.entry import origin
 from ...common.gemm import as_gemm
 
@@ -42,4 +42,4 @@ def _reads_integers(user: Node, value: Node) -> bool:
 
 def _is_integer_product(node: Node) -> bool:
     gemm = as_gemm(node)
-    return gemm is not None and is_dequantize(gemm.activation)
+    return gemm is not None and gemm.is_integer

@@ -14,8 +14,7 @@ from ....arguments import bind
 from ....graph.attributes import constant, free_name, insert_attribute
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, call
-from ....ops import is_dequantize
-from ...common.gemm import Gemm, Q, as_gemm
+from ...common.gemm import Gemm, Q, gemms
 from ..limits import WITHOUT_VNNI
 
 __all__ = ["exact_without_vnni"]
@@ -30,7 +29,7 @@ def exact_without_vnni(gm: GraphModule) -> GraphModule:
         return gm
     name = "exact_without_vnni"
     write, halves = Writer(gm, name), free_name(gm, "_halves_")
-    for gemm in list(filter(None, map(as_gemm, gm.graph.nodes))):
+    for gemm in gemms(gm):
         weight = constant(gemm.weight.args[0])
         if weight is None or not _overflows(gemm, weight):
             continue
@@ -46,7 +45,7 @@ def exact_without_vnni(gm: GraphModule) -> GraphModule:
 def _overflows(gemm: Gemm, weight: torch.Tensor) -> bool:
     if gemm.node.meta["val"].dtype is not torch.float32:  # in half precision, Inductor's patterns miss such a product
         return False
-    if not is_dequantize(gemm.activation) or gemm.weight.target is not Q.dequantize_per_channel.default:
+    if not gemm.is_integer or gemm.weight.target is not Q.dequantize_per_channel.default:
         return False
     return bind(gemm.activation)["quant_max"] > WITHOUT_VNNI and bool((weight.short().abs() > _REACH).any())
 

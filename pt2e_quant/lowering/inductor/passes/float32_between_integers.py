@@ -16,7 +16,7 @@ from ....graph.module import tidy
 from ....graph.values import with_value
 from ....graph.write import Writer
 from ....ops import ADD, is_dequantize, is_quantize
-from ...common.gemm import as_gemm
+from ...common.gemm import gemms
 from ..limits import AFTER_CONV, AFTER_LINEAR
 
 __all__ = ["float32_between_integers", "is_half", "leave", "widen"]
@@ -28,12 +28,11 @@ _FUSED = frozenset((*AFTER_CONV, *AFTER_LINEAR, *ADD))
 def float32_between_integers(gm: GraphModule) -> GraphModule:
     """Compute in float32 from the integers that a product reads to the end of its kernel, and cast what leaves it."""
     write = Writer(gm, "float32_between_integers", "_float32_")
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or not is_dequantize(gemm.activation) or not is_half(node):
+    for gemm in gemms(gm):
+        if not gemm.is_integer or not is_half(gemm.node):
             continue
-        half = node.meta["val"].dtype
-        kernel = _kernel(node)
+        half = gemm.node.meta["val"].dtype
+        kernel = _kernel(gemm.node)
         for part in kernel:
             for source in part.all_input_nodes:
                 if source not in kernel and is_half(source):

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from ....graph.write import Symbol, call
-from ....ops import is_dequantize
 from ...common.gemm import Gemm, as_gemm
 from ..limits import GROUPS
 from .stored import Forms, Stored, floats, stored
@@ -27,7 +26,7 @@ _COLUMNS = 16
 def rewrite_linear(node: Node, forms: Forms) -> None:
     """By a kernel where there is one; by a product with the dequantized weight elsewhere."""
     gemm = as_gemm(node)
-    if gemm is None or is_dequantize(gemm.activation):
+    if gemm is None or gemm.is_integer:
         return
     weight, value = stored(gemm.weight), gemm.activation.meta.get("val")
     if weight is None or not isinstance(value, Tensor):

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from ....arguments import bind
 from ....graph.module import tidy
 from ....graph.write import Writer, call
-from ....ops import ADD, CLAMP, HARDTANH, is_conv, is_dequantize, is_elementwise, is_quantize
+from ....ops import ADD, CLAMP, HARDTANH, is_conv, is_elementwise, is_quantize
 from ...common.gemm import as_gemm
 from ..limits import bounds, not_8_bits, summed
 
@@ -45,7 +45,7 @@ def _distances(gm: GraphModule) -> dict[Node, int]:
     found: dict[Node, int] = {}
     for node in gm.graph.nodes:
         gemm = as_gemm(node)
-        if gemm is not None and is_dequantize(gemm.activation):
+        if gemm is not None and gemm.is_integer:
             found[node] = 0
         elif is_elementwise(node):
             near = [found[source] for source in node.all_input_nodes if source in found]

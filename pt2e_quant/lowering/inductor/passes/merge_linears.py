@@ -16,9 +16,9 @@ from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, call
 from ....meta import MERGED_KEY
-from ....ops import ADD, CAT, LINEAR, is_call, is_dequantize, is_quantize
+from ....ops import ADD, CAT, LINEAR, is_call, is_quantize
 from ...common.entry import origin
-from ...common.gemm import Gemm, Q, as_gemm
+from ...common.gemm import Gemm, Q, gemms
 from ..limits import AFTER_LINEAR, moves
 
 __all__ = ["merge_linears"]
@@ -30,9 +30,8 @@ _FUSED = frozenset((*AFTER_LINEAR, *ADD))
 def merge_linears(gm: GraphModule) -> GraphModule:
     """meta[MERGED_KEY] of the linear lists them by the names that they have in the converted graph."""
     groups: dict[Any, list[Gemm]] = defaultdict(list)
-    for node in gm.graph.nodes:
-        gemm = as_gemm(node)
-        if gemm is not None and _can_merge(gemm):
+    for gemm in gemms(gm):
+        if _can_merge(gemm):
             read = gemm.activation
             groups[read.target, read.args, tuple(read.kwargs.items()), gemm.bias is None].append(gemm)
     write = Writer(gm, "merge_linears", "_merged_")
@@ -44,7 +43,7 @@ def merge_linears(gm: GraphModule) -> GraphModule:
 
 def _can_merge(gemm: Gemm) -> bool:
     """False where a kernel computes more than the product, and where the layout of the result can be seen outside."""
-    if gemm.node.target not in LINEAR or not is_dequantize(gemm.activation):
+    if gemm.node.target not in LINEAR or not gemm.is_integer:
         return False
     stored = gemm.weight.target is Q.dequantize_per_channel.default and len(gemm.weight.all_input_nodes[0].users) == 1
     if not stored or any(constant(source) is None for source in (*gemm.weight.all_input_nodes, gemm.bias) if source):

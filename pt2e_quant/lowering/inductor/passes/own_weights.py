@@ -13,7 +13,7 @@ from ....graph.attributes import constant, free_name, insert_attribute
 from ....graph.module import tidy
 from ....graph.write import Writer
 from ....ops import is_dequantize
-from ...common.gemm import as_gemm
+from ...common.gemm import gemms
 
 __all__ = ["own_weights"]
 
@@ -25,14 +25,13 @@ def own_weights(gm: GraphModule) -> GraphModule:
     for node in filter(is_dequantize, gm.graph.nodes):
         if constant(node.args[0]) is not None:
             readers[str(node.args[0].target)] += len(node.users)
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        values = constant(gemm.weight.args[0]) if gemm is not None else None
-        if gemm is None or values is None or readers[name := str(gemm.weight.args[0].target)] < 2:  # type: ignore[union-attr]
+    for gemm in gemms(gm):
+        values = constant(gemm.weight.args[0])
+        if values is None or readers[name := str(gemm.weight.args[0].target)] < 2:  # type: ignore[union-attr]
             continue
         readers[name] -= 1
-        with write.before(node, like=gemm.weight):
+        with write.before(gemm.node, like=gemm.weight):
             own = insert_attribute(gm, next(names), values.clone(), like=gemm.weight, by="own_weights")
             weight = write.call(gemm.weight.target, own, *gemm.weight.args[1:], **gemm.weight.kwargs)
-        node.replace_input_with(gemm.weight, weight.node)
+        gemm.node.replace_input_with(gemm.weight, weight.node)
     return tidy(gm)

@@ -12,7 +12,7 @@ from ....graph.module import tidy
 from ....graph.write import Writer, call
 from ....grid import Grid
 from ....ops import ADD, RELU, is_quantize
-from ...common.gemm import Gemm, as_gemm
+from ...common.gemm import Gemm, gemms
 
 __all__ = ["pointwise_as_linear"]
 
@@ -23,9 +23,9 @@ def pointwise_as_linear(gm: GraphModule) -> GraphModule:
     """Where nothing but relu lies between it and its quantize, since linear kernels fuse no more than that, and where
     no sum reads the result: convolutions add into the memory of the other operand, and take no view for that."""
     write = Writer(gm, "pointwise_as_linear", "_pixels_")
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or node.target is not aten.conv2d.default or not _is_pointwise(gemm):
+    for gemm in gemms(gm):
+        node = gemm.node
+        if node.target is not aten.conv2d.default or not _is_pointwise(gemm):
             continue
         quantize, values = _quantize_after(node), constant(gemm.weight.args[0])
         if quantize is None or values is None:

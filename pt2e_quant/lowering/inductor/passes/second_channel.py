@@ -15,7 +15,7 @@ from ....graph.module import tidy
 from ....graph.write import Writer, call
 from ....grid import Grid
 from ....ops import CONV, is_dequantize
-from ...common.gemm import as_gemm
+from ...common.gemm import gemms
 
 __all__ = ["second_channel"]
 
@@ -25,9 +25,8 @@ aten = torch.ops.aten
 def second_channel(gm: GraphModule) -> GraphModule:
     """Pad the codes with zero points, and the weight with zeros."""
     write = Writer(gm, "second_channel", "_two_channels_")
-    for node in list(gm.graph.nodes):
-        gemm = as_gemm(node)
-        if gemm is None or node.target not in CONV or not _is_one_dynamic_channel(gemm.activation):
+    for gemm in gemms(gm):
+        if gemm.node.target not in CONV or not _is_one_dynamic_channel(gemm.activation):
             continue
         codes, values, grid = gemm.activation.args[0], constant(gemm.weight.args[0]), Grid.of(gemm.activation)
         if values is None or grid is None:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer, call
 from ....grid import Grid
-from ....ops import CONV, is_dequantize, is_quantize
+from ....ops import CONV, is_quantize
 from ...common.gemm import as_gemm
 
 __all__ = ["whole_codes"]
@@ -53,4 +53,4 @@ def _clamped(codes: Symbol, grid: Grid, whole: Grid) -> Symbol:
 
 def _is_convolution(node: Node) -> bool:
     gemm = as_gemm(node)
-    return gemm is not None and node.target in CONV and is_dequantize(gemm.activation) and len(node.users) == 1
+    return gemm is not None and node.target in CONV and gemm.is_integer and len(node.users) == 1

@@ -1,4 +1,4 @@
-"""Moves of integer tensors, written so that every quantize has its dequantize right behind it.
+"""Moves of integer tensors, written so that every quantize has its dequantize right after it.
 
 onnxruntime turns pairs of int8 into pairs of uint8, which its kernels for x86 take, and knows no other signed form. It
 moves the integers themselves where a pair stands on either side.

@@ -17,7 +17,7 @@ from ....arguments import bind
 from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer
-from ....ops import LINEAR, is_dequantize
+from ....ops import LINEAR
 from ...common.gemm import Gemm, Q, as_gemm
 
 __all__ = ["weights_in_columns"]
@@ -41,7 +41,7 @@ def weights_in_columns(gm: GraphModule) -> GraphModule:
 
 
 def _multiplies_integers(gemm: Gemm) -> bool:
-    static = is_dequantize(gemm.activation) and not gemm.dynamic
+    static = gemm.is_integer and not gemm.dynamic
     return static and gemm.weight.target is not Q.dequantize_per_channel_group.default
 
 
