@@ -6,6 +6,8 @@ a number and rounding it to a grid commute, up to a bound that lies off the grid
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch.fx import GraphModule
 
 from ....graph.module import tidy
@@ -22,6 +24,8 @@ def clamps_after_products(gm: GraphModule) -> GraphModule:
     products = [as_product(node) for node in gm.graph.nodes if node.target in MM]
     write = Writer(gm, "clamps_after_products")
     for product in products:
-        if product is not None and not product.dynamic and product.quantize not in (None, *product.node.users):
-            write.follow(product.node, lambda value: on_grid(value, product.quantize, like=product.activation))  # noqa: B023
+        if product is None or product.dynamic or product.quantize is None or product.quantize in product.node.users:
+            continue
+        on_its_grid = partial(on_grid, near=product.quantize, like=product.activation)
+        write.follow(product.node, on_its_grid)
     return tidy(gm)
