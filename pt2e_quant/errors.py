@@ -23,6 +23,7 @@ __all__ = [
     "LoweringError",
     "PlanError",
     "QuantizationError",
+    "RecipeError",
     "SharingError",
     "SpecError",
     "TargetingError",
@@ -90,6 +91,10 @@ class ConversionError(QuantizationError):
 
 class LoweringError(QuantizationError):
     """A converted graph breaks a rule of the backend; raised before anything is lowered."""
+
+
+class RecipeError(QuantizationError, ValueError):
+    """A recipe asks for what nothing bears the name of, for a value of the wrong kind, or for a budget out of reach."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ means: the qparams of a linear's input are computed at run time, one pair for th
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -320,3 +321,11 @@ class OnnxRuntimeQuantizer(RuleQuantizer):
     )  # fmt: skip
     transforms = (matmul_to_linear, clamp_to_hardtanh, fold_zero_padding, split_to_slices)
     spares_streams = True
+    modes = MappingProxyType(
+        {
+            "static": get_onnx_runtime_quantization_config,
+            "dynamic": partial(get_onnx_runtime_quantization_config, is_dynamic=True),
+            "weight_only": get_onnx_runtime_weight_only_config,
+        }
+    )
+    lowers_to = "onnx"

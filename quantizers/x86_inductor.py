@@ -9,6 +9,8 @@ whole tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -149,3 +151,13 @@ class X86InductorQuantizer(InductorQuantizer):
         "int8": get_default_x86_inductor_quantization_config,
         "int4": get_x86_inductor_int4_weight_only_quantization_config,
     }
+    modes = MappingProxyType(
+        {
+            "static": get_default_x86_inductor_quantization_config,
+            "dynamic": partial(get_default_x86_inductor_quantization_config, is_dynamic=True),
+            "weight_only": get_x86_inductor_weight_only_quantization_config,
+            "weight_only_4bit": get_x86_inductor_int4_weight_only_quantization_config,
+            "float16": get_x86_inductor_linear_dynamic_fp16_config,
+        }
+    )
+    lowers_to = "inductor"

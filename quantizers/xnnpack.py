@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -341,3 +342,11 @@ class XNNPACKQuantizer(RuleQuantizer):
         "int8": functools.partial(get_symmetric_quantization_config, True),
         "int4": get_8da4w_config,
     }
+    modes = MappingProxyType(
+        {
+            "static": functools.partial(get_symmetric_quantization_config, is_per_channel=True),
+            "dynamic": functools.partial(get_symmetric_quantization_config, is_per_channel=True, is_dynamic=True),
+            "dynamic_4bit": get_8da4w_config,
+        }
+    )
+    lowers_to = "executorch"

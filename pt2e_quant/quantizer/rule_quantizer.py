@@ -55,6 +55,8 @@ class RuleQuantizer(Quantizer):
             a selector narrower than the global one asks for it. For backends with integer kernels for sums and means.
         precisions: what a search for mixed precision may give an op that has a weight, by name ('int8', 'int4'), each a
             function that makes the configuration. 'float' goes without saying.
+        modes: what makes the configuration of 'static', 'dynamic', 'weight_only' and others, for recipes.
+        lowers_to: the lowering that runs its graphs: 'executorch', 'inductor' or 'onnx'; '' for none of this package.
 
     Args:
         config: the global configuration; `set_global` sets it later.
@@ -67,6 +69,8 @@ class RuleQuantizer(Quantizer):
     trims_outputs: ClassVar[bool] = False
     spares_streams: ClassVar[bool] = False
     precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {}
+    modes: ClassVar[Mapping[str, Callable[..., QuantizationConfig]]] = {}
+    lowers_to: ClassVar[str] = ""
 
     @checked(TargetingError, but=("config",))
     def __init__(self, config: QuantizationConfig | None = None, rules: tuple[Rule, ...] | None = None) -> None:
@@ -74,6 +78,14 @@ class RuleQuantizer(Quantizer):
         self._targets = Targets()
         if config is not None:
             self.set_global(config)
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        """With selectors of its own and the same rules: their reasons know ops of a pattern by identity."""
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        held = vars(self).items()
+        vars(copied).update({name: value if name == "_rules" else copy.deepcopy(value, memo) for name, value in held})
+        return copied
 
     @property
     def name(self) -> str:

@@ -1,0 +1,182 @@
+"""quantize_and_lower: export, prepare, calibrate, convert, explain and lower a model in one call.
+
+Named after the two things that it does: `quantize` is the reference's eager function, which lowers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ..errors import CalibrationError, CaptureError, RecipeError
+from ..graph.run import Arguments, batches_of
+from ..pt2e import convert_pt2e, prepare_pt2e
+from ..quantizer.base import Quantizer
+from ..report import explain
+from .budget import Budget, measured_sqnr, within_budget
+from .configuring import leaving, quantizer_of
+from .fingerprint import Fingerprint, of_graph, of_model
+from .manifest import Manifest
+from .progress import counted, telling
+from .recipe import Recipe
+from .result import Quantized
+from .targets import LOWERINGS, Lowering, load_target
+
+__all__ = ["Data", "quantize_and_lower"]
+
+Data = Iterable[Any] | Callable[[], Iterable[Any]]
+"""Batches, each as `graph.run.batches_of` takes it, or a function that gives them."""
+
+
+def quantize_and_lower(
+    model: nn.Module | ExportedProgram,
+    example_inputs: tuple[Any, ...] | None = None,
+    data: Data | None = None,
+    *,
+    target: str | Quantizer = "xnnpack",
+    mode: str = "static",
+    options: dict[str, Any] | None = None,
+    observer: str | None = None,
+    ignored: Iterable[str] = (),
+    sqnr: float | None = None,
+    metric: Callable[[Any], float] | None = None,
+    max_drop: float | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    example_kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    verify: bool | Iterable[Any] = True,
+) -> Quantized:
+    """Quantize a model and lower it to what its target runs.
+
+    Args:
+        model: in eval mode, or exported.
+        example_inputs, example_kwargs, dynamic_shapes: as torch.export takes them; an exported model has its own.
+        data: calibration batches: a list or DataLoader of tensors, tuples, or dictionaries of keyword arguments, or a
+            function that returns them. A static mode needs them.
+        target: the name of a target, or a quantizer that is configured.
+        mode, options, observer, ignored, sqnr, seed: of the recipe, see Recipe.
+        metric, max_drop: a budget instead of `sqnr`: a number of a model, the more the better, and how much less than
+            the float model's is allowed.
+        recipe: in the place of target, mode, options, observer, ignored, sqnr and seed.
+        verify: as the lowerings take it.
+
+    Raises:
+        RecipeError: the arguments contradict each other, a name is unknown, or the budget is out of reach.
+        CaptureError: the model is in training mode, or cannot be exported.
+        CalibrationError: there is no data, and the mode needs it.
+        TargetingError: a glob of `ignored` matches nothing.
+        LoweringError: the target cannot run the graph.
+    """
+    if recipe is None and isinstance(target, str):
+        recipe = Recipe(target=target, mode=mode, options=options or {}, observer=observer, ignored=tuple(ignored),
+                        sqnr=sqnr, seed=seed)  # fmt: skip
+    exported = _exported(model, example_inputs, example_kwargs, dynamic_shapes)
+    if recipe is None:
+        job = _Job(exported, leaving(target, ignored, ()), LOWERINGS.get(getattr(target, "lowers_to", "")), None, seed)
+    else:
+        sqnr = recipe.sqnr
+        job = _Job(exported, quantizer_of(recipe), load_target(recipe.target).lowering, recipe, recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        return _carried_out(job, data, _Wanted(sqnr, metric, max_drop), verify)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A budget as the caller says it."""
+
+    sqnr: float | None
+    metric: Callable[[Any], float] | None
+    max_drop: float | None
+
+    def __bool__(self) -> bool:
+        return self.sqnr is not None or self.metric is not None
+
+
+@dataclass(frozen=True)
+class _Job:
+    exported: ExportedProgram
+    quantizer: Any
+    lowering: Lowering | None
+    recipe: Recipe | None
+    seed: int
+
+
+def _carried_out(job: _Job, data: Data | None, wanted: _Wanted, verify: Any) -> Quantized:
+    seen = Fingerprint()
+    batches: Iterable[Arguments] = _batches(job, data, seen)
+    if wanted:
+        batches = list(batches)
+        quantize = partial(_converted, job, batches)
+        converted, accuracy, left = within_budget(job.exported, batches, quantize, _budget(job, batches, wanted))
+    else:
+        converted, accuracy, left = _converted(job, batches, ()), None, ()
+    program = None
+    if job.lowering is not None:
+        with telling(f"lowering to {job.lowering.package}"):
+            program = job.lowering(converted, verify=verify)
+    manifest = Manifest(
+        model=of_model(job.exported),
+        data=None if data is None else str(seen),
+        converted=of_graph(converted),
+        suffix="" if job.lowering is None else job.lowering.suffix,
+        repeats=job.lowering is not None and job.lowering.repeats,
+        seed=job.seed,
+    )
+    return Quantized(converted, program, explain(converted), job.recipe, manifest, accuracy, left)
+
+
+def _exported(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
+    if isinstance(model, ExportedProgram):
+        return model
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"quantize_and_lower takes an nn.Module or an ExportedProgram, got {type(model).__name__}")
+    if model.training:
+        raise CaptureError("the model is in training mode, with dropout and changing statistics: call model.eval()")
+    if args is None and not kwargs:
+        raise CaptureError("a model is exported with example inputs: pass example_inputs=(x,)")
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, tuple(args or ()), kwargs, dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot export the model: {type(error).__name__}: {error}") from error
+
+
+def _batches(job: _Job, data: Data | None, seen: Fingerprint) -> Iterator[Arguments]:
+    """The calibration data, each batch added to its fingerprint; nothing where no data is needed or given."""
+    if data is None:
+        if job.recipe is not None and job.recipe.mode == "static":
+            raise CalibrationError("a static mode needs calibration data: pass data=[batch, ...], or mode='dynamic'")
+        return
+    for batch in batches_of(data() if callable(data) else data, "quantize_and_lower"):
+        seen.add(list(batch))
+        yield batch
+
+
+def _budget(job: _Job, batches: list[Arguments], wanted: _Wanted) -> Budget:
+    if not batches:
+        raise CalibrationError("a budget is measured on calibration data: pass data=[batch, ...]")
+    if wanted.metric is None:
+        return Budget(measured_sqnr(job.exported, batches), wanted.sqnr or 0.0, "the SQNR of the outputs, in dB,")
+    if wanted.sqnr is not None or wanted.max_drop is None:
+        raise RecipeError("a budget is sqnr=, or metric= with max_drop=: how much less than the float model's will do")
+    with torch.no_grad():
+        exact = float(wanted.metric(job.exported.module()))
+    return Budget(wanted.metric, exact - wanted.max_drop, "the metric")
+
+
+def _converted(job: _Job, batches: Iterable[Arguments], left: tuple[str, ...]) -> GraphModule:
+    prepared = prepare_pt2e(job.exported, leaving(job.quantizer, (), left))
+    with torch.no_grad():
+        for args, kwargs in counted(batches, "calibrating"):
+            prepared(*args, **kwargs)
+    with telling("converting"):
+        return convert_pt2e(prepared)

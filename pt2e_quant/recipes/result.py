@@ -1,0 +1,72 @@
+"""What one call returns: the converted model, the program for its target, the report, and what it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.fx import GraphModule
+
+from ..checks import checked
+from ..errors import FileError, RecipeError
+from ..files import write_files
+from ..lowering.common.program import LoweredProgram
+from ..report import Report
+from .manifest import Manifest
+from .recipe import Recipe
+
+__all__ = ["Quantized"]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A model, quantized and lowered.
+
+    Args:
+        model: the converted graph, which runs in torch.
+        program: what the target runs; None where a quantizer of the caller's says no lowering.
+        report: what became of each operator.
+        recipe: that was carried out; None for a quantizer of the caller's.
+        manifest: versions, seed and hashes.
+        accuracy: what the budget measured; None without one.
+        left: nodes that stay in float for it.
+    """
+
+    model: GraphModule
+    program: LoweredProgram | None
+    report: Report
+    recipe: Recipe | None
+    manifest: Manifest
+    accuracy: float | None = None
+    left: tuple[str, ...] = ()
+
+    @checked(FileError)
+    def save(self, folder: str | Path, name: str = "model") -> tuple[Path, ...]:
+        """Write the program, the report as text and JSON, the recipe and the manifest into a folder that exists.
+
+        Returns:
+            The paths. All are written or none.
+
+        Raises:
+            RecipeError: there is no program to write.
+            FileError: a file cannot be written; then all are as they were.
+        """
+        if self.program is None:
+            raise RecipeError("this quantizer says no lowering, so there is no program to save; lower `model` yourself")
+        content = self.program._file()
+        artefact = f"{name}{self.manifest.suffix}"
+        files = {
+            artefact: content,
+            "report.txt": f"{self.report.text()}\n{self.program.text()}\n".encode(),
+            "report.json": f"{self.report.to_json()}\n".encode(),
+        }
+        if self.recipe is not None:
+            files["recipe.yaml"] = self.recipe.to_yaml().encode()
+        files["manifest.json"] = self.manifest.of_files(artefact, files).to_json().encode()
+        return write_files({Path(folder) / name: content for name, content in files.items()})
+
+    def __str__(self) -> str:
+        counts = f"{len(self.report.quantized)} operators quantized, {len(self.report.skipped)} in float"
+        if self.accuracy is not None:
+            counts += f"; {len(self.left)} of them for the budget, which is met with {self.accuracy:.4g}"
+        return counts if self.program is None else f"{counts}\n{self.program}\n{self.program.verified}"
