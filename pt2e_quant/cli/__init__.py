@@ -1,4 +1,4 @@
-"""The command line: `pt2e-quant quantizers`, `pt2e-quant show report.json`, `pt2e-quant why report.json layer1.0`."""
+"""The command line: `pt2e-quant quantize model.pt2 --data inputs.npz --target xnnpack`, and `pt2e-quant --help`."""
 
 from .main import main
 

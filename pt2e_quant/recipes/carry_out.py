@@ -29,7 +29,7 @@ from .recipe import Recipe
 from .result import Quantized
 from .targets import LOWERINGS, Lowering, load_target
 
-__all__ = ["Data", "quantize_and_lower"]
+__all__ = ["Data", "convert_by", "quantize_and_lower"]
 
 Data = Iterable[Any] | Callable[[], Iterable[Any]]
 """Batches, each as `graph.run.batches_of` takes it, or a function that gives them."""
@@ -87,6 +87,19 @@ def quantize_and_lower(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         return _carried_out(job, data, _Wanted(sqnr, metric, max_drop), verify)
+
+
+def convert_by(recipe: Recipe, exported: ExportedProgram, data: Data | None) -> GraphModule:
+    """The converted graph that a recipe makes of an exported model, before its budget and its lowering.
+
+    Raises:
+        CalibrationError: there is no data, and the mode needs it.
+        TargetingError: a glob of `ignored` matches nothing.
+    """
+    job = _Job(exported, quantizer_of(recipe), None, recipe, recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return _converted(job, _batches(job, data, Fingerprint()), ())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line works on saved reports."""
+"""`pt2e-quant explain` on saved reports, and `pt2e-quant list`."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_a_saved_report_reads_back_as_it_was(saved):
     assert Report.load(path).text() == report.text()
 
 
-def test_show_prints_the_text_of_the_report(saved, monkeypatch, capsys):
+def test_explain_prints_the_text_of_the_report(saved, monkeypatch, capsys):
     report, path = saved
-    assert run(monkeypatch, capsys, "show", str(path)) == report.text() + "\n"
+    assert run(monkeypatch, capsys, "explain", str(path)) == report.text() + "\n"
 
 
-def test_why_answers_for_a_module(saved, monkeypatch, capsys):
+def test_explain_answers_for_a_module(saved, monkeypatch, capsys):
     report, path = saved
-    assert run(monkeypatch, capsys, "why", str(path), "down") == report.why("down") + "\n"
+    assert run(monkeypatch, capsys, "explain", str(path), "down") == report.why("down") + "\n"
 
 
 def failed(monkeypatch, capsys, *arguments: str) -> str:
@@ -62,11 +62,11 @@ def failed(monkeypatch, capsys, *arguments: str) -> str:
 
 
 def test_a_wrong_name_ends_with_the_nearest_ones(saved, monkeypatch, capsys):
-    told = failed(monkeypatch, capsys, "why", str(saved[1]), "dwon")
+    told = failed(monkeypatch, capsys, "explain", str(saved[1]), "dwon")
     assert re.fullmatch(r"TargetingError: .*'dwon'.* Did you mean .*down.*\n", told)
 
 
-@pytest.mark.parametrize("command", [("show",), ("why", "down")], ids=["show", "why"])
+@pytest.mark.parametrize("command", [("explain",), ("explain", "down")], ids=["all", "one"])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -94,7 +94,7 @@ def test_a_report_cut_short_ends_with_one_line(saved, monkeypatch, capsys):
     path.write_bytes(path.read_bytes()[:-9])
     assert re.fullmatch(
         r"CaptureError: .*mlp\.json: this is not the JSON of a report: .*\n",
-        failed(monkeypatch, capsys, "show", str(path)),
+        failed(monkeypatch, capsys, "explain", str(path)),
     )
 
 
@@ -105,7 +105,7 @@ def test_quantizers_are_found_through_the_entry_point():
         load_quantizer("xnpack")
 
 
-def test_the_console_script_lists_quantizers():
-    code = "import sys; sys.argv = ['pt2e-quant', 'quantizers']; from pt2e_quant.cli import main; main()"
+def test_the_console_script_lists_targets():
+    code = "import sys; sys.argv = ['pt2e-quant', 'list']; from pt2e_quant.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "xnnpack\tquantizers.xnnpack:XNNPACKQuantizer" in done.stdout
+    assert "xnnpack\tstatic, dynamic, dynamic_4bit\tquantizers.xnnpack:XNNPACKQuantizer" in done.stdout
