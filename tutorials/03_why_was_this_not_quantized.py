@@ -106,7 +106,7 @@ for batch in batches:
 print(explain(other, batches).why("quiet"))
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 6. Keep it. A report is a value: text for people, JSON for scripts (`pt2e-quant explain report.json cat` on the command
+# 6. Keep it. A report is a value: text for people, JSON for scripts (`pt2e-quant explain report.json cat` on a command
 #    line), and node data for Google's Model Explorer, which colours the graph of the float model with it:
 #    `pip install ai-edge-model-explorer`, `model-explorer model.pt2`, then load the file as node data.
 #    What sharing a scale costs stands in the report of step 5, which measured it on the prepared model.

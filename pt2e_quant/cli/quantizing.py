@@ -99,7 +99,9 @@ def verify_folder(folder: Path, model: str | None, data: str | None, as_json: bo
         raise RecipeError(f"{folder}: {_told(different)} came out otherwise than when it was saved.{_versions(saved)}")
     same = "the same bytes" if saved.repeats else "the same converted graph (packages of Inductor vary in their bytes)"
     tell(
-        {"artefact": saved.artefact, "same_bytes": saved.repeats}, f"{folder}: all files are as saved; made again: {same}", as_json
+        {"artefact": saved.artefact, "same_bytes": saved.repeats},
+        f"{folder}: all files are as saved; made again: {same}",
+        as_json,
     )
 
 

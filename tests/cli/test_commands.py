@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pt2e_quant.cli import main, quantizing
+from pt2e_quant.recipes import Quantized
 from tests.nets import MLP, randomize
 
 
@@ -235,11 +236,25 @@ def test_what_goes_wrong_ends_with_one_line_and_2_and_writes_nothing(before, arg
     assert not (tmp_path / "quantized").exists()
 
 
-def test_a_full_disk_ends_with_one_line_and_leaves_nothing(run, tmp_path, small_disk):
+def test_a_full_disk_ends_with_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, request):
+    save = Quantized.save
+
+    def fills(self, folder):
+        """The disk is full from here on; compilers too write files of their own before."""
+        request.getfixturevalue("small_disk")
+        return save(self, folder)
+
+    monkeypatch.setattr(Quantized, "save", fills)
     code, _, told = run("quantize", "tests.cli.test_commands:large", *QUANTIZE[2:])
     assert code == 2
     assert told.startswith("FileError: cannot write")
     assert not (tmp_path / "quantized").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(run):
+    code, _, told = run(*QUANTIZE, "--out", "model.pt2/inside")
+    assert code == 2
+    assert told.startswith("FileError: cannot make the folder model.pt2/inside: Not a directory.")
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def _written(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, opset: i
     exported, calling = _exported(gm, args, kwargs, dynamic_shapes)
     with explaining("torch.onnx.export cannot write this graph"):
         content = write_model(exported, opset)
-    with explaining("onnxruntime cannot load the file"):
+    with explaining("onnxruntime cannot load the file, or write its own form of it into the temporary folder"):
         kernels, fallbacks = take_account(before, optimized(content))
     if fallbacks and not allow_float:
         raise _fell_back(fallbacks)
