@@ -114,3 +114,18 @@ def test_tutorial_7_finds_the_bad_layer(run):
     estimated, measured = (table.split()[0] for table in re.findall(r"baseline .*\):\n(.*)", printed))
     assert estimated == measured == "conv2d_5"
     assert "mixed precision keeps conv2d_5 in float" in printed
+
+
+@pytest.mark.slow
+def test_tutorial_8_wins_back_by_training_what_4_bits_lost(run, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("plots")))
+    names, printed = run(8)
+    in_float, eight, four, trained_eight, trained_four = accuracies(printed)
+    assert four < in_float - 1  # there is something to win back
+    assert trained_four - four >= 0.8 * (in_float - four)  # the bound of docs/qat.md
+    assert trained_eight >= eight - 0.2
+    starts = {bits: curve[0] for bits, curve in names["curves"].items()}
+    assert starts == pytest.approx({8: eight, 4: four}, abs=0.17)  # an image: float sums round otherwise
+    assert printed.count("steps of the output's grid") == 2
+    plots = re.findall(r"^plot: (.*)$", printed, re.MULTILINE)
+    assert [Path(plot).stat().st_size > 10_000 for plot in plots] == [True] or "no plot: matplotlib" in printed

@@ -99,9 +99,9 @@ def quantized(gm: GraphModule) -> list[tuple[str, str | None]]:
     return [(decision.node, decision.rule) for decision in explain(gm).record.quantized]
 
 
-def check(program: torch.export.ExportedProgram, quantizer: Any, data: list[Tensor]) -> GraphModule:
+def check(program: torch.export.ExportedProgram, quantizer: Any, data: list[Tensor], **kwargs: Any) -> GraphModule:
     """Trains, rounds all that it watches, and converts to what it trained."""
-    graph = prepare_qat_pt2e(program, quantizer).train()
+    graph = prepare_qat_pt2e(program, quantizer, **kwargs).train()
     observers = [module for name, module in graph.named_children() if name.startswith("activation_post_process")]
     assert observers
     assert all(map(is_fake_quantizer, observers))
@@ -150,6 +150,6 @@ def test_those_of_other_packages_train_as_they_are(needs, make, train):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # while they load and annotate
         program = export(Chain(), conv_batches()[0], train=train, strict=True)  # they look for source functions
-        graph = check(program, make(), conv_batches())
+        graph = check(program, make(), conv_batches(), calibration=None if train else conv_batches())
     layers = [name for name, _ in quantized(graph) if name.startswith(("conv2d", "linear"))]
     assert layers == ["conv2d", "conv2d_1", "linear"]
