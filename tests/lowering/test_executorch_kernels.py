@@ -16,9 +16,9 @@ pytest.importorskip("executorch")
 class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.pool = nn.Conv2d(3, 4, 1), nn.AdaptiveMaxPool2d(2)
+        self.conv, self.pool = nn.Conv2d(3, 4, 1), nn.AdaptiveMaxPool2d(2, return_indices=True)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         return self.pool(self.conv(x)), torch.cumprod(x, 1)
 
 

@@ -14,12 +14,14 @@ from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
 from ...passes.runner import Pass
 from ...passes.spell_out_sums import spell_out_sums
+from .passes.adaptive_max_pools import adaptive_max_pools
 from .passes.arguments_with_kernels import arguments_with_kernels
 from .passes.attention_on_merged_heads import attention_on_merged_heads
 from .passes.bags_to_embeddings import bags_to_embeddings
 from .passes.cats_of_few import cats_of_few
 from .passes.clamps_after_products import clamps_after_products
 from .passes.copies_to_concatenate import copies_to_concatenate
+from .passes.copies_to_fresh_memory import copies_to_fresh_memory
 from .passes.copy_results_of_branches import copy_results_of_branches
 from .passes.embeddings_to_kernels import embeddings_to_kernels
 from .passes.expands_to_products import expands_to_products
@@ -45,7 +47,8 @@ __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 
 FOR_EXECUTORCH: tuple[Pass, ...] = (
     take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
-    spell_out_sums, arguments_with_kernels, bags_to_embeddings, embeddings_to_kernels,
+    copies_to_fresh_memory, spell_out_sums, adaptive_max_pools, arguments_with_kernels,
+    bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip
 """First, on nested graphs too."""
 
