@@ -12,6 +12,8 @@ from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import INPUT, Match, QuantizationConfig, RuleQuantizer, because, op, rule
 from pt2e_quant.specs import QuantizationSpec
 
+from .common import config_of
+
 __all__ = ["RULES", "CacheQuantizer", "get_cache_config"]
 
 aten = torch.ops.aten
@@ -38,10 +40,10 @@ def no_buffer(match: Match) -> str | None:
 
 
 def static_only(match: Match) -> str | None:
-    if match.config is None or match.config.input_activation is None:
+    if config_of(match).input_activation is None:
         return because("configuration", "the configuration keeps what is written in float")
     why = "a buffer keeps its integers, so their qparams cannot change"
-    return because("configuration", why) if match.config.is_dynamic else None
+    return because("configuration", why) if config_of(match).is_dynamic else None
 
 
 def accumulates(match: Match) -> str | None:

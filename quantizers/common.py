@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pt2e_quant.ops import COPY, DROPOUT
-from pt2e_quant.quantizer import Match, because, op
+from pt2e_quant.quantizer import Match, QuantizationConfig, because, op
+from pt2e_quant.specs import FOUR_BITS
 
-__all__ = ["computed_table", "copying", "drops_values"]
+__all__ = ["SYMMETRIC_RANGES", "computed_table", "config_of", "copying", "drops_values"]
+
+SYMMETRIC_RANGES = {8: (-127, 127), 4: FOUR_BITS}
+"""Bounds of weights and tables with zero point 0, by their bits."""
 
 copying = op(*DROPOUT, *COPY)
+
+
+def config_of(match: Match) -> QuantizationConfig:
+    """What the user selected for a match; all float when nothing was."""
+    return match.config or QuantizationConfig(None, None, None)
 
 
 def drops_values(match: Match) -> str | None:

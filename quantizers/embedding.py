@@ -14,12 +14,11 @@ from pt2e_quant.observer import PerChannelMinMaxObserver, PerGroupMinMaxObserver
 from pt2e_quant.quantizer import WEIGHT, Match, QuantizationConfig, RuleQuantizer, because, for_training, op, rule
 from pt2e_quant.specs import FOUR_BITS, QuantizationSpec, uneven_groups
 
-from .common import computed_table
+from .common import SYMMETRIC_RANGES, computed_table, config_of
 
 __all__ = ["RULES", "EmbeddingQuantizer", "get_embedding_config"]
 
 aten = torch.ops.aten
-_RANGES = {8: (-127, 127), 4: FOUR_BITS}
 
 embedding_of = op(aten.embedding.default)
 
@@ -39,9 +38,9 @@ def get_embedding_config(bits: int = 8, group_size: int | None = None, is_qat: b
     Raises:
         SpecError: another number of bits.
     """
-    if bits not in _RANGES:
+    if bits not in SYMMETRIC_RANGES:
         raise SpecError(f"embeddings have 8 or 4 bits, got {bits}")
-    low, high = _RANGES[bits]
+    low, high = SYMMETRIC_RANGES[bits]
     observer = PerChannelMinMaxObserver.with_args(eps=2**-20)
     if group_size is not None:
         observer = PerGroupMinMaxObserver.with_args(group_size=group_size, eps=2**-20)
@@ -54,13 +53,13 @@ def get_embedding_config(bits: int = 8, group_size: int | None = None, is_qat: b
 
 
 def no_weight(match: Match) -> str | None:
-    weight = match.config.weight if match.config is not None else None
-    return because("configuration", "the configuration keeps weights in float") if weight is None else None
+    why = "the configuration keeps weights in float"
+    return because("configuration", why) if config_of(match).weight is None else None
 
 
 def uneven_rows(match: Match) -> str | None:
-    config, value = match.config, match.value("w")
-    if config is None or value is None:
+    config, value = config_of(match), match.value("w")
+    if value is None:
         return None
     width, weight = value.shape[-1], config.weight_spec
     if weight is not None and weight.bounds == FOUR_BITS and width % 2:

@@ -24,7 +24,6 @@ from pt2e_quant.quantizer import (
     OUTPUT,
     WEIGHT,
     Match,
-    QuantizationConfig,
     Rule,
     because,
     one_scale,
@@ -34,7 +33,7 @@ from pt2e_quant.quantizer import (
 )
 from pt2e_quant.specs import QuantizationSpec, uneven_groups
 
-from .common import computed_table, copying, drops_values
+from .common import computed_table, config_of, copying, drops_values
 
 __all__ = [
     "CONVOLUTIONS",
@@ -43,7 +42,6 @@ __all__ = [
     "REASONS",
     "average_pool",
     "cat",
-    "config_of",
     "conv_only",
     "copy",
     "embedding",
@@ -89,11 +87,6 @@ def per_channel_int8() -> QuantizationSpec:
         ch_axis=0,
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
     )
-
-
-def config_of(match: Match) -> QuantizationConfig:
-    """What the user selected for a match; all float when nothing was."""
-    return match.config or QuantizationConfig(None, None, None)
 
 
 # Ops ------------------------------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ from pt2e_quant.quantizer import (
     same_as,
     split_to_slices,
 )
-from pt2e_quant.specs import FOUR_BITS, QuantizationSpec
+from pt2e_quant.specs import QuantizationSpec
 
-from .common import copying, drops_values
+from .common import SYMMETRIC_RANGES, config_of, copying, drops_values
 
 __all__ = [
     "RULES",
@@ -49,7 +49,6 @@ __all__ = [
 aten = torch.ops.aten
 
 _SYMMETRIC = (torch.per_channel_symmetric, torch.per_tensor_symmetric)
-_BITS = {4: FOUR_BITS, 8: (-127, 127)}
 
 
 @checked(SpecError)
@@ -95,12 +94,12 @@ def get_onnx_runtime_weight_only_config(bits: int = 4, group_size: int = 32) -> 
     Raises:
         SpecError: onnxruntime has no kernel for that.
     """
-    if bits not in _BITS:
+    if bits not in SYMMETRIC_RANGES:
         raise SpecError(f"onnxruntime multiplies by weights of 4 and of 8 bits, got {bits=}")
     refused = limits.blocks(group_size, group_size) if bits == 4 else None
     if refused is not None:
         raise SpecError(refused)
-    low, high = _BITS[bits]
+    low, high = SYMMETRIC_RANGES[bits]
     grouped = PerGroupMSEObserver.with_args(group_size=group_size)
     weight = QuantizationSpec(
         dtype=torch.int8, quant_min=low, quant_max=high, qscheme=torch.per_channel_symmetric, ch_axis=0,
@@ -128,12 +127,8 @@ reshaping = op(*ops.RESHAPE, *ops.SQUEEZE, *ops.PERMUTE, *ops.SLICE)
 # Reasons for refusal --------------------------------------------------------------------------------------------------
 
 
-def _config(match: Match) -> QuantizationConfig:
-    return match.config or QuantizationConfig(None, None, None)
-
-
 def not_static(match: Match) -> str | None:
-    config = _config(match)
+    config = config_of(match)
     if config.is_dynamic:
         return "its qparams would be computed at run time, for which onnxruntime has kernels of linear only"
     if config.input_activation is None or config.output_activation is None:
@@ -142,23 +137,23 @@ def not_static(match: Match) -> str | None:
 
 
 def weight_format(match: Match) -> str | None:
-    spec = _config(match).weight_spec
+    spec = config_of(match).weight_spec
     if spec is None:
         return "the configuration keeps weights in float, so onnxruntime would multiply in float"
     return limits.weight(spec.dtype, spec.qscheme in _SYMMETRIC)
 
 
 def no_blocks(match: Match) -> str | None:
-    size, w = _config(match).group_size, match.value("w")
+    size, w = config_of(match).group_size, match.value("w")
     if not size:
         return None
-    if not _config(match).is_weight_only:
+    if not config_of(match).is_weight_only:
         return "weights in groups need float activations; set input_activation=None"
     return None if w is None else limits.blocks(int(w.shape[1]), size)
 
 
 def not_8_bits(match: Match) -> str | None:
-    spec = _config(match).input_spec
+    spec = config_of(match).input_spec
     return None if spec is None else limits.not_8_bits(spec.dtype)
 
 
@@ -312,8 +307,7 @@ class OnnxRuntimeQuantizer(RuleQuantizer):
             (
                 *ops.SUB, *ops.DIV, *ops.NORM, *ops.ATTENTION, *ops.RELUS, aten.gelu.default,
                 aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.tanh.default,
-                aten.softmax.int, aten.embedding.default, aten.embedding_bag.default,
-                aten.embedding_bag.padding_idx, aten.pad.default,
+                aten.softmax.int, *ops.EMBEDDING, aten.pad.default,
                 aten.clamp.default, aten.pixel_shuffle.default,
             ),
             _FLOAT,

@@ -22,13 +22,13 @@ from pt2e_quant.observer import HistogramObserver, PerGroupMinMaxObserver, Place
 from pt2e_quant.quantizer import Match, QuantizationConfig, because, for_training
 from pt2e_quant.specs import FOUR_BITS, QuantizationSpec, uneven_groups
 
+from .common import config_of
 from .inductor_quantizer import InductorQuantizer
 from .inductor_rules import (
     CONVOLUTIONS,
     LINEARS,
     average_pool,
     cat,
-    config_of,
     copy,
     embedding,
     embedding_bag,

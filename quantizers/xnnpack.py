@@ -53,7 +53,7 @@ from pt2e_quant.quantizer import (
 )
 from pt2e_quant.specs import QuantizationSpec, QuantizationSpecBase, is_per_channel
 
-from .common import copying, drops_values
+from .common import config_of, copying, drops_values
 
 __all__ = ["RULES", "XNNPACKQuantizer", "get_8da4w_config", "get_symmetric_quantization_config"]
 
@@ -159,7 +159,7 @@ def asked(limit: Limit, declared: Op) -> Unless:
 
 def _case(match: Match, declared: Op) -> Case:
     """The operator, quantized as the user's configuration asks for it."""
-    config = match.config or QuantizationConfig(None, None, None)
+    config = config_of(match)
     static: Literal["static"] | None = None if config.input_activation is None else "static"
     per_channel = config.weight_spec is not None and is_per_channel(config.weight_spec.qscheme)
     return Case(

@@ -10,7 +10,7 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-__all__ = ["derive_dynamic_shapes", "range_of", "symbolic_sizes"]
+__all__ = ["derive_dynamic_shapes", "span_of", "symbolic_sizes"]
 
 _UNBOUNDED = 2**40
 
@@ -44,14 +44,14 @@ def symbolic_sizes(node: Node) -> dict[int, SymInt]:
     return {index: size for index, size in enumerate(sizes) if isinstance(size, SymInt)}
 
 
-def range_of(size: SymInt) -> tuple[int, int | None]:
+def span_of(size: SymInt) -> tuple[int, int | None]:
     """The smallest and the largest that a size can be; None for no bound."""
     bounds = size.node.shape_env.bound_sympy(size.node.expr)
     return int(max(bounds.lower, 0)), int(bounds.upper) if bool(bounds.upper <= _UNBOUNDED) else None
 
 
 def _dim(size: SymInt) -> Any:
-    smallest, largest = range_of(size)
+    smallest, largest = span_of(size)
     return Dim.AUTO(min=smallest, max=largest)
 
 
@@ -62,7 +62,7 @@ def _sizes_of_symbols(symbolic: list[dict[int, SymInt]], leaves: list[Any]) -> d
         for index, size in dims.items():
             expression = size.node.expr
             if expression.is_Symbol and isinstance(leaf, Tensor) and index < leaf.dim():
-                wanted = max(leaf.shape[index], 2, range_of(size)[0])
+                wanted = max(leaf.shape[index], 2, span_of(size)[0])
                 sizes[expression] = max(sizes.get(expression, 0), wanted)
     return sizes
 

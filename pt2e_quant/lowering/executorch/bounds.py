@@ -6,7 +6,7 @@ from torch.export import ExportedProgram
 
 from ...errors import LoweringError
 from ...where import locate
-from ..common.dynamic_shapes import range_of, symbolic_sizes
+from ..common.dynamic_shapes import span_of, symbolic_sizes
 
 __all__ = ["check_bounds"]
 
@@ -21,7 +21,7 @@ def check_bounds(program: ExportedProgram) -> None:
         f"{locate(node)}, dimension {index}"
         for node in program.graph.find_nodes(op="placeholder")
         for index, size in symbolic_sizes(node).items()
-        if range_of(size)[1] is None
+        if span_of(size)[1] is None
     ]
     if unbounded:
         listing = "\n  ".join(unbounded)

@@ -27,7 +27,7 @@ from ...meta import DROPPED_KEY
 from ...passes.runner import naming, run_everywhere
 from ...where import node_id
 from ..common.calling import CallingConvention
-from ..common.dynamic_shapes import derive_dynamic_shapes, range_of
+from ..common.dynamic_shapes import derive_dynamic_shapes, span_of
 from ..common.entry import Inputs, explaining, take
 from ..common.program import Fallback, Remark, remarks_on_float, verify_program
 from ..common.verify import Program
@@ -199,7 +199,7 @@ def _inputs(exported: ExportedProgram) -> tuple[InputSpec | None, ...]:
 def _span(size: Any) -> tuple[int, int | None]:
     if isinstance(size, int):
         return size, size
-    smallest, largest = range_of(size)
+    smallest, largest = span_of(size)
     return smallest if smallest > 2 else 1, largest  # export traces sizes of 1 as 2
 
 

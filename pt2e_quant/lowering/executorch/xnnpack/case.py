@@ -1,8 +1,8 @@
-"""A case: an operator, and how its operands are quantized or would be, for `limits` to judge."""
+"""The values of `limits`: an operator with its operands, quantized or to be, and a kernel with limits that judge it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch.fx import Node
 from .... import ops
 from ....arguments import bind
 
-__all__ = ["Case", "Scales"]
+__all__ = ["Case", "Kernel", "Limit", "Scales"]
 
 Scales = Literal["tensor", "channel", "group"]
 """What shares one scale."""
@@ -52,6 +52,34 @@ class Case:
         """The sizes of input and weight of a product."""
         x, weight, _ = ops.factors(self.node)
         return _shape(x), _shape(weight)
+
+
+Limit = Callable[[Case], "str | None"]
+"""The reason why a kernel does not take a case, or None."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A family of operators that XNNPACK runs in integers.
+
+    Args:
+        name: in documents.
+        ops: the operators, in-place twins included.
+        limits: what it does not take, in the order in which reasons are given.
+        fuses: what it computes as well, when it comes next and nothing else reads the result.
+        moves: it only moves values, so input and output have one scale.
+    """
+
+    name: str
+    ops: tuple[Any, ...]
+    limits: tuple[Limit, ...] = ()
+    fuses: tuple[Any, ...] = ()
+    moves: bool = False
+
+    def broken(self, case: Case) -> Iterator[tuple[Limit, str]]:
+        """The limits that a case exceeds, with the reasons."""
+        found = ((limit, limit(case)) for limit in self.limits)
+        return ((limit, reason) for limit, reason in found if reason is not None)
 
 
 def _shape(operand: object) -> list[Any] | None:

@@ -7,8 +7,6 @@ them of the graph before it is lowered, and docs/support.md lists them. Measured
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +18,7 @@ from ....arguments import bind
 from ....graph.attributes import constant
 from ....reasons import because
 from ....specs import FOUR_BITS, uneven_groups
-from .case import Case
+from .case import Case, Kernel, Limit
 
 __all__ = [
     "ACTIVATION_RANGE",
@@ -81,8 +79,6 @@ other kernels every ratio of scales that was tried runs: up to 257 for add, sub,
 LARGEST_CAT = 5  # tensors that one cat reads
 GROUP_UNIT = 32
 """Weights that share a scale come in multiples of this."""
-
-Limit = Callable[[Case], "str | None"]
 
 
 # --- products with weights --------------------------------------------------------------------------------------------
@@ -314,31 +310,6 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A family of operators that XNNPACK runs in integers.
-
-    Args:
-        name: in documents.
-        ops: the operators, in-place twins included.
-        limits: what it does not take, in the order in which reasons are given.
-        fuses: what it computes as well, when it comes next and nothing else reads the result.
-        moves: it only moves values, so input and output have one scale.
-    """
-
-    name: str
-    ops: tuple[Any, ...]
-    limits: tuple[Limit, ...] = ()
-    fuses: tuple[Any, ...] = ()
-    moves: bool = False
-
-    def broken(self, case: Case) -> Iterator[tuple[Limit, str]]:
-        """The limits that a case exceeds, with the reasons."""
-        found = ((limit, limit(case)) for limit in self.limits)
-        return ((limit, reason) for limit, reason in found if reason is not None)
-
 
 _WEIGHTS = (half_in_float, dynamic_per_tensor, grouped_weights, computed_parameters)
 
