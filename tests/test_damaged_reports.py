@@ -151,7 +151,7 @@ def test_a_file_that_is_not_text_is_refused_with_its_name(tmp_path):
         Report.load(tmp_path / "report.json")
 
 
-def test_a_full_disk_leaves_the_three_files_of_the_last_report(reports, tmp_path, request):
+def test_a_full_disk_leaves_the_files_of_the_last_report(reports, tmp_path, request):
     reports[0].save(tmp_path / "report")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     request.getfixturevalue("small_disk")
@@ -168,4 +168,4 @@ def test_a_folder_in_the_way_leaves_the_other_files_of_the_last_report(reports, 
     with pytest.raises(FileError, match="Is a directory"):
         reports[1].save(tmp_path / "report")
     assert (tmp_path / "report.txt").read_text() == text
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4

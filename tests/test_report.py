@@ -210,11 +210,11 @@ def test_a_dynamic_model_has_a_report_too():
     assert Report.from_json(report.to_json()).text() == report.text()
 
 
-def test_saving_writes_text_json_and_node_data_next_to_each_other(net, tmp_path):
+def test_saving_writes_text_json_node_data_and_page_next_to_each_other(net, tmp_path):
     report = explain(net[1])
-    text, data, explorer = report.save(tmp_path / "model.report")
-    names = ("model.report.txt", "model.report.json", "model.report.model_explorer.json")
-    assert (text.name, data.name, explorer.name) == names
+    text, data, explorer, page = report.save(tmp_path / "model.report")
+    names = ("model.report.txt", "model.report.json", "model.report.model_explorer.json", "model.report.html")
+    assert (text.name, data.name, explorer.name, page.name) == names
     assert json.loads(explorer.read_text()) == report.to_model_explorer()
     assert text.read_text().rstrip("\n") == report.text()
     assert Report.load(data).text() == report.text()

@@ -107,15 +107,17 @@ print(explain(other, batches).why("quiet"))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 6. Keep it. A report is a value: text for people, JSON for scripts (`pt2e-quant explain report.json cat` on a command
-#    line), and node data for Google's Model Explorer, which colours the graph of the float model with it:
-#    `pip install ai-edge-model-explorer`, `model-explorer model.pt2`, then load the file as node data.
+#    line), a page for a browser (with the extra `report`), and node data for Google's Model Explorer, which colours the
+#    graph of the float model with it: `pip install ai-edge-model-explorer`, `model-explorer model.pt2`, then load the
+#    file as node data.
 #    What sharing a scale costs stands in the report of step 5, which measured it on the prepared model.
 
 with tempfile.TemporaryDirectory() as folder:
     torch.export.save(exported, Path(folder) / "model.pt2")
-    text, data, explorer = report.save(Path(folder) / "report")
+    text, data, explorer, page = report.save(Path(folder) / "report")
     print(Report.load(data).why("cat").count("lost"), "costs of cat in the file")  # what was measured is kept
     colours = json.loads(explorer.read_text())["graph"]["results"]
+    print(f"{page.name} opens in a browser, {page.stat().st_size / 1e6:.1f} MB")
     print(f"\n{explorer.name}: {len(colours)} nodes, for example sin: {colours['sin']}")
 
 # Next: docstrings of pt2e_quant.report. The same questions about a file that was lowered: program.undelegated.

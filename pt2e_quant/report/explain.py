@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..checks import check_fields, checked
+from ..debug.comparison import Comparison
 from ..errors import CaptureError, FileError, TargetingError
 from ..files import open_file, write_files
 from ..graph.module import collector_paused
 from ..grid import Grid
 from ..pt2e.record import Decision, GroupRecord, Record, record_of
+from .html import Artefact, as_html
 from .model_explorer import Column, node_data
 from .ranges import measure_ranges
 from .saved import record_from_json, record_to_plain
@@ -192,19 +194,42 @@ class Report:
         """
         return node_data(self.record, column)
 
-    @checked(FileError)
-    def save(self, path: str | Path) -> tuple[Path, Path, Path]:
-        """Write `path` + ".txt", ".json" and ".model_explorer.json" (to_model_explorer); the three paths.
+    @checked(CaptureError)
+    def html(self, comparison: Comparison | None = None, program: Artefact | None = None) -> str:
+        """One page for a browser, which needs no network. It needs the extra `report`.
+
+        Args:
+            comparison: what `pt2e_quant.debug.compare` found between the float model and this one; the page then shows
+                own and inherited errors.
+            program: what the converted model was lowered to; the page then says what became of each op in it.
 
         Raises:
-            FileError: one cannot be written; then all three are as they were.
+            CaptureError: the extra is not installed.
+        """
+        return as_html(self.record, comparison, program)
+
+    @checked(FileError)
+    def save(
+        self, path: str | Path, *, comparison: Comparison | None = None, program: Artefact | None = None
+    ) -> tuple[Path, ...]:
+        """Write `path` + ".txt", ".json", ".model_explorer.json" (to_model_explorer) and ".html"; the paths.
+
+        Without the extra `report` there is no .html, and the text ends by saying so.
+
+        Args:
+            path: where, without the suffixes.
+            comparison, program: as `html` takes them.
+
+        Raises:
+            FileError: one cannot be written; then all are as they were.
         """
         contents = {
             ".txt": self.text(),
             ".json": self.to_json(),
             ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1),
         }
-        text, data, explorer = write_files(
-            {f"{path}{suffix}": f"{content}\n".encode() for suffix, content in contents.items()}
-        )
-        return text, data, explorer
+        try:
+            contents[".html"] = self.html(comparison, program)
+        except CaptureError as missing:
+            contents[".txt"] += f"\n\nThere is no {path}.html: {missing}"
+        return write_files({f"{path}{suffix}": f"{content}\n".encode() for suffix, content in contents.items()})

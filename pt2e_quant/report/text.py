@@ -10,7 +10,18 @@ from typing import Any
 from ..grid import Grid
 from ..pt2e.record import Decision, GroupRecord, Record, Representation, SiteRange
 
-__all__ = ["as_table", "as_text", "bits_lost", "ends_text", "qparams_text", "sharing_cost", "summary"]
+__all__ = [
+    "as_table",
+    "as_text",
+    "asides",
+    "bits_lost",
+    "ends_text",
+    "letters",
+    "qparams_text",
+    "sharing_cost",
+    "specs_text",
+    "summary",
+]
 
 _LEGEND = (
     "Read a converted graph as: quantize, then dequantize, then a float op, then quantize again. A backend replaces\n"
@@ -42,12 +53,12 @@ def summary(record: Record) -> str:
 
 def as_text(record: Record) -> str:
     """The whole record; see `Report.text`. Specs that occur are lettered, so that the rows stay short."""
-    letters = _letters(record)
+    names = letters(record)
     sections = [summary(record)]
     if record.stage == "converted":
         sections.append(_LEGEND)
-    sections.append("Specs\n" + _lines(f"{letter}  {spec}" for spec, letter in letters.items()))
-    rows = [_quantized_row(decision, letters) for decision in record.quantized]
+    sections.append("Specs\n" + _lines(f"{letter}  {spec}" for spec, letter in names.items()))
+    rows = [_quantized_row(decision, names) for decision in record.quantized]
     sections.append("Quantized\n" + _columns(("node", "op", "rule", "specs", "module", "source"), rows))
     if record.skipped:
         counts = Counter((decision.code, decision.reason) for decision in record.skipped)
@@ -55,40 +66,44 @@ def as_text(record: Record) -> str:
         rows = [(d.node, d.op, d.reason or "", d.module or "", d.source or "") for d in record.skipped]
         sections.append(f"Left in float, by reason\n{reasons}")
         sections.append("Left in float\n" + _columns(("node", "op", "reason", "module", "source"), rows))
-    sections += _observers(record, letters)
-    borders: dict[str, dict[Any, Grid]]
-    borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
-    for title, border in borders.items():
-        if border:
-            words = (f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items())
-            sections.append(f"{title}\n" + _lines(words))
-    overlaps = [f"{d.node}: {other}" for d in record.quantized for other in d.overlaps]
-    if overlaps:
-        sections.append("Wanted by another quantizer as well, which came later\n" + _lines(overlaps))
-    left = [f"{d.node}: {reason}" for d in record.quantized for reason in d.left]
-    if left:
-        sections.append("Asked for, and left in float\n" + _lines(left))
-    if record.representation is not None:
-        sections += _representation(record.representation)
-    if record.folded:
-        sections.append("Batch norm folded\n" + _lines(record.folded))
+    sections += _observers(record, names)
+    sections += (f"{title}\n{_lines(rows)}" for title, rows in asides(record).items())
     if record.unused_rules:
         sections.append(f"Rules that matched nothing: {', '.join(record.unused_rules)}")
     return "\n\n".join(sections)
 
 
-def _representation(representation: Representation) -> list[str]:
-    done = f"Integer arithmetic, rounding: {representation.rounding}"
-    sections = [f"{done}\n" + _lines(f"{node}: {kind}" for node, kind in representation.forms.items())]
-    if representation.left:
-        rows = _lines(f"{node}: {reason}" for node, reason in representation.left.items())
-        sections.append(f"Quantized, without an integer form\n{rows}")
-    return sections
+def asides(record: Record) -> dict[str, list[str]]:
+    """What few models have, line by line, by title: integer borders, overlaps, integer arithmetic, folded norms."""
+    borders: dict[str, dict[Any, Grid]]
+    borders = {"Integer inputs": record.inputs, "Integer outputs": record.outputs, "Integer buffers": record.buffers}
+    found = {
+        title: [f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items()]
+        for title, border in borders.items()
+    }
+    found["Wanted by another quantizer as well, which came later"] = [
+        f"{d.node}: {other}" for d in record.quantized for other in d.overlaps
+    ]
+    found["Asked for, and left in float"] = [f"{d.node}: {reason}" for d in record.quantized for reason in d.left]
+    if record.representation is not None:
+        found |= _representation(record.representation)
+    found["Batch norm folded"] = list(map(str, record.folded))
+    return {title: rows for title, rows in found.items() if rows}
 
 
-def _observers(record: Record, letters: dict[str, str]) -> Iterator[str]:
+def _representation(representation: Representation) -> dict[str, list[str]]:
+    return {
+        f"Integer arithmetic, rounding: {representation.rounding}": [
+            f"{node}: {kind}" for node, kind in representation.forms.items()
+        ]
+        or ["nothing"],
+        "Quantized, without an integer form": [f"{node}: {reason}" for node, reason in representation.left.items()],
+    }
+
+
+def _observers(record: Record, names: dict[str, str]) -> Iterator[str]:
     """Who shares an observer, what that costs where it was measured, and observers that another one stands in for."""
-    rows = [_group_row(group, letters) for group in record.groups]
+    rows = [_group_row(group, names) for group in record.groups]
     yield "Observers\n" + _columns(("observer", "spec", "qparams", "on"), rows)
     costly = sorted(
         ((bits_lost(own, group), own, group) for group in record.groups if len(group.own) > 1 for own in group.own),
@@ -111,28 +126,33 @@ def _observers(record: Record, letters: dict[str, str]) -> Iterator[str]:
         yield f"{title}\n{_lines(dropped)}"
 
 
-def _letters(record: Record) -> dict[str, str]:
+def letters(record: Record) -> dict[str, str]:
     """A name for each spec that occurs: A to Z, then A1, B1, ..."""
     specs = dict.fromkeys(group.spec for group in record.groups)
     return {spec: chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i, spec in enumerate(specs)}
 
 
-def _quantized_row(decision: Decision, letters: dict[str, str]) -> tuple[str, ...]:
-    words = [f"{name}: {letters.get(spec, spec)}" for name, spec in decision.inputs.items()]
-    specs = ", ".join(words) + (f" -> {letters.get(decision.output, decision.output)}" if decision.output else "")
+def _quantized_row(decision: Decision, names: dict[str, str]) -> tuple[str, ...]:
     return (
         decision.node,
         decision.op,
         decision.rule or "",
-        specs.strip() or "(inside)",
+        specs_text(decision, names),
         decision.module or "",
         decision.source or "",
     )
 
 
-def _group_row(group: GroupRecord, letters: dict[str, str]) -> tuple[str, ...]:
+def specs_text(decision: Decision, names: dict[str, str]) -> str:
+    """The specs of a quantized op by their letters: 'x: A, weight: B -> A'."""
+    words = [f"{name}: {names.get(spec, spec)}" for name, spec in decision.inputs.items()]
+    output = f" -> {names.get(decision.output, decision.output)}" if decision.output else ""
+    return (", ".join(words) + output).strip() or "(inside)"
+
+
+def _group_row(group: GroupRecord, names: dict[str, str]) -> tuple[str, ...]:
     members = ", ".join(group.members[:8]) + (f", ... {len(group.members)} in all" if len(group.members) > 8 else "")
-    return group.observer, letters[group.spec], qparams_text(group), members
+    return group.observer, names[group.spec], qparams_text(group), members
 
 
 def _columns(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
