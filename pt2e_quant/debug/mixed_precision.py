@@ -233,7 +233,7 @@ class _Search:
         return Trial(method, precisions, size, predicted, value, fits)
 
     def _made(self, quantizer: RuleQuantizer) -> GraphModule:
-        prepared = prepare_pt2e(self._model, quantizer)
+        prepared = prepare_pt2e(self._model, quantizer, allow_empty=True)
         for batch in self._batches:
             run_batch(prepared, batch)
-        return convert_pt2e(prepared, allow_uncalibrated=False)
+        return convert_pt2e(prepared)

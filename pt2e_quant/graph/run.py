@@ -19,9 +19,20 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import written_values
 from ..errors import CalibrationError, QuantizationError
+from ..ops import memory_of
 from ..where import locate
 
-__all__ = ["Arguments", "Watcher", "arguments_of", "batches_of", "flat_inputs", "on_batch", "run_batch", "values_of"]
+__all__ = [
+    "Arguments",
+    "Watcher",
+    "arguments_of",
+    "batches_of",
+    "flat_inputs",
+    "on_batch",
+    "run_batch",
+    "values_of",
+    "writes_to_buffer",
+]
 
 
 class Arguments(NamedTuple):
@@ -144,7 +155,7 @@ class Watcher(Interpreter):
 
     def _run_on_copies(self, n: Node) -> Any:
         written = written_values(n)
-        if not written or any(value.op == "get_attr" for value in written):
+        if not written or writes_to_buffer(n):
             return super().run_node(n)
         copies = {value: self.env[value].clone() for value in written}
         args, kwargs = map_arg((n.args, n.kwargs), lambda source: copies.get(source, self.env[source]))
@@ -154,6 +165,16 @@ class Watcher(Interpreter):
         """The outputs for one batch, flat, without gradients."""
         with torch.no_grad(), on_batch(self._gm, "the graph"):
             return pytree.tree_leaves(self.run(*flat_inputs(self._gm, batch), enable_io_processing=False))
+
+
+def writes_to_buffer(node: Node) -> bool:
+    """Whether a node writes to a parameter or buffer, directly or through a view of it."""
+    for value in written_values(node):
+        while (viewed := memory_of(value)) is not None:
+            value = viewed
+        if value.op == "get_attr":
+            return True
+    return False
 
 
 def values_of(gm: GraphModule, batch: Any, names: Collection[str]) -> tuple[list[Any], dict[str, Any]]:

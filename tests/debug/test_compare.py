@@ -113,6 +113,16 @@ def test_own_errors_are_those_of_exact_inputs():
     assert row.inherited == pytest.approx(float(10 * torch.log10(signal / (alone - together).square().sum())), abs=1e-4)
 
 
+def test_an_op_that_writes_to_its_input_has_an_own_error_too():
+    x = torch.linspace(-3, 3, 50)
+    first, second = Grid(0.11, 0), Grid(0.07, 0)
+    exact = graph(lambda m, x: torch.sin(x).add_(1.0) * 2, x)
+    found = compare(exact, graph(lambda m, x: second(first(torch.sin(x)).add_(1.0)) * 2, x), [x])
+    row = next(row for row in found.nodes if row.node == "add_")
+    assert row.own == pytest.approx(sqnr(torch.sin(x) + 1, second(torch.sin(x) + 1)), abs=1e-4)
+    assert math.isfinite(row.inherited)
+
+
 def test_batches_add_up(exact, converted, data, comparison):
     wanted = torch.cat([exact.module()(*batch) for batch in data]).detach()
     given = torch.cat([converted(*batch) for batch in data]).detach()
@@ -237,6 +247,7 @@ class Cache(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.held.add_(self.layer(x))
+        self.held[:, :1].mul_(0.5)
         return self.held * 1.0
 
 
@@ -248,6 +259,9 @@ def test_buffers_stay_what_they_were(data):
     first, second = (compare(exact, converted, data) for _ in range(2))
     assert first == second
     assert not converted.held.any()
+    pairs = [(exact.module(), copy.deepcopy(converted))]
+    wanted, found = zip(*((one(*batch), other(*batch)) for one, other in pairs for batch in data), strict=True)
+    assert first.sqnr == pytest.approx(sqnr(torch.cat(wanted), torch.cat(found)), abs=1e-3)  # from batch to batch
 
 
 # --- programs, and what cannot be compared ----------------------------------------------------------------------------

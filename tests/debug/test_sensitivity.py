@@ -77,6 +77,25 @@ def test_all_layers_together_are_the_converted_graph_and_none_is_the_float_one(e
     assert torch.equal(grafts.put([])(x), exact.module()(x))
 
 
+def test_an_op_that_writes_to_its_input_can_be_quantized_alone():
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    exact = export(InPlace(), x)
+    converted = quantized(exact, x)
+    grafts = Grafts(exact, converted, "test")
+    assert torch.equal(grafts.put(grafts.layers)(x), converted(x))
+    assert sensitivity(exact, converted, [x], probes=8).values().keys() == {layer.name for layer in grafts.layers}
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y.add_(1.0) + y
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
