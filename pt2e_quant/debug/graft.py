@@ -57,7 +57,7 @@ class Grafts:
     def beside(self) -> tuple[ExportedModule, list[tuple[Node, Node]]]:
         """The float model with all layers quantized beside the float ones, which go on, and the last nodes of both."""
         graft = _Graft(self)
-        ends = [(graft.stands[layer.end], graft.copy(layer)) for layer in self.layers]
+        ends = [(graft.stands[layer.end], graft.copy(layer)[layer.held]) for layer in self.layers]
         return graft.gm, ends
 
     def source(self, node: Node, layer: Layer) -> Node | None:
@@ -70,7 +70,8 @@ class Grafts:
         return self._needed[layer]
 
     def _nodes(self, layer: Layer) -> Iterator[Node]:
-        needed, pending = set[Node](), [layer.held]
+        held = [node for node, twin in self._pairs.values.items() if twin is layer.end]  # rounded in one way or several
+        needed, pending = set[Node](), held
         while pending:
             node = pending.pop()
             if node not in needed and node.op != "placeholder" and self.source(node, layer) is None:
@@ -86,31 +87,36 @@ class Grafts:
 
 
 class _Graft:
-    """A copy of the float model at work. `stands`: by node of the float model, what has its value in the copy."""
+    """A copy of the float model at work.
+
+    stands: by node of the float model, what has its value in the copy
+    held:   by node of a layer that was put in, its copy: of a tensor rounded in two ways, each reader gets its own
+    """
 
     def __init__(self, grafts: Grafts) -> None:
         self._of = grafts
         self.gm = clone(grafts.exact)
         self.stands: dict[Node, Node] = dict(zip(grafts.exact.graph.nodes, self.gm.graph.nodes, strict=True))
+        self.held: dict[Node, Node] = {}
         self._names = free_name(self.gm, "_graft_")
 
     def put(self, layer: Layer) -> None:
         end = self.stands[layer.end]
         made = set(self.gm.graph.nodes)
-        value = self.copy(layer)
-        end.replace_all_uses_with(value, delete_user_cb=lambda user: user in made)
-        self.stands[layer.end] = value
+        self.held.update(self.copy(layer))
+        self.stands[layer.end] = self.held[layer.held]
+        end.replace_all_uses_with(self.stands[layer.end], delete_user_cb=lambda user: user in made)
         if is_call(end) and not end.users:
             self.gm.graph.erase_node(end)  # what writes to the memory of another tensor would stay otherwise
 
-    def copy(self, layer: Layer) -> Node:
-        """Copy the nodes of a layer after its float ones; the last of them."""
+    def copy(self, layer: Layer) -> dict[Node, Node]:
+        """Copy the nodes of a layer after its float ones."""
         copies: dict[Node, Node] = {}
         place: Node = self.stands[layer.end]
         for node in self._of.needed(layer):
             with self.gm.graph.inserting_after(place):
                 place = copies[node] = self._copy_one(node, layer, copies)
-        return place
+        return copies
 
     def _copy_one(self, node: Node, layer: Layer, copies: dict[Node, Node]) -> Node:
         if node.op == "get_attr":
@@ -126,4 +132,6 @@ class _Graft:
         twin = self._of.source(source, layer)
         if twin is None and source.op == "placeholder":
             twin = layer.end
-        return copies[source] if twin is None else self.stands[twin]
+        if twin is None:
+            return copies[source]
+        return self.held.get(source, self.stands[twin])

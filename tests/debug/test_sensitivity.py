@@ -205,3 +205,23 @@ def test_what_cannot_be_measured_is_refused(exact, converted, x):
         exact_sensitivity(exact, converted)
     with pytest.raises(CalibrationError, match="no batch"):
         sensitivity(exact, converted, [])
+
+
+class Skip(nn.Module):
+    """A tensor that one reader takes on its own grid, and a concatenation on that of another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.down(x))
+        return self.head(torch.cat([x, 5 * self.up(nn.functional.max_pool2d(x, 2, 1, 1)[..., 1:, 1:])], 1))
+
+
+def test_a_tensor_that_is_rounded_in_two_ways_keeps_both():
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = export(Skip(), x)
+    converted = quantized(exact, x)
+    grafts = Grafts(exact, converted, "test")
+    assert torch.equal(grafts.put(grafts.layers)(x), converted(x))
