@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import engine, memory, observers, report, tiny_llama, transformers_models, x86
+from benchmarks import engine, memory, observers, qat_accuracy, report, tiny_llama, transformers_models, x86
 
 engine.main()
 observers.main()
@@ -11,3 +11,4 @@ x86.main()
 transformers_models.main()
 tiny_llama.main()
 memory.main()
+qat_accuracy.main()

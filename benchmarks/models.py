@@ -10,7 +10,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 __all__ = [
-    "MODELS", "BenchmarkModel", "bert", "chain", "mlp", "mobilenet_v2", "mobilenet_v3", "resnet18", "resnet50", "vit",
+    "MODELS", "BenchmarkModel", "Inverted", "bert", "chain", "mlp", "mobilenet_v2", "mobilenet_v3", "resnet18",
+    "resnet50", "vit",
 ]  # fmt: skip
 
 
@@ -95,7 +96,7 @@ class _Excite(nn.Module):
         return x * self.gate(self.up(self.relu(self.down(self.pool(x)))))
 
 
-class _Inverted(nn.Module):
+class Inverted(nn.Module):
     """Expand, depthwise convolution, squeeze and excitation, project; added to its input where shapes agree."""
 
     def __init__(self, into: int, wide: int, out: int, size: int, stride: int, excite: bool, hard: bool) -> None:
@@ -128,7 +129,7 @@ def mobilenet_v3() -> BenchmarkModel:
     ]  # fmt: skip
     module = nn.Sequential(
         nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16, eps=1e-3), nn.Hardswish(),
-        *(_Inverted(*row) for row in rows),
+        *(Inverted(*row) for row in rows),
         nn.Conv2d(160, 960, 1, bias=False), nn.BatchNorm2d(960, eps=1e-3), nn.Hardswish(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(960, 1280), nn.Hardswish(), nn.Linear(1280, 1000),
     )  # fmt: skip
