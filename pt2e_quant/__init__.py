@@ -21,6 +21,7 @@ from .pt2e import (
     prepare_qat_pt2e,
     update_bn_stats,
 )
+from .qtensor import QTensor, dequantize, quantize_per_channel, quantize_per_tensor, quantize_per_tensor_dynamic
 from .report import Report, explain
 from .shadows import explain_hidden_quantizers
 
@@ -28,11 +29,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "QATSchedule",
+    "QTensor",
     "QuantizationError",
     "QuantizedIO",
     "Report",
     "check_converted",
     "convert_pt2e",
+    "dequantize",
     "disable_fake_quant",
     "disable_observer",
     "disable_range_learning",
@@ -43,6 +46,9 @@ __all__ = [
     "freeze_bn_stats",
     "prepare_pt2e",
     "prepare_qat_pt2e",
+    "quantize_per_channel",
+    "quantize_per_tensor",
+    "quantize_per_tensor_dynamic",
     "update_bn_stats",
 ]
 

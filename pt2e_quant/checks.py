@@ -24,6 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from .errors import QuantizationError
@@ -53,6 +54,8 @@ def checked(error: type[QuantizationError], *, but: tuple[str, ...] = ()) -> Cal
 
         @functools.wraps(function)
         def at_the_door(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_dynamo_compiling():  # which cannot read annotations, and sees no user's mistakes
+                return function(*args, **kwargs)
             owner = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
             kinds = _kinds(function)
             for name, value in (*zip(positions, args, strict=False), *kwargs.items()):

@@ -23,6 +23,7 @@ __all__ = [
     "LoweringError",
     "PlanError",
     "QuantizationError",
+    "QuantizedTensorError",
     "RecipeError",
     "SharingError",
     "SpecError",
@@ -95,6 +96,10 @@ class LoweringError(QuantizationError):
 
 class RecipeError(QuantizationError, ValueError):
     """A recipe asks for what nothing bears the name of, for a value of the wrong kind, or for a budget out of reach."""
+
+
+class QuantizedTensorError(QuantizationError, RuntimeError):
+    """Something that a quantized tensor, or a quantized module, cannot do; the message names who can."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pt2e_quant.grid import Grid
 from pt2e_quant.pt2e.representation import NoIntegerForm, Rounding
-from pt2e_quant.pt2e.representation.rounding import Term, requantize, requantize_sum
+from pt2e_quant.requantization import Term, requantize, requantize_sum
 
 EVEN, AWAY = Rounding.FLOAT32_HALF_EVEN, Rounding.FIXED_POINT_HALF_AWAY
 WIDE = (-(2**62), 2**62, torch.int64)  # no clamp, so that every rounding shows

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from ... import ops
 from ...graph.write import Symbol
+from ...requantization import NoIntegerForm
 from .operands import Call
 from .products import PRODUCTS
-from .rounding import NoIntegerForm
 from .values import Integers, Sum, Value, bounded
 
 __all__ = ["integer_form"]

@@ -15,7 +15,7 @@ from ... import ops
 from ...arguments import argument_index, bind
 from ...graph.constants import Constants
 from ...graph.write import Symbol, Writer
-from .rounding import NoIntegerForm
+from ...requantization import NoIntegerForm
 from .values import Integers, Lookup, Sum, Value
 
 __all__ = ["Call"]

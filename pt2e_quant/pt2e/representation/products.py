@@ -18,8 +18,8 @@ from torch.fx import Node
 from ... import ops
 from ...arguments import bind
 from ...graph.write import Symbol
+from ...requantization import NoIntegerForm, bias_codes
 from .operands import Call
-from .rounding import NoIntegerForm
 from .values import Integers, Lookup, Value
 
 __all__ = ["PRODUCTS"]
@@ -171,7 +171,7 @@ def _largest_sum(call: Call, w: Integers, axis: int) -> int:
 
 
 def _bias(call: Call, operand: object, x: Integers, scale: Tensor) -> Tensor | None:
-    """The bias in int32 with scale s_x * s_w, rounded as ExecuTorch rounds it for XNNPACK: to float32, half to even.
+    """The bias in int32 with scale s_x * s_w.
 
     None where there is none, or where s_x is known at run time only and the bias is added after the scale.
     """
@@ -182,16 +182,10 @@ def _bias(call: Call, operand: object, x: Integers, scale: Tensor) -> Tensor | N
     held = call.constant(operand)
     if held is None:
         raise NoIntegerForm(f"its bias {operand} is computed at run time")
-    held, limits = held.float(), (-_INT32, _INT32 - 1, torch.int32)
-    if scale.numel() == 1:
-        step = float(x.scale) * float(scale)
-        codes = _Q.quantize_per_tensor.default(held, step, 0, *limits)
-    else:
-        steps = scale.float() * float(x.scale)
-        codes = _Q.quantize_per_channel.default(held, steps, torch.zeros_like(steps, dtype=torch.int64), -1, *limits)
+    codes = bias_codes(held, float(x.scale), scale)
     if float((held.double() / (x.scale * scale)).abs().max()) >= _INT32 - 2**8:  # float32 counts in steps of 128 there
         raise NoIntegerForm("its bias does not fit 32-bit integers with the scale s_x * s_w")
-    return codes  # type: ignore[no-any-return]
+    return codes
 
 
 def _given_bias(call: Call, operand: Node, scale: Tensor) -> Tensor:

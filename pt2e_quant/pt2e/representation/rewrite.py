@@ -21,12 +21,12 @@ from ...graph.write import Symbol, Writer
 from ...grid import Grid
 from ...meta import RECORD_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
+from ...requantization import NoIntegerForm, Rounding
 from ...where import node_id
 from ..record import Record, Representation, record_of
 from .forms import integer_form
 from .operands import Call
 from .products import PRODUCTS
-from .rounding import NoIntegerForm, Rounding
 from .values import Integers, Lookup, Value
 
 __all__ = ["reference_representation_rewrite"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...graph.write import Symbol, Writer, call
 from ...grid import Grid
-from .rounding import NoIntegerForm, Rounding, Term, cast, codes, requantize, requantize_sum
+from ...requantization import NoIntegerForm, Rounding, Term, cast, codes, requantize, requantize_sum
 
 __all__ = ["Integers", "Lookup", "Sum", "Value", "bounded"]
 

@@ -1,5 +1,6 @@
 """From sums of products to codes of the next tensor: requantization in integers, with a named rounding.
 
+The one arithmetic of the integer reference (`pt2e.representation`) and of the kernels (`kernels`).
 The functions take tensors or the symbols of `emit`, so that what is written into a graph is what the tests run. Each
 computes  code = clamp(round(scale * x / out.scale) + out.zero_point), where x is a tensor of integers (int32 or int64).
 """
@@ -15,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import QuantizationError
-from ...graph.write import call
-from ...grid import Grid
+from .errors import QuantizationError
+from .graph.write import call
+from .grid import Grid
 
-__all__ = ["NoIntegerForm", "Rounding", "Term", "codes", "requantize", "requantize_sum"]
+__all__ = ["NoIntegerForm", "Rounding", "Term", "bias_codes", "codes", "float32_factor", "requantize", "requantize_sum"]
 
 aten = torch.ops.aten
+_Q = torch.ops.quantized_decomposed
 
 _SIGNIFICAND = 24  # bits of a float32, the hidden one included
 _INT32, _INT64 = 2**31, 2**63
@@ -112,12 +114,33 @@ def cast(x: Any, dtype: torch.dtype) -> Any:
     return x if x.dtype is dtype else call(aten._to_copy.default, x, dtype=dtype)
 
 
+def float32_factor(scale: Tensor, out_scale: float) -> Tensor:
+    """fl(fl(scale) / fl(out_scale)): what a sum is multiplied with, in float32; scale in float64, of any shape."""
+    return scale.float() / torch.tensor(out_scale, dtype=torch.float32)
+
+
+def bias_codes(bias: Tensor, x_scale: float, scale: Tensor) -> Tensor:
+    """A bias in int32 with scale s_x * s_w, rounded as ExecuTorch rounds it for XNNPACK: to float32, half to even.
+
+    Args:
+        bias: real numbers, one for each output channel.
+        x_scale: s_x.
+        scale: s_w in float64, of one element or of one for each output channel.
+    """
+    held, limits = bias.float(), (-_INT32, _INT32 - 1, torch.int32)
+    if scale.numel() == 1:
+        return _Q.quantize_per_tensor.default(held, x_scale * float(scale), 0, *limits)  # type: ignore[no-any-return]
+    steps = scale.float() * x_scale
+    zeros = torch.zeros_like(steps, dtype=torch.int64)
+    return _Q.quantize_per_channel.default(held, steps, zeros, -1, *limits)  # type: ignore[no-any-return]
+
+
 # --- float32 and half to even, in integers ----------------------------------------------------------------------------
 
 
 def _times_float32(term: Term, out: Grid, constant: Constant, zero_point_first: bool) -> Any:
     """round(fl(fl(x) * s)), s a float32 = significand * 2^-shift."""
-    factor = term.scale.float() / torch.tensor(out.scale, dtype=torch.float32)
+    factor = float32_factor(term.scale, out.scale)
     fraction, exponent = torch.frexp(factor.double())
     significand, shift = (fraction * 2**_SIGNIFICAND).long(), (_SIGNIFICAND - exponent).long()
     if int(shift.min()) < 1 or term.bound >= 2**38:
@@ -151,7 +174,7 @@ def _shift_half_even(x: Any, shift: Tensor, constant: Constant) -> Any:
 
 def _sum_with_one_shift(terms: Sequence[Term], out: Grid, constant: Constant) -> Any:
     """sum(x * multiplier) / 2^shift, ties up; the largest multiplier has 21 bits."""
-    factors = [term.scale.float() / torch.tensor(out.scale, dtype=torch.float32) for term in terms]
+    factors = [float32_factor(term.scale, out.scale) for term in terms]
     shift = _ADD_BITS - (math.frexp(max(float(factor.max()) for factor in factors))[1] - 1)
     if not 1 <= shift <= 38:
         raise NoIntegerForm(f"its operands' scales are {2.0 ** (_ADD_BITS - shift):.3g} times that of its output")

@@ -1,0 +1,24 @@
+"""Operators on QTensors that give their results a grid of their own: one function a family, chosen from a table."""
+
+from .elementwise import add, add_scalar, cat, matmul, multiply, multiply_scalar, on_grid
+from .embedding import embedding, embedding_bag
+from .explain import explain, using
+from .products import Geometry, Post, Product, Weight
+
+__all__ = [
+    "Geometry",
+    "Post",
+    "Product",
+    "Weight",
+    "add",
+    "add_scalar",
+    "cat",
+    "embedding",
+    "embedding_bag",
+    "explain",
+    "matmul",
+    "multiply",
+    "multiply_scalar",
+    "on_grid",
+    "using",
+]

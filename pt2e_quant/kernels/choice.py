@@ -1,0 +1,41 @@
+"""Which kernel computes a product, in one table: the first that fits."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..qtensor.tensor import is_traced
+from . import carried, exact, graph, int_mm, onednn
+from .kernel import Kernel
+
+if TYPE_CHECKING:
+    from .products import Product
+
+__all__ = ["NAMED", "TABLE", "choose"]
+
+_ORDER = (graph.KERNEL, carried.SMALL, onednn.KERNEL, int_mm.KERNEL, carried.KERNEL, exact.KERNEL)
+
+TABLE: dict[str, Kernel] = {kernel.name: kernel for kernel in _ORDER}
+"""The kernels, in the order in which they are asked."""
+
+NAMED: ContextVar[str | None] = ContextVar("named_kernel", default=None)
+"""The kernel that `using` names."""
+
+
+def choose(product: Product) -> Kernel:
+    """The first kernel that fits; the one that `using` names, where it does."""
+    if is_traced():
+        return graph.KERNEL
+    named = NAMED.get()
+    if named is not None:
+        return TABLE[named]
+    x, switches = product.x, (torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision())
+    key = ("choice", x.codes.dtype, x.codes.device, x.codes.shape, x.scale, x.zero_point, product.out, *switches)
+    return product.weight.once(key, lambda: _first_that_fits(product))  # type: ignore[no-any-return]
+
+
+def _first_that_fits(product: Product) -> Kernel:
+    return next(kernel for kernel in TABLE.values() if kernel.lacks(product) is None)

@@ -1,0 +1,101 @@
+"""Operators on one or several QTensors whose result has a grid of its own: computed with real numbers, then rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import qparams
+from ..qtensor.tensor import NAMES, QTensor, is_traced, wrap
+
+__all__ = ["add", "add_scalar", "cat", "matmul", "multiply", "multiply_scalar", "on_grid", "quantized"]
+
+
+def on_grid(
+    function: Callable[..., Tensor], *operands: QTensor, scale: float, zero_point: int, relu: bool = False
+) -> QTensor:
+    """`function` of the real numbers, rounded to a grid in the integer type of the first operand.
+
+    Args:
+        function: from float32 tensors to one of them.
+        operands: what it takes.
+        scale, zero_point: the grid.
+        relu: take codes below the zero point for the zero point.
+    """
+    values = function(*(operand.dequantize() for operand in operands))
+    return quantized(values, operands[0], scale, zero_point, relu)
+
+
+def quantized(values: Tensor, like: QTensor, scale: float, zero_point: int, relu: bool = False) -> QTensor:
+    """Real numbers on a grid, in the integer type of `like`. The values may be overwritten."""
+    low, high = like.limits
+    if relu:
+        low = max(low, zero_point)
+    stored = like.codes.dtype
+    if is_traced():
+        op = torch.ops.quantized_decomposed.quantize_per_tensor
+        overload = op.tensor if isinstance(scale, Tensor) else op.default
+        codes = overload(values, scale, zero_point, low, high, stored)
+    elif stored is torch.int32:
+        codes = qparams.quantize(values, scale, zero_point, low, high, stored)
+    else:
+        codes = values.mul_(1.0 / scale).round_().add_(zero_point).clamp_(low, high).to(stored)
+    return wrap(codes, scale, zero_point, None, NAMES[stored])
+
+
+def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
+    """a + b, in one sum: s_a * (a - z_a) + s_b * (b - z_b)."""
+    if is_traced() or torch.int32 in (a.codes.dtype, b.codes.dtype):
+        return on_grid(torch.add, a, b, scale=scale, zero_point=zero_point, relu=relu)
+    (s_a, z_a), (s_b, z_b) = ((float(one.scale), int(one.zero_point)) for one in (a, b))
+    values = torch.add(a.codes * s_a, b.codes, alpha=s_b).add_(-(s_a * z_a + s_b * z_b))
+    return quantized(values, a, scale, zero_point, relu)
+
+
+def multiply(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
+    """a * b, element by element."""
+    return on_grid(torch.mul, a, b, scale=scale, zero_point=zero_point, relu=relu)
+
+
+def matmul(a: QTensor, b: QTensor, scale: float, zero_point: int) -> QTensor:
+    """The matrix product of two quantized tensors."""
+    return on_grid(torch.matmul, a, b, scale=scale, zero_point=zero_point)
+
+
+def cat(tensors: Sequence[QTensor], dim: int, scale: float, zero_point: int) -> QTensor:
+    """One tensor of several; those on the grid of the result keep their codes."""
+    grid = (tensors[0].stored_as, scale, zero_point, None)
+    parts = [
+        one.codes if one.grid == grid else quantized(one.dequantize(), tensors[0], scale, zero_point).codes
+        for one in tensors
+    ]
+    return wrap(torch.cat(parts, dim), scale, zero_point, None, tensors[0].stored_as)
+
+
+def add_scalar(x: QTensor, number: float) -> QTensor:
+    """x + number: the zero point moves, and the codes stay; where it would leave their range, the scale grows instead.
+
+    The result's range always contains that of x + number, as in the reference (quantized::add_scalar).
+    """
+    low, high = x.limits
+    scale, zero_point = float(x.scale), int(x.zero_point)
+    shifted = zero_point - round(number / scale)
+    if low <= shifted <= high:
+        return wrap(x.codes, scale, shifted, None, x.stored_as)
+    end = low if shifted < low else high
+    wider = scale * abs((high + low - end) - shifted) / (high - low)
+    return on_grid(lambda values: values + round(number / scale) * scale, x, scale=wider, zero_point=end)
+
+
+def multiply_scalar(x: QTensor, number: float) -> QTensor:
+    """x * number: the scale changes; with a negative number the codes and the zero point change ends."""
+    low, high = x.limits
+    scale, zero_point = float(x.scale), int(x.zero_point)
+    if number > 0:
+        return wrap(x.codes, scale * number, zero_point, None, x.stored_as)
+    if number == 0:
+        return wrap(torch.zeros_like(x.codes), 1.0, 0, None, x.stored_as)
+    turned = (low + high - x.codes.long()).to(x.codes.dtype)
+    return wrap(turned, scale * -number, low + high - zero_point, None, x.stored_as)

@@ -1,0 +1,191 @@
+"""Linear, convolution and transposed convolution: a weight that is prepared once, and the kernel that its table names.
+
+A kernel returns codes of a grid, or real numbers where the next layer wants those (dynamic quantization, and functions
+after the product that no kernel fuses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import QuantizedTensorError
+from ..grid import Grid
+from ..qtensor.tensor import NAMES, QTensor, wrap
+from ..requantization import bias_codes
+from .choice import choose
+
+__all__ = ["Geometry", "Post", "Product", "Weight"]
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over its input: tuples with one number for each spatial dimension, and groups."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Post:
+    """What follows a product before it is rounded: a name, and the function on real numbers; relu also fuses."""
+
+    name: str = "none"
+    function: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass
+class Weight:
+    """An int8 weight with its bias in float32, and what kernels derive from them, made when first needed.
+
+    quantized: (out, in) of a linear, (out, in / groups, ...) of a convolution, (in, out / groups, ...) of a transposed
+        one; one scale in all, or one for each output channel.
+    bias: (out,), or None.
+    geometry: None for a linear.
+    """
+
+    quantized: QTensor
+    bias: Tensor | None = None
+    geometry: Geometry | None = None
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        q = self.quantized
+        if q.stored_as is not torch.qint8 or (q.axis is not None and q.axis != self.output_axis):
+            raise QuantizedTensorError(
+                f"a weight has int8 codes and one scale in all, or one for each index of dimension {self.output_axis} "
+                f"(its outputs); got {q.stored_as} with axis {q.axis}"
+            )
+
+    @property
+    def output_axis(self) -> int:
+        return 1 if self.geometry is not None and self.geometry.transposed else 0
+
+    @property
+    def spatial(self) -> int:
+        return self.quantized.dim() - 2
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """float64, of one element or of one for each output."""
+        scale = torch.as_tensor(self.quantized.scale, dtype=torch.float64, device=self.quantized.device).flatten()
+        groups = self.geometry.groups if self.geometry is not None and self.geometry.transposed else 1
+        return scale.repeat(groups) if scale.numel() > 1 else scale.reshape(())
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """Code - zero point, int64."""
+        q = self.quantized
+        shape = [-1 if dim == q.axis else 1 for dim in range(q.dim())]
+        zero_point = torch.as_tensor(q.zero_point, device=q.device).long()
+        return q.codes.long() - (zero_point if q.axis is None else zero_point.reshape(shape))
+
+    @cached_property
+    def is_symmetric(self) -> bool:
+        return not bool(torch.as_tensor(self.quantized.zero_point).any())
+
+    @cached_property
+    def largest_sum(self) -> int:
+        """The largest sum of |code - zero point| that meets one output."""
+        others = [dim for dim in range(self.centred.dim()) if dim != self.output_axis]
+        return int(self.centred.abs().sum(others).max()) if self.centred.numel() else 0
+
+    def codes_of_bias(self, x_scale: float) -> Tensor | None:
+        """The bias in int32, with scale s_x * s_w."""
+        return None if self.bias is None else bias_codes(self.bias.detach(), x_scale, self.scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What kernels derived stays behind in copies and files: it belongs to a machine."""
+        return {"quantized": self.quantized, "bias": self.bias, "geometry": self.geometry, "derived": {}}
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, kept for the same key; of one kind (the first of the key), the last one is kept."""
+        kind, *values = key
+        held = self.derived.get(kind)
+        if held is None or held[0] != values:
+            held = self.derived[kind] = (values, make())
+        return held[1]
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The operator, on tensors of one floating-point type."""
+        g = self.geometry
+        if g is None:
+            return F.linear(x, weight, bias)
+        if g.transposed:
+            op = _TRANSPOSED[self.spatial]
+            return op(x, weight, bias, g.stride, g.padding, g.output_padding, g.groups, g.dilation)
+        return _CONV[self.spatial](x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
+
+    def along_channels(self, values: Tensor) -> Tensor:
+        """Numbers per output in the shape of a result without batch: (out, 1, 1) for a 2-D convolution."""
+        return values.reshape(-1, *[1] * self.spatial) if self.geometry is not None and values.numel() > 1 else values
+
+
+@dataclass
+class Product:
+    """One call: weight, what follows, and the grid of the result; None for real numbers."""
+
+    weight: Weight
+    post: Post
+    x: QTensor
+    out: Grid | None
+
+    @classmethod
+    def compute(
+        cls, weight: Weight, post: Post, x: QTensor, scale: float, zero_point: int, stored: torch.dtype | None = None
+    ) -> QTensor:
+        """Codes of the grid (scale, zero_point), in the integer type of x unless another is named."""
+        stored = stored or x.codes.dtype
+        limits = torch.iinfo(stored)
+        out = Grid(scale, zero_point, limits.min, limits.max, stored)
+        codes = cls(weight, post, x, out).codes()
+        return wrap(codes, scale, zero_point, None, NAMES[stored])
+
+    @classmethod
+    def compute_real(cls, weight: Weight, post: Post, x: QTensor) -> Tensor:
+        """Real numbers in float32, as of dynamic quantization."""
+        return cls(weight, post, x, None).real()
+
+    def codes(self) -> Tensor:
+        if self.post.name in ("none", "relu"):
+            return choose(self).codes(self)
+        real = self.post.function(Product(self.weight, Post(), self.x, None).real())  # type: ignore[misc]
+        return self.out.quantize(real)  # type: ignore[union-attr]
+
+    def real(self) -> Tensor:
+        sums = choose(self).real(self)
+        return sums if self.post.function is None else self.post.function(sums)
+
+    @property
+    def rows(self) -> int:
+        """How many times the weight is used."""
+        return math.prod(self.x.codes.shape[:-1])
+
+    @property
+    def bound(self) -> int:
+        """No sum is larger."""
+        key = ("bound", self.x.codes.dtype, self.x.scale, self.x.zero_point, self.out is None)
+        return self.weight.once(key, self._bound)  # type: ignore[no-any-return]
+
+    def _bound(self) -> int:
+        low, high = self.x.limits
+        reach = max(high - int(self.x.zero_point), int(self.x.zero_point) - low)
+        bias = self.weight.bias
+        if bias is None or self.out is None:
+            return self.weight.largest_sum * reach
+        codes = self.weight.codes_of_bias(float(self.x.scale))
+        return self.weight.largest_sum * reach + int(codes.long().abs().max())  # type: ignore[union-attr]

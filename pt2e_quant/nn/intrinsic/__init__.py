@@ -1,0 +1,5 @@
+"""Fused modules. Their quantized forms are in `quantized`."""
+
+from . import quantized
+
+__all__ = ["quantized"]

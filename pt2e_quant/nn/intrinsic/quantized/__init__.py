@@ -1,0 +1,27 @@
+"""Fused quantized modules. The names of torch.ao.nn.intrinsic.quantized."""
+
+from ...fused import (
+    ConvReLU1d,
+    ConvReLU2d,
+    ConvReLU3d,
+    LinearLeakyReLU,
+    LinearReLU,
+    LinearTanh,
+)
+from ...normalization import (
+    BNReLU2d,
+    BNReLU3d,
+)
+from . import dynamic
+
+__all__ = [
+    "BNReLU2d",
+    "BNReLU3d",
+    "ConvReLU1d",
+    "ConvReLU2d",
+    "ConvReLU3d",
+    "LinearLeakyReLU",
+    "LinearReLU",
+    "LinearTanh",
+    "dynamic",
+]

@@ -1,0 +1,81 @@
+"""Load a quantized state dict into a model that is still float: each module that it has quantized is replaced first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..checks import checked
+from ..errors import QuantizedTensorError
+from ..qtensor import QTensor, from_torch
+from .embedding import Embedding
+from .rows import dynamic_classes, quantized_classes, row_of
+from .weighted import WeightedModule
+
+__all__ = ["load_quantized"]
+
+
+@checked(QuantizedTensorError)
+def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: bool | None = None) -> nn.Module:
+    """Replace modules in place by the quantized forms that a state dict has for them, and load it.
+
+    Args:
+        model: float; linears, convolutions and embeddings may already be quantized.
+        state_dict: of torch.ao's modules or of ours, of any version, also without its metadata.
+        dynamic: whether linears and convolutions are dynamic; None asks the versions, and takes static without them.
+
+    Returns:
+        The model; the root itself is replaced where it is such a module.
+
+    Raises:
+        QuantizedTensorError: the state dict has nothing quantized, or does not fit the model.
+    """
+    plain = from_torch(dict(state_dict))
+    versions = getattr(state_dict, "_metadata", {})
+    places = [name for name, module in model.named_modules() if _is_quantized(module, name, plain)]
+    if not places:
+        raise QuantizedTensorError(
+            "load_quantized: no module of the model is quantized in this state dict; do the names of modules agree? "
+            f"The first keys are {list(plain)[:5]}"
+        )
+    for name in places:
+        wanted = versions.get(name, {}).get("version") == 4 if dynamic is None else dynamic
+        model = _replaced(model, name, _form(model.get_submodule(name), wanted))
+    try:
+        model.load_state_dict(plain)
+    except RuntimeError as error:
+        raise QuantizedTensorError(f"load_quantized: {error}") from error
+    return model
+
+
+def _is_quantized(module: nn.Module, name: str, state_dict: Mapping[str, Any]) -> bool:
+    row, prefix = row_of(module), f"{name}." if name else ""
+    if row is None or isinstance(module, WeightedModule | Embedding) or row.kernel not in _LOADED:
+        return False
+    packed = any(
+        f"{prefix}_packed_params.{key}" in state_dict for key in ("_packed_params", "_packed_weight", "weight")
+    )
+    return packed or isinstance(state_dict.get(f"{prefix}weight"), QTensor)
+
+
+_LOADED = ("linear", "conv", "conv_transpose", "embedding")
+
+
+def _form(module: Any, dynamic: bool) -> Any:
+    row = row_of(module)
+    classes = dynamic_classes() if dynamic and row.dynamic else quantized_classes()  # type: ignore[union-attr]
+    kind: Any = classes[row.float]  # type: ignore[union-attr]
+    if issubclass(kind, Embedding):
+        return kind(module.num_embeddings, module.embedding_dim, **kind._options(module))
+    return kind.empty_like(module[0] if isinstance(module, nn.Sequential) else module)
+
+
+def _replaced(model: nn.Module, name: str, made: nn.Module) -> nn.Module:
+    made.train(model.training)
+    if not name:
+        return made
+    parent, _, short = name.rpartition(".")
+    setattr(model.get_submodule(parent), short, made)
+    return model

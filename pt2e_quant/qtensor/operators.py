@@ -1,0 +1,271 @@
+"""What torch's operators do to a QTensor, in one table: on codes where that is the same, by a kernel, or an error.
+
+Which operators only move or pick values, `ops` knows: those run on the codes. Others need qparams for their result:
+where they have none, the message says which module brings them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+from .. import ops
+from ..errors import QuantizedTensorError
+from .tensor import QTensor, wrap
+
+__all__ = ["dispatch"]
+
+aten = torch.ops.aten
+
+Handler = Callable[..., Any]
+
+
+def dispatch(func: OpOverload, args: Any, kwargs: Any, *, dequantize: bool) -> Any:
+    """The result of an operator of which an argument is a QTensor.
+
+    Args:
+        func, args, kwargs: the call.
+        dequantize: let operators without a form on integers compute with real numbers.
+
+    Raises:
+        QuantizedTensorError: the operator has no form on integers.
+    """
+    handler = _TABLE.get(func)
+    if handler is None and ops.is_value_preserving(func) and not ops.fills_zeros(func):
+        handler = _move
+    if handler is not None:
+        return handler(func, *args, **kwargs)
+    if dequantize:
+        return func(*_real(args), **_real(kwargs))
+    raise QuantizedTensorError(_no_form(func))
+
+
+def _no_form(func: OpOverload) -> str:
+    name = func.overloadpacket.__name__.rstrip("_")
+    helper = _FUNCTIONAL.get(name)
+    if helper is not None:
+        way = f"give the result a scale: FloatFunctional().{helper}(...) in the model, before prepare"
+    else:
+        way = "put a DeQuantStub before it (and a QuantStub after it), or use the module of nn.quantized that does it"
+    return (
+        f"{func} has no form on quantized tensors: its result would need a scale of its own.\n  {_calling_line()}\n"
+        f"  Way out: {way}; or `with dequantizing():`, which computes with real numbers."
+    )
+
+
+def _calling_line() -> str:
+    """The line of the user's code that is running, as 'model.py:41: x = x + y'."""
+    ours = (__file__.rpartition("qtensor")[0], torch.__file__.rpartition("__init__")[0])
+    frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(ours)]
+    last = frames[-1] if frames else None
+    return f"{last.filename}:{last.lineno}: {last.line}" if last else "(no line of Python)"
+
+
+# --- operators that move or pick values -------------------------------------------------------------------------------
+
+
+def _move(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """On the codes: what comes out in their type is a QTensor on the grid of the first operand."""
+    like = _first(args, kwargs)
+    _need_one_scale(func, like)
+    carrier = _carrier(func, like)
+
+    def inside(value: Any) -> Any:
+        return _codes_on(value, like).to(carrier) if isinstance(value, QTensor) else value
+
+    results = func(*pytree.tree_map(inside, args), **pytree.tree_map(inside, kwargs))
+    if func._schema.is_mutable:
+        return args[0] if isinstance(args[0], QTensor) else results
+
+    def outside(value: Any) -> Any:
+        is_code = isinstance(value, Tensor) and value.dtype is carrier
+        return like.with_codes(value.to(like.codes.dtype)) if is_code else value
+
+    return pytree.tree_map(outside, results)
+
+
+def _codes_on(q: QTensor, like: QTensor) -> Tensor:
+    return q.codes if q is like or q.grid == like.grid else like.quantize(q.dequantize()).codes
+
+
+_NEEDS_FLOATS = frozenset((*ops.UPSAMPLE_NEAREST, *ops.ADAPTIVE_MAX_POOL, aten.im2col.default)) | frozenset(
+    op for op in ops.known() if ("pad" in str(op) and "reflection" in str(op)) or "replication" in str(op)
+)
+
+
+def _carrier(func: OpOverload, like: QTensor) -> torch.dtype:
+    """The type that the operator runs in. Some have no kernel for integers; float64 holds every code."""
+    return torch.float64 if func in _NEEDS_FLOATS else like.codes.dtype
+
+
+def _clone(func: OpOverload, q: QTensor, *args: Any, **kwargs: Any) -> QTensor:
+    """Operators that keep places, so that an axis stays where it is."""
+    width = q.shape[-1] if q.stored_as is torch.quint4x2 else None
+    return wrap(func(q.codes, *args, **kwargs), q.scale, q.zero_point, q.axis, q.stored_as, width)
+
+
+def _to(func: OpOverload, q: QTensor, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
+    """Other places in memory or other devices; the scales go along. Another type: real numbers."""
+    if dtype not in (None, torch.float32):
+        return func(q.dequantize(), dtype=dtype, **options)
+    moved = _clone(func, q, **options)
+    for name in ("scale", "zero_point"):
+        part = getattr(q, name)
+        setattr(moved, name, part.to(moved.codes.device) if isinstance(part, Tensor) else part)
+    return moved
+
+
+def _permute(func: OpOverload, q: QTensor, *args: Any) -> QTensor:
+    """An axis moves along."""
+    codes = func(q.codes, *args)
+    if q.axis is None:
+        return q.with_codes(codes)
+    marked = torch.empty([2 if dim == q.axis else 1 for dim in range(q.dim())], device="meta")
+    axis = list(func(marked, *args).shape).index(2)
+    return wrap(codes, q.scale, q.zero_point, axis, q.stored_as)
+
+
+def _copy(func: OpOverload, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """Between quantized tensors codes and qparams are copied; a float one is quantized on the grid that is there."""
+    if not isinstance(target, QTensor):
+        raise QuantizedTensorError("copy_: a quantized tensor is not copied into a float one; dequantize() it first")
+    if isinstance(source, QTensor):
+        if source.stored_as is not target.stored_as:
+            raise QuantizedTensorError(f"copy_: {source.stored_as} does not fit into {target.stored_as}")
+        target.scale, target.zero_point, target.axis = source.scale, source.zero_point, source.axis
+        target.codes.copy_(source.codes, non_blocking)
+    else:
+        target.codes.copy_(target.quantize(source).codes)
+    return target
+
+
+def _pad(func: OpOverload, q: QTensor, pad: list[int], value: float = 0.0) -> QTensor:
+    """What fills is the code of the number that fills."""
+    _need_one_scale(func, q)
+    return q.with_codes(func(q.codes, pad, q.quantize(torch.tensor(float(value))).codes.item()))
+
+
+def _fill(func: OpOverload, q: QTensor, value: Any = 0.0) -> QTensor:
+    q.codes.copy_(q.quantize(torch.as_tensor(float(value))).codes)
+    return q
+
+
+def _empty(func: OpOverload, q: QTensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    if dtype not in (None, torch.float32):
+        return func(q.codes, dtype=dtype, **options)  # type: ignore[no-any-return]
+    return _clone(func, q, **options)
+
+
+# --- operators on real numbers ----------------------------------------------------------------------------------------
+
+
+def _compare(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """Real numbers are compared, as grids may differ."""
+    return func(*_real(args), **_real(kwargs))
+
+
+def _equal(func: OpOverload, a: Tensor, b: Tensor) -> bool:
+    """The same codes on the same grid."""
+    if not (isinstance(a, QTensor) and isinstance(b, QTensor)):
+        raise QuantizedTensorError("equal compares two quantized tensors, or two others; dequantize() one of them")
+    return a.grid == b.grid and torch.equal(a.codes, b.codes)
+
+
+def _same_grid(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """Computed with real numbers, rounded to the grid of the operand. In place where the operator is."""
+    like = _first(args, kwargs)
+    _need_one_scale(func, like)
+    plain = ops.functional(func) if func._schema.is_mutable else func
+    made = like.quantize(plain(*_real(args), **_real(kwargs)))
+    if not func._schema.is_mutable:
+        return made
+    like.codes.copy_(made.codes)
+    return like
+
+
+def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
+    """Averages: of code - zero point, which float32 holds exactly, so that ties round to even as they should."""
+    like = _first(args, kwargs)
+    _need_one_scale(func, like)
+    centred = pytree.tree_map_only(QTensor, lambda q: q.codes.float() - q.zero_point, (args, kwargs))
+    codes = torch.round(func(*centred[0], **centred[1])) + like.zero_point
+    return like.with_codes(codes.clamp(*like.limits).to(like.codes.dtype))
+
+
+def _fixed_grid(low: float, high: float) -> Handler:
+    """Results in [low, high) over all codes, whatever the operand's grid."""
+
+    def handler(func: OpOverload, q: QTensor) -> QTensor:
+        _need_one_scale(func, q)
+        smallest, largest = q.limits
+        scale = (high - low) / (largest - smallest + 1)
+        grid = wrap(q.codes, scale, smallest - round(low / scale), None, q.stored_as)
+        return grid.quantize(func(q.dequantize()))
+
+    return handler
+
+
+def _item(func: OpOverload, q: QTensor) -> Any:
+    return func(q.dequantize())
+
+
+def _real(arguments: Any) -> Any:
+    return pytree.tree_map_only(QTensor, QTensor.dequantize, arguments)
+
+
+def _first(args: Any, kwargs: Any) -> QTensor:
+    return next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, QTensor))
+
+
+def _need_one_scale(func: OpOverload, q: QTensor) -> None:
+    if q.axis is not None or q.stored_as is torch.quint4x2:
+        raise QuantizedTensorError(
+            f"{func} has no form on tensors of {q.stored_as} with {q.qscheme()}: dequantize()\n  {_calling_line()}"
+        )
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_FUNCTIONAL = {"add": "add", "mul": "mul", "matmul": "matmul", "mm": "matmul", "bmm": "matmul"}
+"""Operators that a method of FloatFunctional stands for."""
+
+
+def _all(names: str) -> list[OpOverload]:
+    packets = [getattr(aten, name) for name in names.split()]
+    return [getattr(packet, overload) for packet in packets for overload in packet.overloads() if "out" not in overload]
+
+
+_TABLE: dict[OpOverload, Handler] = {
+    **dict.fromkeys(_all("clone detach alias lift_fresh"), _clone),
+    **dict.fromkeys(_all("permute transpose t"), _permute),
+    **dict.fromkeys(_all("_to_copy"), _to),
+    **dict.fromkeys(_all("empty_like"), _empty),
+    **dict.fromkeys(_all("copy_"), _copy),
+    **dict.fromkeys(_all("fill_ zero_"), _fill),
+    aten.constant_pad_nd.default: _pad,
+    **dict.fromkeys(_all("eq ne lt le gt ge argmax argmin isnan isfinite isinf any all"), _compare),
+    **dict.fromkeys(_all("equal"), _equal),
+    **dict.fromkeys(_all("_local_scalar_dense"), _item),
+    **dict.fromkeys(
+        (
+            *ops.RELU, *ops.LEAKY_RELU, *ops.HARDTANH, *ops.CLAMP,
+            *_all("relu6 threshold masked_fill masked_fill_ elu elu_"),
+        ),
+        _same_grid,
+    ),
+    **dict.fromkeys(
+        (
+            *ops.MEAN, *ops.ADAPTIVE_AVG_POOL,
+            *_all("_adaptive_avg_pool2d _adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d upsample_bilinear2d"),
+        ),
+        _linear,
+    ),
+    **dict.fromkeys(_all("sigmoid hardsigmoid"), _fixed_grid(0.0, 1.0)),
+    aten.tanh.default: _fixed_grid(-1.0, 1.0),
+}  # fmt: skip

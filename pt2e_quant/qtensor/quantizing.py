@@ -1,0 +1,169 @@
+"""From real numbers to QTensors and back: torch's functions of these names, on integers of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast, overload
+
+import torch
+from torch import Tensor
+
+from .. import qparams
+from ..checks import checked
+from ..errors import SpecError
+from ..specs import integer_range
+from .tensor import NAMES, QTensor, is_traced, wrap
+
+__all__ = ["dequantize", "quantize_per_channel", "quantize_per_tensor", "quantize_per_tensor_dynamic"]
+
+_Q = torch.ops.quantized_decomposed
+_STORED = {name: stored for stored, name in NAMES.items()} | {stored: stored for stored in NAMES}
+_REDUCED = {torch.uint8: (0, 127), torch.int8: (-64, 63)}
+
+
+@overload
+def quantize_per_tensor(
+    input: Tensor, scale: float | Tensor, zero_point: int | Tensor, dtype: torch.dtype
+) -> QTensor: ...
+@overload
+def quantize_per_tensor(
+    input: Sequence[Tensor], scale: Tensor, zero_point: Tensor, dtype: torch.dtype
+) -> list[QTensor]: ...
+@checked(SpecError)
+def quantize_per_tensor(
+    input: Tensor | Sequence[Tensor], scale: float | Tensor, zero_point: int | Tensor, dtype: torch.dtype
+) -> QTensor | list[QTensor]:
+    """Quantize real numbers, with one scale: round(x / scale) + zero_point, ties to even, saturating.
+
+    Args:
+        input: a floating-point tensor, or several.
+        scale, zero_point: one number each, or a tensor of one; for several inputs tensors with one value for each.
+        dtype: torch.quint8, qint8 or qint32; or the integer type itself.
+
+    Returns:
+        A QTensor, or a list of them.
+
+    Raises:
+        SpecError: the arguments do not fit together.
+    """
+    stored = _stored(dtype)
+    if isinstance(input, Tensor):
+        return _per_tensor(input, _number(scale), cast("int | Tensor", _number(zero_point)), stored)
+    scales, zero_points = torch.as_tensor(scale).tolist(), torch.as_tensor(zero_point).tolist()
+    if not isinstance(scales, list) or not len(scales) == len(zero_points) == len(input):
+        raise SpecError(f"{len(input)} tensors need as many scales and zero points, got {scales} and {zero_points}")
+    parts = zip(input, scales, zero_points, strict=True)
+    return [_per_tensor(one, float(step), int(zero), stored) for one, step, zero in parts]
+
+
+@checked(SpecError)
+def quantize_per_tensor_dynamic(input: Tensor, dtype: torch.dtype, reduce_range: bool = False) -> QTensor:
+    """Quantize real numbers with the scale that their own range asks for.
+
+    Args:
+        input: a floating-point tensor.
+        dtype: torch.quint8 or qint8; or the integer type itself.
+        reduce_range: leave one bit unused, as kernels without VNNI need.
+
+    Raises:
+        SpecError: dtype is no 8-bit type.
+        CalibrationError: the tensor is empty or not finite.
+    """
+    stored = _stored(dtype)
+    if stored not in _REDUCED:
+        raise SpecError(f"a range is quantized to 8 bits while a model runs, not to {dtype}; take quint8 or qint8")
+    low, high = _REDUCED[stored] if reduce_range else _limits(stored)
+    if is_traced():
+        scale, zero_point = _Q.choose_qparams.tensor(input, low, high, qparams.FLOAT32_EPS, stored)
+        codes = _Q.quantize_per_tensor.tensor(input, scale, zero_point, low, high, stored)
+        return wrap(codes, scale, zero_point, None, NAMES[stored])
+    ends = qparams.min_max(input)
+    step, zero = qparams.affine_qparams(*ends, low, high, dtype=stored)
+    return wrap(qparams.quantize(input, step, zero, low, high, stored), step.item(), int(zero), None, NAMES[stored])
+
+
+@checked(SpecError)
+def quantize_per_channel(input: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype) -> QTensor:
+    """Quantize real numbers, with one scale for each index of a dimension.
+
+    Args:
+        input: a floating-point tensor.
+        scales: one for each index of `axis`.
+        zero_points: likewise; floats mean q = round(x / scale + zero_point), as for embeddings.
+        axis: the dimension.
+        dtype: torch.quint8, qint8, qint32, or the integer type itself; torch.quint4x2 with float zero points.
+
+    Raises:
+        SpecError: the arguments do not fit together.
+    """
+    if not -input.dim() <= axis < input.dim():
+        raise SpecError(f"axis {axis} does not exist in a tensor of shape {tuple(input.shape)}")
+    axis %= input.dim()
+    packed = dtype is torch.quint4x2
+    stored = torch.uint8 if packed else _stored(dtype)
+    low, high = (0, 15) if packed else _limits(stored)
+    floats = zero_points.is_floating_point()
+    if floats:
+        codes = _with_float_zero_points(input, scales, zero_points, axis, (low, high)).to(stored)
+    else:
+        codes = qparams.quantize(input, scales, zero_points, low, high, stored, axis=axis)
+    kinds = (torch.float32, torch.float32) if floats else (torch.float64, torch.int64)
+    scales, zero_points = scales.to(kinds[0]), zero_points.to(kinds[1])
+    if not packed:
+        return QTensor(codes, scales, zero_points, axis)
+    return QTensor(pack(codes), scales, zero_points, axis, torch.quint4x2, input.shape[-1])
+
+
+@overload
+def dequantize(tensors: Tensor) -> Tensor: ...
+@overload
+def dequantize(tensors: Sequence[Tensor]) -> list[Tensor]: ...
+@checked(SpecError)
+def dequantize(tensors: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """The real numbers of a quantized tensor, or of several, in float32; what is no quantized tensor, in float32."""
+    if isinstance(tensors, Tensor):
+        return tensors.dequantize() if isinstance(tensors, QTensor) else tensors.float()
+    return [dequantize(one) for one in tensors]
+
+
+def pack(codes: Tensor) -> Tensor:
+    """4-bit codes, two in a byte along the last dimension."""
+    even, odd = codes[..., ::2], codes[..., 1::2]
+    if odd.shape[-1] < even.shape[-1]:
+        odd = torch.nn.functional.pad(odd, (0, 1))
+    return even | odd << 4
+
+
+def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stored: torch.dtype) -> QTensor:
+    low, high = _limits(stored)
+    if is_traced():
+        overload = _Q.quantize_per_tensor.tensor if isinstance(scale, Tensor) else _Q.quantize_per_tensor.default
+        return wrap(overload(x, scale, zero_point, low, high, stored), scale, zero_point, None, NAMES[stored])
+    # A scale in float32, as its inverse is what torch's own kernels multiply with.
+    step = torch.as_tensor(scale, dtype=torch.float32)
+    return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
+
+
+def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, limits: tuple[int, int]) -> Tensor:
+    """round(x / scale + zero_point): zero points are no integers, so they are added before rounding."""
+    shape = [-1 if dim == axis else 1 for dim in range(x.dim())]
+    if not scale.numel() == zero.numel() == x.shape[axis]:
+        raise SpecError(f"{x.shape[axis]} scales and zero points are needed, got {scale.numel()} and {zero.numel()}")
+    inverse = (1.0 / scale.float()).reshape(shape)
+    return torch.clamp(torch.round(x.float() * inverse + zero.float().reshape(shape)), *limits)
+
+
+def _number(value: float | Tensor) -> float | Tensor:
+    """A number where that can be known now."""
+    return value.item() if isinstance(value, Tensor) and not is_traced() else value
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in _STORED:
+        raise SpecError(f"values are quantized to torch.quint8, qint8 or qint32, not to {dtype}")
+    return _STORED[dtype]
+
+
+def _limits(stored: torch.dtype) -> tuple[int, int]:
+    held = integer_range(stored)
+    return held or (0, 0)
