@@ -36,8 +36,8 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 LIBRARY = (
     "algorithms", "calibration", "debug", "errors", "fake_quantize", "lowering.executorch", "lowering.inductor",
-    "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer", "report", "schemes", "specs",
-    "testing",
+    "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer", "qtensor", "report", "schemes",
+    "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
 ROOMS = ("pt2e_quant", *(f"pt2e_quant.{room}" for room in LIBRARY), *(f"quantizers.{file}" for file in BACKENDS))
@@ -97,6 +97,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "by": lambda: "a rule",
     "cell": lambda: Cell("int8", "tensor", "static"),
     "code": lambda: "shape",
+    "codes": lambda: torch.ones(2, dtype=torch.int8),
     "config": get_symmetric_quantization_config,
     "converted": converted,
     "data": lambda: [(torch.rand(2, 4),)],
@@ -118,6 +119,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "group_size": lambda: 2,
     "high": lambda: torch.tensor(3.0),
     "index": lambda: 0,
+    "input": lambda: torch.rand(2),
     "input_activation": lambda: None,
     "input_shape": lambda: (2, 4),
     "known": lambda: ["int8"],
@@ -157,15 +159,18 @@ GOOD: dict[str, Callable[[], Any]] = {
     "reference": lambda: None,
     "runtime": lambda: None,
     "scale": lambda: torch.tensor(0.5),
+    "scales": lambda: torch.tensor([0.5, 0.25]),
     "scheme": lambda: Scheme(dtype="int8"),
     "spec": lambda: QuantizationSpec(torch.int8, MinMaxObserver),
     "target": lambda: 22.0,
     "target_dtype": lambda: torch.int8,
     "text": lambda: explain(converted()).to_json(),
+    "values": dict,
     "width": lambda: 4,
     "weight": lambda: MinMaxObserver.with_args(dtype=torch.qint8),
     "x": lambda: torch.rand(2),
     "zero_point": lambda: torch.tensor(3),
+    "zero_points": lambda: torch.tensor([3, 2]),
     "axis": lambda: 0,
     "block_size": lambda: (1, 2),
 }

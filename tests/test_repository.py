@@ -222,7 +222,7 @@ def test_the_library_has_no_bare_assert():
 
 
 # Passes and the integer reference emit operators, the writer spells them.
-MAY_NAME_OPERATORS = ("ops.py", "limits.py", "write.py")
+MAY_NAME_OPERATORS = ("ops.py", "limits.py", "write.py", "requantization.py")  # the last is the integer reference's
 ROOMS_THAT_EMIT = {"passes", "representation", "quantizers"}
 
 

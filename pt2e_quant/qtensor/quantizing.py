@@ -155,6 +155,8 @@ def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, l
 
 def _number(value: float | Tensor) -> float | Tensor:
     """A number where that can be known now."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise SpecError(f"one tensor has one scale and one zero point, got {value.numel()}; see quantize_per_channel")
     return value.item() if isinstance(value, Tensor) and not is_traced() else value
 
 

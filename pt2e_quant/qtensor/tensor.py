@@ -266,7 +266,7 @@ def _skip_when_compiled(function: Any) -> None:
     torch.compiler.allow_in_graph(wrap) a graph goes on through it.
     """
     c = torch._C._dynamo.eval_frame
-    c.set_code_exec_strategy(function.__code__, c._FrameExecStrategy(c._FrameAction.SKIP, c._FrameAction.DEFAULT))  # type: ignore[attr-defined]
+    c.set_code_exec_strategy(function.__code__, c._FrameExecStrategy(c._FrameAction.SKIP, c._FrameAction.DEFAULT))
 
 
 def rebuild(*parts: Any) -> QTensor:
