@@ -36,7 +36,8 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 LIBRARY = (
     "algorithms", "calibration", "debug", "errors", "fake_quantize", "lowering.executorch", "lowering.inductor",
-    "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer", "qtensor", "report", "schemes",
+    "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer", "qtensor", "report",
+    "schemes",
     "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
