@@ -20,7 +20,7 @@ from ..graph.module import is_guard
 from ..graph.nested import carried
 from ..graph.values import is_quantizable
 from ..meta import UNUSED_RULES_KEY
-from ..quantizer.overwritten import overwritten, overwritten_reason
+from ..quantizer.overwritten import Overwritten, overwritten_reason
 from ..quantizer.reading import AnnotationReading, SpecReading, read_annotations
 from ..reasons import Refusal
 from ..specs import EdgeOrNode
@@ -113,7 +113,7 @@ class _Sites:
         self.implicit: set[EdgeOrNode] = set()
         self.tied: set[EdgeOrNode] = set()
         self.refusals: dict[Node, list[Refusal]] = {}
-        self._written = overwritten(gm.graph)
+        self._written = Overwritten(gm.graph)
         for node, annotation in annotations.items():
             for source in node.all_input_nodes:
                 if source in annotation.inputs and self._can_quantize(source, node):
@@ -127,8 +127,10 @@ class _Sites:
 
     def _can_quantize(self, tensor: Node, annotated: Node) -> bool:
         """False, with the reason kept, for what must stay as it is; an error for values that are no tensor at all."""
-        if tensor in self._written:
-            self._refuse(annotated, overwritten_reason(tensor, self._written[tensor]), "overwritten")
+        alone = annotated is not tensor
+        write = self._written.write_missed(tensor, annotated) if alone else self._written.write(tensor)
+        if write is not None:
+            self._refuse(annotated, overwritten_reason(tensor, write), "overwritten")
             return False
         value = _value(tensor, annotated)
         if tensor.meta.get("val") is not None and not is_quantizable(tensor):

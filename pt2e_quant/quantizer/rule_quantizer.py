@@ -30,7 +30,7 @@ from ..reasons import Refusal, refusals, refuse
 from .base import Quantizer
 from .config import QuantizationConfig
 from .masks import MASK_REASON, masked
-from .overwritten import overwritten, overwritten_reason
+from .overwritten import Overwritten, overwritten_reason
 from .pattern import Match
 from .reading import input_specs, is_annotated
 from .rule import Rule
@@ -178,7 +178,7 @@ class _Annotator:
         self._model = model
         self._choices = choices
         self._constants = Constants(model)
-        self._overwritten = overwritten(model.graph)
+        self._overwritten = Overwritten(model.graph)
         self._masked = masked(model.graph)
         self._streams = Streams(model) if quantizer.spares_streams else None
         self._foreign = {node for node in choices if is_annotated(node)}
@@ -250,9 +250,12 @@ class _Annotator:
 
     def _obstacle(self, rule: Rule, match: Match) -> Refusal | None:
         """What forbids every rule here: memory that is written to, values that no input changes, and masks."""
-        for node in (match.root, *(captured for _, captured in match.pairs())):
-            if node in self._overwritten:
-                return Refusal(rule.name, overwritten_reason(node, self._overwritten[node]), "overwritten")
+        written = self._overwritten
+        missed = [(match.root, written.write(match.root))]
+        missed += [(node, written.write_missed(node, match.users[name])) for name, node in match.pairs()]
+        for tensor, write in missed:
+            if write is not None:
+                return Refusal(rule.name, overwritten_reason(tensor, write), "overwritten")
         if match.root in self._constants:
             return Refusal(rule.name, "it is computed from parameters alone, no input flows through it", "constant")
         tensors = [match.root, *(node for name, node in match.pairs() if rule.specs.get(name) is not None)]

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.errors import CoverageError
-from pt2e_quant.quantizer.overwritten import overwritten
+from pt2e_quant.quantizer.overwritten import Overwritten
 from tests.nets import export
 from tests.pt2e.kit import ACT, STATIC, ByHand, Toy, annotate, calls, quantizes, the_call
 
@@ -183,6 +183,66 @@ def test_the_linear_after_such_a_buffer_is_quantized():
     assert [decision.node for decision in explain(prepared).quantized] == ["linear"]
 
 
+class Stream(nn.Module):
+    """What the last call left is read before it is replaced, as a streaming convolution does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.randn(2, 4))
+        self.before, self.after = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(self.state)
+        self.state.copy_(x)
+        return y + self.after(self.state)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_buffer_that_is_read_before_the_write_is_quantized_for_that_reader(functional):
+    torch.manual_seed(0)
+    model, x = Stream().eval(), torch.randn(2, 4)
+    exported = export(model, x)
+    prepared = prepare_pt2e(exported.run_decompositions({}) if functional else exported, Toy(STATIC))
+    linears = [decision for decision in explain(prepared).quantized if "linear" in decision.op]
+    assert list(linears[0].inputs) == ["state", "before_weight"]
+    again = torch.randn(2, 4)
+    prepared(x), prepared(again)
+    converted = convert_pt2e(prepared)
+    for batch in (x, again):  # the second reads what the first has left
+        expected = model(batch)
+        assert (converted(batch) - expected).abs().max() < 2 * EIGHT_BITS * expected.abs().max()
+        torch.testing.assert_close(converted.state, batch, rtol=0, atol=0)
+
+
+def test_a_view_that_is_read_after_the_write_stays_in_float():
+    class Late(Stream):
+        def forward(self, x: Tensor) -> Tensor:
+            view = self.state[:1]
+            self.state.copy_(x)
+            return self.before(view)
+
+    (skipped,) = [
+        decision
+        for decision in explain(prepare_pt2e(export(Late(), torch.randn(2, 4)), Toy(STATIC), allow_empty=True)).skipped
+        if "linear" in decision.op
+    ]
+    assert skipped.code == "overwritten"
+
+
+def test_an_annotation_of_such_a_read_is_taken_too():
+    def function(gm: GraphModule) -> None:
+        first, last = calls(gm, aten.linear.default)
+        for linear in (first, last):
+            annotate(linear, {linear.args[0]: ACT})
+
+    x = torch.randn(2, 4)
+    prepared = prepare_pt2e(export(Stream(), x), ByHand(function))
+    prepared(x)
+    assert "state" in {q.args[0].name for q in quantizes(convert_pt2e(prepared))}
+
+
 def test_an_in_place_activation_in_a_row_of_ops_is_no_obstacle():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True))
-    assert overwritten(export(model, torch.randn(1, 3, 5, 5)).module().graph) == {}
+    graph = export(model, torch.randn(1, 3, 5, 5)).module().graph
+    written = Overwritten(graph)
+    assert not [node for node in graph.nodes if written.write(node) is not None]
