@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
+from textwrap import indent
 
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
@@ -76,10 +77,8 @@ def locate(node: Node) -> str:
 def locate_all(nodes: Iterable[Node], limit: int = 8) -> str:
     """`locate` for several nodes, indented, with a count of those left out after `limit`."""
     found = list(nodes)
-    lines = [locate(node).replace("\n", "\n  ") for node in found[:limit]]
-    if len(found) > limit:
-        lines.append(f"... and {len(found) - limit} more")
-    return "\n".join(f"  {line}" for line in lines)
+    more = [f"... and {len(found) - limit} more"] if len(found) > limit else []
+    return indent("\n".join([*map(locate, found[:limit]), *more]), "  ")
 
 
 def module_stack(node: Node) -> list[tuple[str, object]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from textwrap import indent
 
 from torch import Tensor, nn
 
@@ -57,9 +58,9 @@ def _covering(site: Watched, part: list[Entry]) -> list[Entry]:
         if one.tensors & missing
     )
     raise CalibrationError(
-        f"the calibration has nothing for {type(site.observer).__name__} on {', '.join(sorted(missing))}:\n  "
-        + site.location.replace("\n", "\n  ")
-        + f"\n  It has {'; '.join(dict.fromkeys(there)) or 'no observer there'}. Facts of the data (MinMaxObserver: a "
+        f"the calibration has nothing for {type(site.observer).__name__} on {', '.join(sorted(missing))}:\n"
+        f"{indent(site.location, '  ')}\n"
+        f"  It has {'; '.join(dict.fromkeys(there)) or 'no observer there'}. Facts of the data (MinMaxObserver: a "
         "range; MSEObserver and its kin: counts) serve every observer that needs no more; all else serves the same "
         "class and arguments only. Tensors that shared an observer cannot be told apart."
     )
@@ -73,9 +74,8 @@ def _taught(site: Watched, entry: Entry) -> nn.Module:
         observer.load_state_dict({**observer.state_dict(), **state})
     except (ValueError, RuntimeError) as error:  # RuntimeError: torch on tensors that do not fit
         raise CalibrationError(
-            f"the calibration file says of {entry.name!r} what no data can have led to: {error}.\n  "
-            + site.location.replace("\n", "\n  ")
-            + "\n  Calibrate again."
+            f"the calibration file says of {entry.name!r} what no data can have led to: {error}.\n"
+            f"{indent(site.location, '  ')}\n  Calibrate again."
         ) from error
     return observer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -198,7 +199,7 @@ def _answer(reading: ObserverReading) -> tuple[Tensor, Tensor]:
     except Exception as error:  # observers of other packages raise what they like
         raise ConversionError(
             f"calculate_qparams of {type(reading.observer).__name__} does not give a scale and a zero point: "
-            f"{type(error).__name__}: {error}\n{_indented(reading.place)}"
+            f"{type(error).__name__}: {error}\n{indent(reading.place, '  ')}"
         ) from error
 
 
@@ -217,13 +218,9 @@ def _check_grid(reading: ObserverReading, scale: Tensor, zero_point: Tensor, bou
         raise ConversionError(
             f"{type(reading.observer).__name__} answers with scale {_few(scale)} and zero point {_few(zero_point)}, "
             f"which is no grid: a scale is finite and > 0, a zero point lies in {list(bounds)}.\n"
-            f"{_indented(reading.place)}\n"
+            f"{indent(reading.place, '  ')}\n"
             "  Calibrate again; if the state came from a file, it was damaged, or made for another configuration."
         )
-
-
-def _indented(place: str) -> str:
-    return "  " + place.replace("\n", "\n  ")
 
 
 def _few(values: Tensor) -> str:
@@ -256,9 +253,9 @@ def _no_op(reading: ObserverReading) -> str:
         wanted += " of a tensor that is not a matrix"
     return (
         f"torch.ops.quantized_decomposed has no op for {wanted}, so a tensor was prepared and calibrated but cannot be "
-        f"converted.\n{_indented(reading.place)}\n  A backend with an op of its own for it observes with a class that "
-        "has convert(model, node), which writes that op; or choose a scheme that docs/schemes.md lists with an op; or "
-        "leave this place in float."
+        f"converted.\n{indent(reading.place, '  ')}\n"
+        "  A backend with an op of its own for it observes with a class that has convert(model, node), which writes "
+        "that op; or choose a scheme that docs/schemes.md lists with an op; or leave this place in float."
     )
 
 

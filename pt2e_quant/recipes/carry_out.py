@@ -59,12 +59,10 @@ def quantize_and_lower(
     Args:
         model: in eval mode, or exported.
         example_inputs, example_kwargs, dynamic_shapes: as torch.export takes them; an exported model has its own.
-        data: calibration batches: a list or DataLoader of tensors, tuples, or dictionaries of keyword arguments, or a
-            function that returns them. A static mode needs them.
+        data: calibration batches, as `graph.run.batches_of` takes them, or a function of them; needed by static modes.
         target: the name of a target, or a quantizer that is configured.
         mode, options, observer, ignored, sqnr, seed: of the recipe, see Recipe.
-        metric, max_drop: a budget instead of `sqnr`: a number of a model, the more the better, and how much less than
-            the float model's is allowed.
+        metric, max_drop: a budget instead of `sqnr`: a number of a model, the more the better; how far it may drop.
         recipe: in the place of target, mode, options, observer, ignored, sqnr and seed.
         verify: as the lowerings take it.
 

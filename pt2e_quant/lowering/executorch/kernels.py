@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...errors import LoweringError
-from ...where import locate
+from ...where import locate_all
 from ..common.entry import by_origin, origin
 from ..common.program import Remark
 from . import runtime
@@ -88,7 +88,7 @@ def _raise(missing: dict[str, list[Node]], left: list[Node], converted: GraphMod
 
 def _places(nodes: list[Node], sources: dict[str, Node]) -> str:
     named = {origin(node): sources.get(origin(node), node) for node in nodes}
-    return "\n".join(f"  {locate(node)}".replace("\n", "\n  ") for node in named.values())
+    return locate_all(named.values(), limit=len(named))
 
 
 def _name(node: Node) -> str:

@@ -59,8 +59,7 @@ def prepare_qat_pt2e(
             scales that are parameters (`with_learned_scales`) are learned from there on.
 
     Returns:
-        A module with the calling convention of `model`, in the mode that this was exported in. train() and eval() work
-        on it, `parameters()` goes to an optimizer.
+        A module with the calling convention and in the mode of `model`, on which train() and eval() work.
 
     Raises:
         CaptureError, TargetingError, AnnotationError, SharingError, SpecError: as in `prepare_pt2e`.

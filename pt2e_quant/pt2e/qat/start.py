@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from textwrap import indent
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -37,7 +38,7 @@ class _Site(NamedTuple):
 
     @property
     def place(self) -> str:
-        return "  " + self.points[0].location.replace("\n", "\n  ")
+        return indent(self.points[0].location, "  ")
 
 
 Sites = dict[str, _Site]
