@@ -75,6 +75,16 @@ def test_learned_scales_train_and_convert_to_the_grid_that_they_trained(make):
     check_converted(graph.eval(), convert_pt2e(graph), [x, images(2, 4, 3, 16, 16)])
 
 
+def test_scales_of_weights_have_their_shapes_before_any_data():
+    """For DDP and FSDP, which take parameters as they find them."""
+    graph = prepare_qat_pt2e(export(ConvNet(), images(1, 4, 3, 16, 16)), xnnpack(True))
+    shapes = [tuple(parameter.shape) for parameter in graph.parameters() if parameter.dim() == 1]
+    found = [tuple(module.scale.shape) for module in learned(graph).values()]
+    assert {(12,), (5,)} <= set(found)  # channels of the convolutions, and of the linear
+    graph(images(2, 4, 3, 16, 16))
+    assert [tuple(parameter.shape) for parameter in graph.parameters() if parameter.dim() == 1] == shapes
+
+
 def test_lsq_keeps_the_zero_points_that_lsq_plus_trains():
     x = images(1, 4, 3, 16, 16)
     for learn, expected in ((True, True), (False, False)):

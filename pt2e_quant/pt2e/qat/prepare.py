@@ -25,7 +25,7 @@ from ..prepare import checked_name, observed
 from .batch_norm import unfold_batch_norm
 from .dropout import pass_over_dropouts
 from .fixed import warn_of_what_is_fixed
-from .start import start_from_calibration
+from .start import shape_learned_scales, start_from_calibration
 
 __all__ = ["prepare_qat_pt2e"]
 
@@ -79,6 +79,7 @@ def prepare_qat_pt2e(
         unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
     finish(gm)
     warn_of_what_is_fixed(gm)
+    shape_learned_scales(gm)
     if calibration is not None:
         start_from_calibration(gm, calibration)
     return gm.train(captured.training)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ...errors import CalibrationError
-from ...fake_quantize import enable_range_learning, is_fake_quantizer
+from ...fake_quantize import LearnableFakeQuantize, enable_range_learning, is_fake_quantizer
 from ...graph.attributes import attribute, own_written
 from ...graph.constants import Constants
 from ...graph.module import clone, finish
@@ -27,7 +27,7 @@ from ...specs import is_per_channel, is_symmetric
 from ..observed import ObserverReading, QParams, read_observer, read_qparams
 from ..record import PointRecord, Record, record_of
 
-__all__ = ["start_from_calibration"]
+__all__ = ["shape_learned_scales", "start_from_calibration"]
 
 
 class _Site(NamedTuple):
@@ -70,6 +70,18 @@ def start_from_calibration(prepared: GraphModule, calibration: Any) -> None:
         _start(attribute(prepared, name), read_qparams(reading))
     for name, weight in weights.items():
         _start_weight(attribute(prepared, name), weight)
+
+
+@torch.no_grad()
+def shape_learned_scales(prepared: GraphModule) -> None:
+    """Show weights to the fake quantizers whose scales are parameters, which have their shapes then.
+
+    Who wraps a model for several processes, or flattens its parameters, finds them as they will stay.
+    """
+    if any(isinstance(module, LearnableFakeQuantize) for module in prepared.modules()):
+        for name, weight in _weights(prepared).items():
+            if isinstance(module := attribute(prepared, name), LearnableFakeQuantize):
+                module(weight)
 
 
 def _weights(prepared: GraphModule) -> dict[str, Tensor]:
