@@ -19,6 +19,8 @@ PINS := requirements/pins.txt
 TOSA := tosa-tools==2026.8.0
 # The classes and the reader of Model Explorer are 2 MB; the viewer that it asks for is 130 MB.
 EXPLORER := ai-edge-model-explorer==0.1.34
+# axe-core, the script that looks for barriers in the report's page; the package wants a browser of its own.
+AXE := axe-playwright-python==0.1.8
 BIN := $(VENV)/bin
 FOR_DEMO := $(VENV)/.installed-for-demo
 FOR_TESTS := $(VENV)/.installed-for-tests
@@ -69,4 +71,5 @@ $(FOR_TESTS): $(FOR_DEMO)
 	@$(INSTALL) --no-build-isolation --editable ".[dev]"
 	-@$(INSTALL) --no-deps $(TOSA)
 	-@$(INSTALL) --no-deps $(EXPLORER)
+	-@$(INSTALL) --no-deps $(AXE)
 	@touch $@

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -258,6 +260,26 @@ def test_each_plot_draws_a_mark_for_each_tensor(opened, made):
     assert len(opened.find("#plot-errors .scatterlayer .trace:first-child .point")) == len(inexact)
     ranged = [own for group in made.measured.groups if group.range for own in group.own]
     assert opened.run("return document.querySelectorAll('#plot-ranges .bars .point').length") == len(ranged)
+
+
+def test_the_histogram_is_that_of_the_chosen_observer_with_the_ends_of_its_grid(opened, made):
+    group = next(group for group in made.measured.groups if "linear" in group.members)
+    opened.find(f"#observer option[value={group.observer}]")[0].click()
+    drawn = "document.getElementById('plot-histogram')"
+    opened.wait(f"{drawn}.data[0].y.join() === '{','.join(map(str, group.histogram.counts))}'")
+    clips = opened.run(f"return {drawn}.layout.shapes.map((line) => line.x0)")
+    assert clips == pytest.approx(group.range)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_violation_of_its_default_rules(opened, theme):
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("axe-core is not here; it comes with axe-playwright-python, of which this needs the script alone")
+    opened.run(f"setTheme('{theme}')")
+    opened.run((Path(found.origin).parent / "axe.min.js").read_text())
+    violations = opened.driver.execute_async_script("axe.run().then((found) => arguments[0](found.violations))")
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in violations] == []
 
 
 def test_the_theme_changes_with_a_click_for_page_and_plots(opened):

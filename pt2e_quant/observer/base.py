@@ -67,6 +67,13 @@ class ObserverBase(ABC, nn.Module):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) for what was seen."""
 
+    def counted(self) -> tuple[Tensor, Tensor] | None:
+        """Values that were seen, ascending, and how often each; both 1-d, on the CPU. None where nothing is counted.
+
+        A value stands for its bin; the first and the last are the smallest and the largest that were seen.
+        """
+        return None
+
     @property
     def has_data(self) -> bool:
         """False while calibration data is still missing; observers that need none are always True."""

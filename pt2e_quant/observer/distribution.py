@@ -31,7 +31,7 @@ from .base import UniformQuantizationObserverBase, is_unset, widen
 from .batch import remember, take_back
 from .clipping import Search, lp_range
 from .entropy import entropy_range
-from .float_bins import BINS, bin_edges, count_values, in_order, uncount
+from .float_bins import BINS, bin_edges, count_values, in_order, uncount, with_ends
 
 __all__ = ["DistributionObserver", "EntropyObserver", "LpNormObserver", "MSEObserver", "PercentileObserver"]
 
@@ -94,6 +94,15 @@ class DistributionObserver(UniformQuantizationObserverBase):
             ends = self.choose_range(in_order(self.counts.cpu()), search)
             low, high = (torch.tensor(end, dtype=torch.float32, device=low.device) for end in ends)
         return self._calculate_qparams(low, high)
+
+    def counted(self) -> tuple[Tensor, Tensor] | None:
+        """As ObserverBase.counted; a bin of `float_bins` is at most 1/64 of its value wide."""
+        if not self.has_data:
+            return None
+        counts, edges = in_order(self.counts.cpu()), bin_edges()
+        filled = counts.nonzero().flatten()
+        values = (edges[filled] + edges[filled + 1]) / 2
+        return with_ends(values, self.min_val.item(), self.max_val.item()), counts[filled]
 
     def reset_min_max_vals(self) -> None:
         self.counts.zero_()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..qparams import flat
 
-__all__ = ["BINS", "bin_edges", "count_values", "in_order", "uncount"]
+__all__ = ["BINS", "bin_edges", "count_values", "in_order", "uncount", "with_ends"]
 
 BINS = 1 << 15
 """Number of bins. The first half holds positive numbers, the second negative ones, both by growing magnitude."""
@@ -67,3 +67,10 @@ def bin_edges() -> Tensor:
     magnitudes = (torch.arange(_FINITE, dtype=torch.int32) << _SHIFT).view(torch.float32).double()
     magnitudes = torch.cat((magnitudes, torch.tensor([2.0**128], dtype=torch.float64)))
     return torch.cat((-magnitudes.flip(0)[:-1], magnitudes))
+
+
+def with_ends(values: Tensor, low: float, high: float) -> Tensor:
+    """The middles of bins, ascending, as values of a tensor whose smallest and largest value are known."""
+    values = values.clamp(low, high)
+    values[:1], values[-1:] = low, high
+    return values

@@ -115,6 +115,13 @@ class HistogramObserver(UniformQuantizationObserverBase):
         """(scale, zero_point), one element each."""
         return self._calculate_qparams(*(self._search() if self.has_data else (self.min_val, self.max_val)))
 
+    def counted(self) -> tuple[Tensor, Tensor] | None:
+        """As ObserverBase.counted, a value for each bin."""
+        if not self.has_data:
+            return None
+        low, high = self.min_val.item(), self.max_val.item()
+        return torch.linspace(low, high, self.bins, dtype=torch.float64), self.histogram.cpu()
+
     def reset_min_max_vals(self) -> None:
         self.histogram.zero_()
         self.min_val.fill_(math.inf)

@@ -25,6 +25,7 @@ from ..passes.nested_constants import move_constants_out
 from ..passes.plain_control_flow import to_operators
 from ..passes.runner import run_everywhere, run_pass
 from ..where import copy_origin, in_graph
+from .histograms import with_histograms
 from .integer_buffers import make_buffers_integer
 from .observed import ObserverReading, QParams, read_observer, read_qparams, with_qparams
 from .present import check_present
@@ -82,6 +83,7 @@ def convert_pt2e(
     _restore_observers(gm)
     gm.meta.pop(AROUND_KEY, None)
     own_written(gm, record.state)
+    record = with_histograms(record, gm)
     qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)

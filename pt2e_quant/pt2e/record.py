@@ -20,6 +20,7 @@ from ..reasons import Folded
 __all__ = [
     "Decision",
     "GroupRecord",
+    "Histogram",
     "PointRecord",
     "Record",
     "Representation",
@@ -85,6 +86,15 @@ class SiteRange:
     spread: float | None = None
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How often values were seen, in bins of equal width over [low, high]."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
 @dataclass
 class GroupRecord:
     """Tensors that share one observer. `scale` and `zero_point` are known after convert; lists when per channel.
@@ -96,6 +106,7 @@ class GroupRecord:
     dropped:  members whose own spec asked for another observer, each with that observer: uses of one tensor as the
               same integers are quantized once, by the observer of its producer
     own:      ranges of the single tensors, where they were measured: `explain(prepared, data)`
+    histogram: what the observer counted, of all its tensors; None where it keeps no counts
     """
 
     observer: str
@@ -108,6 +119,7 @@ class GroupRecord:
     range: tuple[float, float] | None = None
     dropped: tuple[str, ...] = ()
     own: tuple[SiteRange, ...] = ()
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)

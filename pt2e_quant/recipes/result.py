@@ -42,7 +42,7 @@ class Quantized:
 
     @checked(FileError)
     def save(self, folder: str | Path, name: str = "model") -> tuple[Path, ...]:
-        """Write the program, the report as text and JSON, the recipe and the manifest into a folder that exists.
+        """Write the program, the report as `Report.save` does, the recipe and the manifest into a folder that exists.
 
         Returns:
             The paths. All are written or none.
@@ -55,11 +55,9 @@ class Quantized:
             raise RecipeError("this quantizer says no lowering, so there is no program to save; lower `model` yourself")
         content = self.program._file()
         artefact = f"{name}{self.manifest.suffix}"
-        files = {
-            artefact: content,
-            "report.txt": f"{self.report.text()}\n{self.program.text()}\n".encode(),
-            "report.json": f"{self.report.to_json()}\n".encode(),
-        }
+        report = self.report.contents(program=self.program)
+        report[".txt"] += f"{self.program.text()}\n".encode()
+        files = {artefact: content, **{f"report{suffix}": told for suffix, told in report.items()}}
         if self.recipe is not None:
             files["recipe.yaml"] = self.recipe.to_yaml().encode()
         files["manifest.json"] = self.manifest.of_files(artefact, files).to_json().encode()

@@ -223,13 +223,17 @@ class Report:
         Raises:
             FileError: one cannot be written; then all are as they were.
         """
-        contents = {
-            ".txt": self.text(),
-            ".json": self.to_json(),
-            ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1),
-        }
+        contents = self.contents(str(path), comparison, program)
+        return write_files({f"{path}{suffix}": content for suffix, content in contents.items()})
+
+    def contents(
+        self, name: str = "report", comparison: Comparison | None = None, program: Artefact | None = None
+    ) -> dict[str, bytes]:
+        """What `save` writes, by suffix. `name`: of the files, without it; the text may speak of them."""
+        text = self.text()
+        contents = {".json": self.to_json(), ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1)}
         try:
             contents[".html"] = self.html(comparison, program)
         except CaptureError as missing:
-            contents[".txt"] += f"\n\nThere is no {path}.html: {missing}"
-        return write_files({f"{path}{suffix}": f"{content}\n".encode() for suffix, content in contents.items()})
+            text += f"\n\nThere is no {name}.html: {missing}"
+        return {suffix: f"{content}\n".encode() for suffix, content in {".txt": text, **contents}.items()}

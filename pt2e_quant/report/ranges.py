@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from ..graph.attributes import attribute
 from ..graph.run import batches_of
+from ..pt2e.histograms import with_histograms
 from ..pt2e.observed import QParams, read_observer, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
 from ..qparams import affine_qparams, min_max
@@ -74,7 +75,7 @@ def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -
     readings = {group.observer: read_observer(attribute(prepared, group.observer)) for group in record.groups}
     ranged = {name: read_qparams(reading) for name, reading in readings.items() if reading.has_range}
     groups = [_with_ranges(group, ranged.get(group.observer), watchers) for group in record.groups]
-    return replace(record, groups=groups)
+    return with_histograms(replace(record, groups=groups), prepared)
 
 
 def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:

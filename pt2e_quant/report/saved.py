@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import CaptureError
 from ..grid import Grid
 from ..plain import PlainError, from_plain, parse_json, to_plain
-from ..pt2e.record import GroupRecord, Record
+from ..pt2e.record import GroupRecord, Histogram, Record
 
 __all__ = ["record_from_json", "record_to_plain"]
 
@@ -50,6 +50,8 @@ def _implausible(record: Record) -> Iterator[str]:
     for group in record.groups:
         if not _plausible_group(group):
             yield f"{group.observer} has scale {group.scale}, zero point {group.zero_point}, range {group.range}"
+        if group.histogram is not None and not _plausible_histogram(group.histogram):
+            yield f"{group.observer} has the histogram {group.histogram}"
         for own in group.own:
             if not (isinstance(group.scale, (int, float)) and _is_scale(own.scale) and _ordered(own.low, own.high)):
                 yield f"{group.observer} has, of {own.tensor}, the range [{own.low}, {own.high}] and scale {own.scale}"
@@ -66,6 +68,10 @@ def _plausible_group(group: GroupRecord) -> bool:
     if group.scale is None or group.zero_point is None:
         return group.scale is group.zero_point
     return bool(scales) and all(map(_is_scale, scales)) and (group.range is None or _ordered(*group.range))
+
+
+def _plausible_histogram(histogram: Histogram) -> bool:
+    return _ordered(histogram.low, histogram.high) and all(count >= 0 for count in histogram.counts)
 
 
 def _plausible_border(qparams: Grid) -> bool:

@@ -95,7 +95,8 @@ def test_quantize_writes_artefact_report_recipe_and_manifest(run, tmp_path):
     assert code == 0
     assert (told["artefact"], told["in_float"]) == ("quantized/model.onnx", 0)
     assert {path.name for path in (tmp_path / "quantized").iterdir()} == {
-        "model.onnx", "report.txt", "report.json", "recipe.yaml", "manifest.json",
+        "model.onnx", "report.txt", "report.json", "report.model_explorer.json", "report.html", "recipe.yaml",
+        "manifest.json",
     }  # fmt: skip
 
 

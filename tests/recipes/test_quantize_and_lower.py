@@ -51,7 +51,8 @@ def test_the_same_recipe_gives_the_same_bytes(quantized, saved, tmp_path_factory
 
 def test_what_is_saved_stands_in_the_manifest(saved):
     names = {path.name for path in saved.iterdir()}
-    assert names == {"model.onnx", "report.txt", "report.json", "recipe.yaml", "manifest.json"}
+    reports = {f"report.{kind}" for kind in ("txt", "json", "model_explorer.json", "html")}
+    assert names == {"model.onnx", "recipe.yaml", "manifest.json"} | reports
     manifest = json.loads((saved / "manifest.json").read_text())
     assert set(manifest["files"]) == names - {"manifest.json"}
     assert manifest["packages"]["torch"] == torch.__version__

@@ -51,12 +51,14 @@ function layout(more) {
 const draw = (id, traces, more) =>
   byId(id) && Plotly.react(id, traces, layout(more), { displayModeBar: false, responsive: true });
 
+const line = (x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: "#d1642b", width: 2 } });
+
 function drawErrors({ nodes, own, inherited }) {
   const at = nodes.map((_, index) => index + 1);
   const trace = (name, y, color, symbol) =>
     ({ name, x: at, y, text: nodes, mode: "markers", marker: { color, symbol, size: 7 }, hovertemplate: "%{text}: %{y} dB" });
   const traces = [trace("own", own, "#d1642b", "circle"), trace("inherited", inherited, "#2f81c9", "diamond-open")];
-  draw("plot-errors", traces, { xaxis: { title: "tensor" }, yaxis: { title: "SQNR, dB" } });
+  draw("plot-errors", traces, { xaxis: { title: { text: "tensor" } }, yaxis: { title: { text: "SQNR, dB" } } });
 }
 
 function drawRanges({ tensors, low, high, values, grids }) {
@@ -66,14 +68,25 @@ function drawRanges({ tensors, low, high, values, grids }) {
     type: "bar", orientation: "h", y: tensors.map((_, i) => i), base: low.map(percent), x: high.map((h, i) => percent(h - low[i])),
     hovertext: text, hoverinfo: "text", marker: { color: "#2f81c9" },
   };
-  const line = (x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: "#d1642b", width: 2 } });
   draw("plot-ranges", [trace], {
-    height: 80 + 18 * tensors.length, shapes: [line(0), line(100)], xaxis: { title: "% of the grid" },
+    height: 80 + 18 * tensors.length, shapes: [line(0), line(100)], xaxis: { title: { text: "% of the grid" } },
     yaxis: { tickvals: tensors.map((_, i) => i), ticktext: tensors, autorange: "reversed" },
   });
 }
 
+function drawHistogram() {
+  const select = byId("observer");
+  if (select === null) return;
+  const { low, high, counts, clip } = plots.histograms[select.value];
+  const width = (high - low) / counts.length;
+  const x = counts.map((_, i) => low + (i + 0.5) * width);
+  const trace = { type: "bar", x, y: counts, width: width || 1, marker: { color: "#2f81c9" }, hovertemplate: "%{y} values near %{x:.4g}" };
+  const axes = { xaxis: { title: { text: "value" } }, yaxis: { title: { text: "how many" }, type: "log" } };
+  draw("plot-histogram", [trace], { ...axes, shapes: (clip ?? []).map(line), bargap: 0 });
+}
+
 function drawAll() {
+  drawHistogram();
   drawErrors(plots.errors);
   drawRanges(plots.ranges);
 }
@@ -107,6 +120,7 @@ function setTheme(theme) {
 }
 
 setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+byId("observer")?.addEventListener("change", drawHistogram);
 byId("theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
 for (const button of document.querySelectorAll(".sort")) button.addEventListener("click", () => sortBy(button));
 for (const event of ["input", "change", "reset"]) byId("filter").addEventListener(event, () => setTimeout(filter));

@@ -16,8 +16,9 @@ def plot_data(record: Record, comparison: Comparison | None) -> dict[str, Any]:
 
     errors: of each tensor that was compared, in the order of the graph, own and inherited SQNR in dB
     ranges: of each tensor with a known range, where in its grid its values lie: 0 the smallest integer, 1 the largest
+    histograms: by observer, with the ends of the grid, where values are clipped
     """
-    return {"errors": _errors(comparison), "ranges": _ranges(record.groups)}
+    return {"errors": _errors(comparison), "ranges": _ranges(record.groups), "histograms": _histograms(record.groups)}
 
 
 def _errors(comparison: Comparison | None) -> dict[str, list[Any]]:
@@ -35,13 +36,37 @@ def _ranges(groups: list[GroupRecord]) -> dict[str, list[Any]]:
         if group.range is None:
             continue
         start, end = group.range
-        for own in group.own:
-            found["tensors"].append(own.tensor)
-            found["low"].append((own.low - start) / (end - start))
-            found["high"].append((own.high - start) / (end - start))
-            found["values"].append([own.low, own.high])
+        for tensor, low, high in _seen(group):
+            found["tensors"].append(tensor)
+            found["low"].append((low - start) / (end - start))
+            found["high"].append((high - start) / (end - start))
+            found["values"].append([low, high])
             found["grids"].append([start, end])
     return found
+
+
+def _seen(group: GroupRecord) -> list[tuple[str, float, float]]:
+    """The range of each tensor where it was measured, else of all that share the observer, named by the first."""
+    if group.own:
+        return [(own.tensor, own.low, own.high) for own in group.own]
+    if group.histogram is None:
+        return []
+    more = f" and {len(group.members) - 1} more" if len(group.members) > 1 else ""
+    return [(f"{group.members[0]}{more}", group.histogram.low, group.histogram.high)]
+
+
+def _histograms(groups: list[GroupRecord]) -> dict[str, dict[str, Any]]:
+    return {
+        group.observer: {
+            "low": group.histogram.low,
+            "high": group.histogram.high,
+            "counts": group.histogram.counts,
+            "clip": group.range,
+            "title": ", ".join(group.members[:4]) + (", ..." if len(group.members) > 4 else ""),
+        }
+        for group in groups
+        if group.histogram is not None
+    }
 
 
 def _finite(value: float) -> float | None:
