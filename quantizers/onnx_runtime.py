@@ -37,7 +37,7 @@ from pt2e_quant.quantizer import (
 )
 from pt2e_quant.specs import QuantizationSpec
 
-from .common import SYMMETRIC_RANGES, config_of, copying, drops_values
+from .common import SYMMETRIC_RANGES, computed_table, config_of, copying, drops_values
 
 __all__ = [
     "RULES",
@@ -115,6 +115,7 @@ linear = op(*ops.LINEAR)
 clamp = op(*ops.RELUS)
 rectify = op(*ops.RELU)
 plus, times = op(*ops.ADD), op(*ops.MUL)
+lookup = op(aten.embedding.default)
 product = op(aten.matmul.default, aten.bmm.default)
 concatenate = op(*ops.CAT)
 maximum_of = op(aten.max_pool1d.default, aten.max_pool2d.default)
@@ -130,7 +131,7 @@ reshaping = op(*ops.RESHAPE, *ops.SQUEEZE, *ops.PERMUTE, *ops.SLICE)
 def not_static(match: Match) -> str | None:
     config = config_of(match)
     if config.is_dynamic:
-        return "its qparams would be computed at run time, for which onnxruntime has kernels of linear only"
+        return limits.DYNAMIC_PRODUCT
     if config.input_activation is None or config.output_activation is None:
         return "the configuration keeps activations in float, so onnxruntime computes in float"
     return not_8_bits(match)
@@ -176,6 +177,14 @@ def with_a_number(match: Match) -> str | None:
     return _CONSTANT if alone else None
 
 
+def not_in_bytes(match: Match) -> str | None:
+    if not match.explicit and not config_of(match).is_weight_only:
+        return "a table of integers saves memory, not time; ask for it with set_operator_type"
+    if config_of(match).group_size:
+        return "tables take a byte for each value here, and 8 bits lose less than 4; give it a configuration of 8 bits"
+    return weight_format(match)
+
+
 def not_asked_for(match: Match) -> str | None:
     if match.explicit:
         return None
@@ -219,6 +228,12 @@ def linear_clamp(x, w, b):
 def linear_only(x, w, b):
     """mm, matmul and addmm with a constant second operand arrive here too, see `matmul_to_linear`."""
     return linear(x, w, b)
+
+
+@rule(w=WEIGHT, unless=[not_in_bytes, computed_table])
+def embedding(w, index):
+    """The rows that are looked up become real numbers."""
+    return lookup(w, index)
 
 
 @rule(a=INPUT, b=INPUT, output=OUTPUT, unless=[not_asked_for, not_static])
@@ -284,7 +299,7 @@ def copy(x):
 
 
 RULES = (
-    conv_clamp, conv_only, linear_clamp, linear_only, matmul, add_relu, add, mul, cat, squashed, mean,
+    conv_clamp, conv_only, linear_clamp, linear_only, embedding, matmul, add_relu, add, mul, cat, squashed, mean,
     adaptive_avg_pool, avg_pool, max_pool, move, copy,
 )  # fmt: skip
 
@@ -307,7 +322,7 @@ class OnnxRuntimeQuantizer(RuleQuantizer):
             (
                 *ops.SUB, *ops.DIV, *ops.NORM, *ops.ATTENTION, *ops.RELUS, aten.gelu.default,
                 aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.tanh.default,
-                aten.softmax.int, *ops.EMBEDDING, aten.pad.default,
+                aten.softmax.int, *ops.EMBEDDING_BAG, aten.pad.default,
                 aten.clamp.default, aten.pixel_shuffle.default,
             ),
             _FLOAT,

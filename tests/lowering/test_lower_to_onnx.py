@@ -207,6 +207,36 @@ def test_inputs_rounded_for_each_row_multiply_weights_of_4_bits():
     assert kernels(program) == [("MatMulNBits", "weight only")] * 2
 
 
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 64), nn.Linear(64, 10)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
+def test_of_a_table_the_rows_that_are_looked_up_become_real():
+    exported = torch.export.export(Words().eval(), (torch.randint(0, 50, (2, 5)),))
+    program = lower_to_onnx(convert_pt2e(prepare_pt2e(exported, quantizer(get_onnx_runtime_weight_only_config(8)))))
+    assert kernels(program) == [("Gather", "weight only"), ("MatMulNBits", "weight only")]
+    assert len(program.model) < 50 * 64 * 2 + 5000  # a byte for each value, not four
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_onnxruntime_has_no_kernel_for_is_named_with_the_reason(dynamic):
+    """Half precision; and a convolution with qparams at run time."""
+    dtype = torch.float32 if dynamic else torch.float16
+    config = get_symmetric_quantization_config(True, is_dynamic=dynamic)
+    x = torch.randn(1, 3, 8, 8, dtype=dtype)
+    graph = converted(nn.Sequential(nn.Conv2d(3, 8, 3)).to(dtype), x, XNNPACKQuantizer().set_global(config))
+    program = lower_to_onnx(graph, allow_float=True)
+    reason = "computed at run time" if dynamic else "computes in float16"
+    assert reason in program.fallbacks[0].reason
+    assert program.verified
+
+
 class Swish(nn.Module):
     def __init__(self) -> None:
         super().__init__()

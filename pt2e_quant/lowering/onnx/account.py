@@ -13,14 +13,13 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
-from ...graph.attributes import constant
 from ...graph.nested import every_node
 from ...graph.values import rank
-from ...ops import MATMUL, MEAN, RELUS, is_call, is_dequantize, is_value_preserving
+from ...ops import EMBEDDING, LINEAR, MATMUL, MEAN, RELUS, is_call, is_dequantize, is_value_preserving
 from ...where import node_id
 from ..common.gemm import as_gemm, output_quantize
 from ..common.program import Fallback
-from .limits import WITH_KERNELS, ends_in_float, mean_of_part
+from .limits import DYNAMIC_PRODUCT, WITH_KERNELS, ends_in_float, mean_of_part, not_float32
 from .program import OnnxKernel, Precision
 
 __all__ = ["take_account"]
@@ -34,6 +33,10 @@ _INTEGER = frozenset(
 )  # fmt: skip
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "MatMulInteger", "DynamicQuantizeLSTM"})
 _WEIGHT_ONLY = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+_SAID_BETTER: Mapping[tuple[str, Precision], Precision] = {
+    ("dynamic", "int8"): "dynamic",  # inputs that several products share are quantized once, before their kernels
+    ("table", "moved"): "weight only",
+}
 _HELPERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant"})
 
 
@@ -54,7 +57,7 @@ def take_account(converted: GraphModule, optimized: Any) -> tuple[tuple[OnnxKern
             continue  # it was joined with another operator, or changes nothing
         kernel, precision = taken
         if precision != "float":
-            precision = "dynamic" if (kind, precision) == ("dynamic", "int8") else precision
+            precision = _SAID_BETTER.get((kind, precision), precision)
             kernels.append(OnnxKernel(name, str(node.target), kernel, precision))
         elif kind != "moved":
             fallbacks.append(Fallback.of(name, str(node.target), node, f"{_why(node)}; it became {kernel}"))
@@ -62,13 +65,15 @@ def take_account(converted: GraphModule, optimized: Any) -> tuple[tuple[OnnxKern
 
 
 def _kind(node: Node) -> str:
-    """What an operator promises: 'product', 'dynamic', 'computed', 'moved', or '' for what is not quantized.
+    """What an operator promises: 'product', 'dynamic', 'table', 'computed', 'moved', or '' for what is not quantized.
 
     What stands in float between a dequantize and a quantize without a kernel for integers promises nothing.
     """
     gemm = as_gemm(node)
-    if gemm is not None and constant(gemm.weight.args[0]) is not None:
+    if gemm is not None and not is_call(gemm.weight.args[0]):  # a constant, or an operand of a nested graph
         return "dynamic" if gemm.dynamic else "product"
+    if node.target in EMBEDDING:
+        return "table" if any(map(is_dequantize, node.all_input_nodes)) else ""
     before = any(map(is_dequantize, node.all_input_nodes))
     if node.target in MATMUL:
         return "product" if all(map(is_dequantize, node.all_input_nodes)) else ""
@@ -109,8 +114,13 @@ def _kernel(operators: dict[str, Precision]) -> tuple[str, Precision] | None:
 
 def _why(node: Node) -> str:
     gemm, bound = as_gemm(node), bind(node)
+    if node.target in EMBEDDING:
+        return "every run would dequantize the whole table"
+    if gemm is not None and gemm.dynamic and node.target not in LINEAR:
+        return DYNAMIC_PRODUCT
     if gemm is not None and gemm.is_integer:
-        reason = ends_in_float(node, output_quantize(node, RELUS) is not None)
+        quantized = output_quantize(node, RELUS) is not None
+        reason = not_float32(node.meta["val"].dtype) or ends_in_float(node, quantized)
     elif node.target in MEAN:
         reason = mean_of_part(rank(node.all_input_nodes[0]) or 0, bound.get("dim"), bound.get("dtype"))
     else:

@@ -16,6 +16,7 @@ from ...ops import ADAPTIVE_AVG_POOL, ADD, CAT, LEAKY_RELU, LINEAR, MAX_POOL, ME
 from ...specs import uneven_groups
 
 __all__ = [
+    "DYNAMIC_PRODUCT",
     "EIGHT_BITS",
     "TRANSPOSED",
     "WITH_KERNELS",
@@ -25,6 +26,7 @@ __all__ = [
     "is_whole_image",
     "mean_of_part",
     "not_8_bits",
+    "not_float32",
     "run_time_grid",
     "weight",
 ]
@@ -33,6 +35,8 @@ EIGHT_BITS = 255
 """Steps between the bounds of all of 8 bits."""
 
 TRANSPOSED = "onnxruntime has no integer kernel for transposed convolutions"
+
+DYNAMIC_PRODUCT = "its qparams are computed at run time, for which onnxruntime has kernels of linear only"
 
 _aten = torch.ops.aten
 
@@ -51,6 +55,13 @@ def not_8_bits(dtype: torch.dtype | None) -> str | None:
         return None
     name = str(dtype).removeprefix("torch.")
     return f"{name} activations: onnxruntime's integer kernels take torch.uint8 and torch.int8"
+
+
+def not_float32(dtype: torch.dtype) -> str | None:
+    """Of the result of a product in the graph."""
+    if dtype is torch.float32:
+        return None
+    return f"it computes in {str(dtype).removeprefix('torch.')}, onnxruntime's integer kernels in float32 alone"
 
 
 def weight(dtype: torch.dtype | None, symmetric: bool) -> str | None:

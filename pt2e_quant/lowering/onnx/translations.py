@@ -112,7 +112,7 @@ def _choose(input: TensorType, quant_min: int, quant_max: int, eps: float, dtype
     smallest, largest = _ends(input)
     scale = op.Max(op.Div(op.Sub(largest, smallest), _number(quant_max - quant_min)), _number(eps))
     zero_point = op.Sub(_number(quant_min), op.Round(op.Div(smallest, scale)))
-    return _pair(scale, op.Clip(zero_point, _number(quant_min), _number(quant_max)))
+    return _pair(*_in_vectors(scale, op.Clip(zero_point, _number(quant_min), _number(quant_max))))
 
 
 def _choose_symmetric(input: TensorType, quant_min: int, quant_max: int, eps: float, dtype: int) -> Any:
@@ -120,7 +120,7 @@ def _choose_symmetric(input: TensorType, quant_min: int, quant_max: int, eps: fl
     reach = op.Max(op.Neg(smallest), largest)
     scale = op.Max(op.Div(reach, _number((quant_max - quant_min) / 2)), _number(eps))
     middle = _number(128.0 if dtype == ir.DataType.UINT8 else 0.0)
-    return _pair(scale, op.Add(op.Mul(scale, _number(0.0)), middle))
+    return _pair(*_in_vectors(scale, op.Add(op.Mul(scale, _number(0.0)), middle)))
 
 
 def _choose_tokens(input: TensorType, dtype: int) -> Any:
@@ -181,8 +181,13 @@ def _ends(input: Any) -> tuple[Any, Any]:
 
 
 def _pair(scale: Any, zero_point: Any) -> Any:
-    """As torch returns them: float64 and int64, with the sizes that they have there."""
+    """As torch returns them: in float64 and int64."""
     return op.Cast(scale, to=ir.DataType.DOUBLE), op.Cast(zero_point, to=ir.DataType.INT64)
+
+
+def _in_vectors(*values: Any) -> list[Any]:
+    """Scalars as torch returns them, in vectors of one."""
+    return [op.Reshape(value, op.Constant(value_ints=[1])) for value in values]
 
 
 def _axes() -> Any:

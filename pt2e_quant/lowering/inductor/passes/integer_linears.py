@@ -8,8 +8,9 @@ from torch.fx import Node
 
 from ....graph.write import Symbol, call
 from ...common.gemm import Gemm, as_gemm
+from ...common.stored import Stored, stored
 from ..limits import GROUPS
-from .stored import Forms, Stored, floats, stored
+from .stored import Forms, floats
 
 __all__ = ["rewrite_linear"]
 

@@ -11,8 +11,9 @@ from torch.fx import Node
 
 from ....arguments import bind
 from ....graph.write import Symbol, call
+from ...common.stored import Stored, stored
 from ..limits import MEAN, bags
-from .stored import Forms, Stored, floats, stored
+from .stored import Forms, floats
 
 __all__ = ["rewrite_bag", "rewrite_table"]
 

@@ -16,7 +16,7 @@ from ....graph.module import tidy
 from ....graph.write import Symbol, Writer
 from ....grid import Grid
 from ....ops import LINEAR, RELUS
-from ...common.gemm import Gemm, Q, as_gemm, output_quantize
+from ...common.gemm import Gemm, Q, gemms, output_quantize
 
 __all__ = ["integer_biases"]
 
@@ -26,7 +26,7 @@ _INT32 = torch.iinfo(torch.int32)
 def integer_biases(gm: GraphModule) -> GraphModule:
     """b becomes round(b / (scale[x] * scale[w])); one that leaves int32 stays what it is."""
     write = Writer(gm, "integer_biases")
-    for gemm in filter(None, map(as_gemm, list(gm.graph.nodes))):
+    for gemm in gemms(gm):
         bias, scales = constant(gemm.bias), _scales_of_products(gemm)
         if (
             gemm.node.target not in LINEAR
@@ -46,7 +46,8 @@ def _scales_of_products(gemm: Gemm) -> Tensor | None:
     """float32, one for each output feature."""
     grid, given = Grid.of(gemm.activation), bind(gemm.weight)
     scales = given["scale"] if "scale" in given else constant(given.get("scales"))
-    if grid is None or scales is None or gemm.weight.target is Q.dequantize_per_channel_group.default:
+    is_float32 = gemm.node.meta["val"].dtype is torch.float32
+    if grid is None or scales is None or not is_float32 or gemm.weight.target is Q.dequantize_per_channel_group.default:
         return None
     features = gemm.weight.meta["val"].shape[0]
     return (torch.as_tensor(scales, dtype=torch.float32).detach() * grid.scale).expand(features).contiguous()

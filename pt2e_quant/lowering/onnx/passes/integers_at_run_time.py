@@ -16,7 +16,7 @@ from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer
 from ....ops import LINEAR
-from ...common.gemm import Gemm, Q, as_gemm
+from ...common.gemm import Gemm, Q, gemms
 from ..limits import run_time_grid
 from .sizes import sizes_of
 
@@ -26,7 +26,7 @@ __all__ = ["integers_at_run_time"]
 def integers_at_run_time(gm: GraphModule) -> GraphModule:
     """Of linears with qparams of the whole tensor and a weight of zero point 0; other inputs stay rounded floats."""
     write = Writer(gm, "integers_at_run_time")
-    for gemm in filter(None, map(as_gemm, list(gm.graph.nodes))):
+    for gemm in gemms(gm):
         weight, scales = constant(gemm.weight.args[0]), _scales(gemm)
         if weight is not None and scales is not None and _is_chosen_for_all(gemm):
             with write.before(gemm.node):

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer
 from ....ops import LINEAR, RELUS, is_quantize
-from ...common.gemm import Gemm, as_gemm, output_quantize
+from ...common.gemm import Gemm, gemms, output_quantize
 from .pairs import dequantized, moved
 from .sizes import sizes_of
 
@@ -23,7 +23,7 @@ __all__ = ["linears_on_rows"]
 def linears_on_rows(gm: GraphModule) -> GraphModule:
     """The input becomes rows of a matrix, the output gets its shape back."""
     write = Writer(gm, "linears_on_rows")
-    for gemm in filter(None, map(as_gemm, list(gm.graph.nodes))):
+    for gemm in gemms(gm):
         static = gemm.is_integer and not gemm.dynamic and is_quantize(gemm.activation.args[0])
         if gemm.node.target in LINEAR and static and gemm.node.meta["val"].dim() != 2:
             _rewrite(write, gemm)

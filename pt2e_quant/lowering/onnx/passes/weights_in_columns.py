@@ -18,7 +18,7 @@ from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer
 from ....ops import LINEAR
-from ...common.gemm import Gemm, Q, as_gemm
+from ...common.gemm import Gemm, Q, gemms
 
 __all__ = ["weights_in_columns"]
 
@@ -29,7 +29,7 @@ _AXIS: dict[Any, int] = {Q.dequantize_per_channel.default: 1, Q.dequantize_per_c
 def weights_in_columns(gm: GraphModule) -> GraphModule:
     """Of linears whose input is float, or rounded for each row."""
     write = Writer(gm, "weights_in_columns")
-    for gemm in filter(None, map(as_gemm, list(gm.graph.nodes))):
+    for gemm in gemms(gm):
         if gemm.node.target not in LINEAR or gemm.weight.target not in _AXIS or _multiplies_integers(gemm):
             continue
         weight = _columns(write, gemm)
