@@ -21,7 +21,7 @@ from pt2e_quant.debug import Budget, compare, exact_sensitivity, mixed_precision
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 1. A net that hides something. Training sometimes leaves a channel that is always zero, and weights behind it that
+# 1. A net that hides something. Training sometimes leaves a channel that is always zero, and weights after it that
 #    no gradient ever reaches. Here is one, planted. The float net does not notice: 0 * 60 is 0.
 
 torch.manual_seed(0)

@@ -165,7 +165,7 @@ def check_quantizer_(
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """List the targets with their modes, and the quantizer behind each.
+    """List the targets with their modes, and the quantizer of each.
 
     Example: pt2e-quant list
     """

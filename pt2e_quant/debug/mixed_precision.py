@@ -20,6 +20,7 @@ from ..errors import CaptureError, QuantizationError, TargetingError
 from ..graph.run import Arguments, batches_of, run_batch
 from ..pt2e import convert_pt2e, prepare_pt2e
 from ..quantizer import QuantizationConfig, RuleQuantizer
+from ..sqnr import decibels
 from .assignment import Option, greedy, integer_program
 from .compare import copy_to_run
 from .graft import Grafts
@@ -229,7 +230,7 @@ class _Search:
         size = round(sum(one.size for one in chosen))
         fits = size <= self._budget.size if self._budget.size is not None else value >= self._least
         noise = self._noise(chosen)
-        predicted = 10 * math.log10(self._signal / noise) if noise and self._signal else math.inf
+        predicted = decibels(self._signal, noise)
         return Trial(method, precisions, size, predicted, value, fits)
 
     def _made(self, quantizer: RuleQuantizer) -> GraphModule:
