@@ -87,8 +87,10 @@ def affine_qparams(
         middle = symmetric_zero_point(quant_min, quant_max, dtype) if zero_point is None else zero_point
         return scale.clamp(min=eps), torch.full_like(scale, middle, dtype=torch.int64)
     scale = (high - low) / steps
-    if not bool(scale.isfinite().all()):  # the difference of two float32 can exceed float32, a quotient by >= 2 cannot
-        scale = ((high.double() - low.double()) / steps).clamp(max=_FLOAT32_MAX).float()
+    # The difference of two float32 can exceed float32, a quotient by >= 2 cannot.
+    if torch.compiler.is_compiling() or not bool(scale.isfinite().all()):
+        exact = ((high.double() - low.double()) / steps).clamp(max=_FLOAT32_MAX).float()
+        scale = torch.where(scale.isfinite(), scale, exact)
     scale = scale.clamp(min=eps)
     offset = quant_min - torch.round(low / scale).to(torch.int64)
     return scale, offset.clamp(quant_min, quant_max)
@@ -270,7 +272,7 @@ def _checked_range(min_val: Tensor | float, max_val: Tensor | float) -> tuple[Te
     if low.numel() == 0 or high.numel() == 0:
         raise CalibrationError("an empty range has no qparams; calibrate with at least one batch first")
     in_order = (low <= high) & (low >= -_FLOAT32_MAX) & (high <= _FLOAT32_MAX)  # False for NaN as well
-    if not bool(in_order.all()):
+    if not torch.compiler.is_compiling() and not bool(in_order.all()):
         raise CalibrationError(
             f"[{_ends_text(low)}, {_ends_text(high)}] is not a range: both ends must be finite float32 numbers with "
             "min_val <= max_val; calibrate with data that has no NaN and no infinity"

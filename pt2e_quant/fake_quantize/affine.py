@@ -18,11 +18,17 @@ from torch import Tensor, nn
 
 from ..checks import checked
 from ..errors import CalibrationError, QuantizationError, SpecError
-from ..observer import FixedQParamsObserver, MovingAverageMinMaxObserver
+from ..observer import (
+    FixedQParamsObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from ..observer.batch import remember
 from ..specs import integer_range, is_per_channel
 from .base import FakeQuantizeBase
 from .rounding import on_grid
+from .traced import can_be_traced, traced_forward
 
 __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize"]
 
@@ -83,11 +89,23 @@ class FakeQuantize(FakeQuantizeBase):
         return self.activation_post_process.calculate_qparams()  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.observer_enabled[0] == 1 or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
+        if torch.compiler.is_compiling() and x.numel() and can_be_traced(self.activation_post_process):
+            return traced_forward(self, x)
+        if self._watches() or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
             self._observe(x)  # a dynamic tensor has no range to keep from an earlier one
         if self.fake_quant_enabled[0] == 1 and x.numel():
             return self._round(x)
         return x
+
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """Give the buffers the sizes that they have once a tensor of this shape was seen, where that is known."""
+        inner = self.activation_post_process
+        if type(inner) not in (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver):
+            return
+        channels = shape[self.ch_axis] if -len(shape) <= self.ch_axis < len(shape) else None
+        if isinstance(channels, int) and not inner.has_data:
+            inner.expect(channels)
+            self._settle(self.scale.new_ones(channels), self.zero_point.new_zeros(channels))
 
     def extra_repr(self) -> str:
         return (

@@ -29,6 +29,7 @@ __all__ = [
     "enable_fake_quant",
     "enable_observer",
     "is_fake_quantizer",
+    "recomputes",
     "straight_through",
     "toggle_fake_quantizers",
 ]
@@ -71,6 +72,10 @@ class FakeQuantizeBase(ABC, nn.Module):
 
     def disable_observer(self) -> None:
         self.enable_observer(False)
+
+    def _watches(self) -> bool:
+        """Whether the range follows the tensor of this forward."""
+        return bool(self.observer_enabled[0] == 1) and not recomputes()
 
     @property
     def site(self) -> str:
@@ -117,6 +122,11 @@ class _StraightThrough(torch.autograd.Function):
         inside: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
         # As int8, since a product with bool is not vectorised.
         return gradients[0] * inside[0].view(torch.int8) if inside else gradients[0], None, None
+
+
+def recomputes() -> bool:
+    """Whether this forward runs inside a backward: checkpointing computes again what an observer has seen before."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def is_fake_quantizer(module: nn.Module) -> bool:

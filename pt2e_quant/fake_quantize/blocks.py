@@ -75,7 +75,7 @@ class AffineFakeQuantize(FakeQuantizeBase):
     def forward(self, x: Tensor) -> Tensor:
         if not x.numel():
             return x
-        if self.observer_enabled[0] == 1 or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
+        if self._watches() or (self.is_dynamic and self.fake_quant_enabled[0] == 1):
             self._observe(x)
             if not self.has_data:  # masks alone
                 return x

@@ -76,7 +76,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             return x
         if torch.compiler.is_compiling():  # what follows reads values, which would cut the graph in two
             return self._kernel(x)
-        if self.observer_enabled[0] != 1:  # the kernel would choose qparams again
+        if not self._watches():  # the kernel would choose qparams again
             return super().forward(x)
         if self.is_per_channel and not self._fits(x):
             self.activation_post_process(x.detach())  # raises, and says why, unless x is masks alone

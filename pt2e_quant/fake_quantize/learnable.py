@@ -28,7 +28,7 @@ from ..observer.batch import remember
 from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
 from .affine import channel_axis, load_shapes, made_observer, within_int64
-from .base import FakeQuantizeBase, is_fake_quantizer
+from .base import FakeQuantizeBase, is_fake_quantizer, recomputes
 
 __all__ = [
     "LearnableFakeQuantize",
@@ -166,7 +166,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         return scale, zero_point.round().clamp(self.quant_min, self.quant_max).to(torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.static_enabled[0] == 1:
+        if self.static_enabled[0] == 1 and not recomputes():
             self._observe(x)
         return self._round(x) if self.fake_quant_enabled[0] == 1 and x.numel() else x
 

@@ -36,7 +36,7 @@ def on_grid(
     """
     vectorised = x.dtype is torch.float32 and not zero_point.is_floating_point()
     if vectorised and torch.compiler.is_compiling():
-        return straight_through(x, *_as_expression(x.detach(), scale, zero_point, quant_min, quant_max, axis))
+        return _as_expression(x, _steps_along(x, scale, zero_point, quant_min, quant_max, axis))
     if vectorised and x.device.type == "cpu" and x.numel() >= _FEW:
         return straight_through(x, *_in_parts(x.detach(), scale, zero_point, quant_min, quant_max, axis))
     if axis is None:
@@ -53,13 +53,13 @@ class _Steps(NamedTuple):
     high: Any
 
 
-def _as_expression(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int | None
-) -> tuple[Tensor, Tensor]:
-    steps = _steps_along(x, scale, zero_point, quant_min, quant_max, axis)
-    rounded = torch.round(x * steps.inverse)
+def _as_expression(x: Tensor, steps: _Steps) -> Tensor:
+    """In operators alone, since tracing a torch.autograd.Function makes one, which torch itself warns of."""
+    rounded = torch.round(x.detach() * steps.inverse)
     clipped = rounded.clamp(steps.low, steps.high)
-    return clipped * steps.scale, rounded == clipped
+    inside = torch.where(rounded == clipped, x, 0.0)
+    value: Tensor = clipped * steps.scale
+    return value + (inside - inside.detach())
 
 
 def _in_parts(

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import written_values
 from ..errors import CalibrationError, QuantizationError
+from ..fake_quantize.base import recomputes
 from ..ops import memory_of
 from ..where import locate
 
@@ -91,6 +92,8 @@ def on_batch(model: nn.Module, what: str) -> Iterator[None]:
     except (QuantizationError, torch.OutOfMemoryError):
         raise
     except Exception as failure:
+        if recomputes():  # checkpointing ends what it computes again by an exception of its own
+            raise
         raise CalibrationError(
             f"{what} failed on this batch: {type(failure).__name__}: {failure}\n"
             f"{_place(model, failure)}  It was exported for {_inputs(model)}. Give it such inputs alone, without "

@@ -146,7 +146,7 @@ class RangeObserverBase(ObserverBase):
     @staticmethod
     def _within(low: float, high: float, x: Tensor) -> bool:
         """True when no value of x is a mask or NaN; False for NaN, since it compares to nothing."""
-        limit = _largest(x.dtype)
+        limit = largest(x.dtype)
         return low > -limit and high < limit
 
     def _masked(self, x: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class RangeObserverBase(ObserverBase):
         Raises:
             CalibrationError: x holds NaN. Nothing of x has been recorded.
         """
-        masked = ~(x.abs() < _largest(x.dtype))
+        masked = ~(x.abs() < largest(x.dtype))
         missing, found = int(x.isnan().sum()), int(masked.sum())
         if missing:
             raise CalibrationError(
@@ -265,9 +265,12 @@ class UniformQuantizationObserverBase(RangeObserverBase):
 
     def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
         """qparams of a range under this observer's scheme; always with at least one dimension."""
-        if is_unset(min_val, max_val):
-            raise CalibrationError(self._no_data())
-        bounds, eps = (self.quant_min, self.quant_max), float(self.eps)
+        bounds = self.quant_min, self.quant_max
+        eps: Any = self.eps
+        if not torch.compiler.is_compiling():  # which cannot look at values
+            if is_unset(min_val, max_val):
+                raise CalibrationError(self._no_data())
+            eps = float(eps)
         try:
             if self.qscheme is torch.per_channel_affine_float_qparams:
                 scale, zero_point = float_qparams(min_val, max_val, *bounds, eps=eps)
@@ -322,7 +325,7 @@ class UniformQuantizationObserverBase(RangeObserverBase):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def _largest(dtype: torch.dtype) -> float:
+def largest(dtype: torch.dtype) -> float:
     """Magnitude from which on a value is a mask: the largest number of its type, or of float32, where ranges live."""
     return min(torch.finfo(dtype).max, FLOAT32_MAX) if dtype.is_floating_point else FLOAT32_MAX
 

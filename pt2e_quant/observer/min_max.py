@@ -158,7 +158,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         ch_axis: that dimension; may be negative; None is 0.
         others: as in UniformQuantizationObserverBase, per-channel schemes only; is_dynamic is refused.
 
-    The buffers have no elements until the first batch tells how many channels there are.
+    The buffers have no elements until the first batch, or `expect`, tells how many channels there are.
     """
 
     schemes = PER_CHANNEL
@@ -195,7 +195,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         if x.numel() and not x.is_meta and (ranges := self._channel_ranges(x)) is not None:
             low, high = ranges
             remember(self, "min_val", "max_val")
-            if self.min_val.numel() == 0:
+            if not self.has_data:
                 self._set_ranges(low, high)
             else:
                 torch.minimum(self.min_val, low, out=self.min_val)
@@ -216,6 +216,12 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
     def extra_repr(self) -> str:
         return f"min_val={self.min_val}, max_val={self.max_val}"
+
+    def expect(self, channels: int) -> None:
+        """Make room for so many channels before the first batch does, for what holds on to buffers: DDP, averages."""
+        if self.min_val.numel() == 0:
+            self.min_val.resize_(channels).fill_(math.inf)
+            self.max_val.resize_(channels).fill_(-math.inf)
 
     def _channel_ranges(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Range of each channel of x, known to be finite and to fit what was seen before; None of nothing but masks.
@@ -308,7 +314,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
             self._move(batch.min_val, batch.max_val)
 
     def _move(self, low: Tensor, high: Tensor) -> None:
-        if self.min_val.numel() == 0:
+        if not self.has_data:
             self._set_ranges(low, high)
         else:
             move_range(self.min_val, self.max_val, low, high, self.averaging_constant)

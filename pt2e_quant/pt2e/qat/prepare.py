@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ...checks import checked
 from ...errors import CaptureError, CoverageError
-from ...fake_quantize import is_fake_quantizer
+from ...fake_quantize import FakeQuantize, is_fake_quantizer
+from ...graph.attributes import attribute
 from ...graph.module import ExportedModule, collector_paused, finish
 from ...graph.nested import graphs
 from ...meta import RECORD_KEY, SET_ASIDE_KEY
@@ -77,12 +79,21 @@ def prepare_qat_pt2e(
     for path, part in graphs(gm):
         pass_over_dropouts(part)
         unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
+        _expect_shapes(part)
     finish(gm)
     warn_of_what_is_fixed(gm)
     shape_learned_scales(gm)
     if calibration is not None:
         start_from_calibration(gm, calibration)
     return gm.train(captured.training)
+
+
+def _expect_shapes(gm: GraphModule) -> None:
+    """Buffers have the sizes of later from the start, for what is built on them before the first batch."""
+    for call in gm.graph.find_nodes(op="call_module"):
+        module, value = attribute(gm, str(call.target)), getattr(call.args[0], "meta", {}).get("val")
+        if isinstance(module, FakeQuantize) and isinstance(value, Tensor):
+            module.expect(tuple(value.shape))
 
 
 def _nothing_rounded(name: str) -> str:

@@ -1,0 +1,182 @@
+"""A prepared model trains like any other module: what the loops of others do to modules works, and changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from pt2e_quant import check_converted, convert_pt2e, freeze_bn_stats
+from tests.nets import ConvNet
+from tests.qat.kit import images, prepared, settle
+
+SHAPE = (4, 3, 16, 16)
+BATCHES = [images(seed, *SHAPE) for seed in range(4)]
+
+
+def convnet() -> GraphModule:
+    torch.manual_seed(0)
+    return prepared(ConvNet(), BATCHES[0], train=True)
+
+
+def step(model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = (model(x).float() - 1).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def different(first: nn.Module, second: nn.Module, rtol: float = 0.0, atol: float = 0.0) -> list[str]:
+    theirs = second.state_dict()
+    return [
+        name
+        for name, value in first.state_dict().items()
+        if not torch.allclose(value.double(), theirs[name].double(), rtol=rtol, atol=atol)
+    ]
+
+
+def losses_of_two_models(other: Callable[[GraphModule], Callable[[Tensor], Tensor]]) -> tuple[nn.Module, nn.Module]:
+    """One trained as it is, one through what `other` makes of it; dropout draws the same for both."""
+    models = convnet(), convnet()
+    for model, run in zip(models, (models[0], other(models[1])), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)  # before the first forward
+        for seed, x in enumerate(BATCHES):
+            torch.manual_seed(seed)
+            step(run, optimizer, x)
+    return models
+
+
+# --- numbers of fewer bits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_and_converts(dtype):
+    """Losses lie within what 8 bits of a mantissa, or 11, leave of those in float32: rounding of 1 in 2 ** 8."""
+    losses = {}
+    for enabled in (False, True):
+        model = convnet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", enabled=dtype is torch.float16 and enabled)
+        found = []
+        for seed, x in enumerate(BATCHES):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype, enabled=enabled):
+                loss = (model(x).float() - 1).square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            scaler.step(optimizer)
+            scaler.update()
+            found.append(loss.item())
+        losses[enabled] = found
+        check_converted(settle(model), convert_pt2e(model), BATCHES[:1])
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=0.05)
+    assert losses[True][-1] < losses[True][0] / 2
+
+
+# --- less memory, more speed ----------------------------------------------------------------------------------------
+
+
+def test_checkpointing_gives_the_same_gradients_and_observes_once():
+    """Bit for bit. Statistics of batch norms are frozen: torch itself moves them twice under checkpointing."""
+
+    def checkpointed(model: GraphModule) -> Callable[[Tensor], Tensor]:
+        return lambda x: checkpoint(model, x, use_reentrant=False)
+
+    def frozen(other: Callable[[GraphModule], Callable[[Tensor], Tensor]]) -> Callable[[GraphModule], object]:
+        return lambda model: (freeze_bn_stats(model), other(model))[1]
+
+    models = convnet(), convnet()
+    for model, other in zip(models, (frozen(lambda m: m), frozen(checkpointed)), strict=True):
+        run, optimizer = other(model), torch.optim.SGD(model.parameters(), lr=0.05)
+        for seed, x in enumerate(BATCHES):
+            torch.manual_seed(seed)
+            step(run, optimizer, x)
+    assert different(*models) == []
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_is_one_graph_and_trains_to_the_same_state(backend):
+    """Compiled once, for all batches; switches and first batches are values, not code."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    plain, compiled = losses_of_two_models(lambda model: torch.compile(model, backend=backend, fullgraph=True))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert different(plain, compiled, rtol=1e-4, atol=1e-5) == []  # float32, summed in another order over four steps
+    check_converted(settle(compiled), convert_pt2e(compiled), BATCHES[:1])
+
+
+# --- what loops do to modules ---------------------------------------------------------------------------------------
+
+
+def test_a_moving_average_of_the_model_converts():
+    model = convnet()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    expected = model.get_parameter("head.weight").detach().clone()
+    for count, x in enumerate(BATCHES):
+        step(model, optimizer, x)
+        average.update_parameters(model)
+        latest = model.get_parameter("head.weight").detach()
+        expected = latest.clone() if count == 0 else expected.lerp(latest, 0.5)
+    torch.testing.assert_close(average.module.get_parameter("head.weight").detach(), expected)
+    assert average.module.activation_post_process_3.observer_enabled.dtype is torch.uint8
+    check_converted(settle(average.module), convert_pt2e(average.module), BATCHES[:1])
+
+
+def test_a_data_loader_and_clipped_gradients():
+    model = convnet()
+    loader = DataLoader(TensorDataset(torch.cat(BATCHES)), batch_size=4, shuffle=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for (x,) in loader:
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        assert float(torch.stack(norms).norm()) <= 0.1 + 1e-6
+        optimizer.step()
+
+
+RESUME = """
+import sys, torch
+from tests.qat.test_ecosystem import BATCHES, convnet, step
+saved = torch.load(sys.argv[1], weights_only=True)
+model = convnet()
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+model.load_state_dict(saved["model"])
+optimizer.load_state_dict(saved["optimizer"])
+torch.set_num_threads(1)
+torch.set_rng_state(saved["random"])
+for x in BATCHES[2:]:
+    step(model, optimizer, x)
+torch.save(model.state_dict(), sys.argv[1] + ".resumed")
+"""
+
+
+@pytest.mark.slow
+def test_training_resumes_in_a_new_process_bit_by_bit(tmp_path):
+    model, path = convnet(), tmp_path / "checkpoint"
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for x in BATCHES[:2]:
+        step(model, optimizer, x)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, path
+    )
+    for x in BATCHES[2:]:
+        step(model, optimizer, x)
+    subprocess.run([sys.executable, "-c", RESUME, str(path)], check=True, cwd=Path(__file__).parents[2])
+    resumed = torch.load(f"{path}.resumed", weights_only=True)
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, resumed[name])] == []
