@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,18 +114,17 @@ def _quantized(exported: ExportedProgram, inputs: tuple[Any, ...]) -> GraphModul
     return convert_pt2e(prepared)
 
 
-def ranking() -> dict[str, float]:
+def ranking() -> Iterator[tuple[str, float]]:
     """Rank correlation of the estimate with the measurement, over all layers, by case."""
-    return {name: _correlation(case) for name, case in _cases().items()}
+    for name, case in _cases().items():
+        yield name, _correlation(case)
 
 
-def mixed() -> dict[str, str]:
-    """The table of mixed_precision, by case."""
-    found = {}
+def mixed() -> Iterator[tuple[str, str]]:
+    """The tables of mixed_precision."""
     for name, case in _cases().items():
         if len(case.precisions) > 1:
-            found[name] = "\n" + _table(case)
-    return found
+            yield name, "\n" + _table(case)
 
 
 @dataclass(frozen=True)
@@ -191,12 +190,13 @@ def _digits() -> tuple[ExportedProgram, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = {"cost": cost, "memory": memory, "ranking": ranking, "mixed": mixed}
+    choices: dict[str, Callable[[], Any]] = {"cost": cost, "memory": memory, "ranking": ranking, "mixed": mixed}
     parser.add_argument("what", nargs="*", default=list(choices))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for what in parser.parse_args().what:
-        for name, value in choices[what]().items():
+        found = choices[what]()
+        for name, value in found.items() if isinstance(found, dict) else found:
             print(f"{what}, {name}: {value if isinstance(value, str) else format(value, '.3f')}", flush=True)
 
 

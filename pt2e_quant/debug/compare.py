@@ -20,8 +20,9 @@ from ..errors import CaptureError, QuantizationError
 from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import own_written
 from ..graph.module import ExportedModule, finish
-from ..graph.run import Arguments, batches_of, on_batch, run_batch
+from ..graph.run import Arguments, batches_of, values_of
 from ..sqnr import floating
+from ..where import computed_name
 from .comparison import Comparison, NodeError, OutputError
 from .error_sums import ErrorSums
 from .lockstep import Lockstep, Seen
@@ -41,6 +42,13 @@ class Program(Protocol):
     def reset(self) -> None: ...
 
 
+@runtime_checkable
+class ShowsInside(Protocol):
+    """A program whose runtime writes down tensors inside: by (name of the float node, name of the converted one)."""
+
+    def inner_values(self, *args: Any, **kwargs: Any) -> dict[tuple[str, str], Tensor]: ...
+
+
 @checked(CaptureError)
 def compare(
     exact: ExportedProgram | GraphModule, found: ExportedProgram | GraphModule | Program, data: Iterable[Any]
@@ -53,7 +61,8 @@ def compare(
     Args:
         exact: the float model, exported: what was given to prepare_pt2e.
         found: what prepare_pt2e, prepare_qat_pt2e or convert_pt2e returned, an integer reference, any of these after
-            another export, or a lowered program. Of a program only the outputs can be seen.
+            another export, or a lowered program. Of a program only the outputs can be seen, and of a .pte what
+            ExecuTorch's event dump has: results of delegates and of what runs outside of them.
         data: batches, as `graph.run.batches_of` takes them; they are read once.
 
     Returns:
@@ -101,23 +110,39 @@ def _compare_graphs(exact: ExportedModule, found: ExportedModule, data: Iterable
 
     for batch in batches_of(data, _ASKED_BY):
         _add_outputs(outputs, *lockstep.run(batch, see))
-    rows = tuple(NodeError.of(*pair, one) for pair, one in sums.items())
+    rows = tuple(NodeError.of(node, held.name, one) for (node, held), one in sums.items())
     return Comparison(rows, _rows_of(outputs), tuple(node.name for node in pairs.missing))
 
 
 def _compare_program(exact: ExportedModule, program: Program, data: Iterable[Any]) -> Comparison:
+    nodes = {computed_name(node): node for node in exact.graph.nodes if node.op == "call_function"}
+    names = {node.name for node in nodes.values()}
+    sums: dict[tuple[str, str], ErrorSums] = {}
     outputs: list[ErrorSums] = []
     program.reset()
     try:
-        for args, kwargs in batches_of(data, _ASKED_BY):
-            with on_batch(exact, "the float model"):
-                ours = run_batch(exact, Arguments(args, kwargs))
-            _add_outputs(outputs, ours, [_kept(value) for value in program.run_flat(*args, **kwargs)])
+        for batch in batches_of(data, _ASKED_BY):
+            ours, inside = values_of(exact, batch, names if isinstance(program, ShowsInside) else ())
+            _add_outputs(outputs, ours, [_kept(value) for value in program.run_flat(*batch.args, **batch.kwargs)])
+            for key, value in _shown_inside(program, batch).items():
+                if key[0] in nodes and inside[nodes[key[0]].name].shape == value.shape:
+                    sums.setdefault(key, ErrorSums()).add(inside[nodes[key[0]].name], value)
     finally:
         program.reset()
+    rows = tuple(NodeError.of(nodes[name], held, one) for (name, held), one in sums.items())
+    return Comparison(rows, _rows_of(outputs), (), (_remark(program),))
+
+
+def _shown_inside(program: Program, batch: Arguments) -> dict[tuple[str, str], Tensor]:
+    return program.inner_values(*batch.args, **batch.kwargs) if isinstance(program, ShowsInside) else {}
+
+
+def _remark(program: Program) -> str:
+    shown = "its outputs alone"
+    if isinstance(program, ShowsInside):
+        shown = "its outputs, what runs outside of delegates and what delegates return"
     kind = type(program).__name__
-    remark = f"{kind} shows its outputs alone; for the tensors inside, compare the converted graph that was lowered"
-    return Comparison((), _rows_of(outputs), (), (remark,))
+    return f"{kind} shows {shown}; for the tensors inside, compare the converted graph that was lowered"
 
 
 def _kept(value: Any) -> Any:

@@ -28,8 +28,9 @@ class NodeError:
     module:    path of its module; None where export recorded none
     source:    line of the user's code; None where export recorded none
     sqnr:      of the whole error
-    own:       of the error with exact inputs: what this op, its weights and the rounding of its result add
-    inherited: of what the errors of its inputs change
+    own:       of the error with exact inputs: what this op, its weights and the rounding of its result add; NaN where
+               it is not known, in a lowered program
+    inherited: of what the errors of its inputs change; NaN likewise
     cosine:    of the angle between both versions
     largest, own_largest: largest |error|, in units of the tensor
     """
@@ -47,17 +48,18 @@ class NodeError:
     own_largest: float
 
     @classmethod
-    def of(cls, node: Node, found: Node, sums: ErrorSums) -> NodeError:
-        """The row of a pair of nodes."""
+    def of(cls, node: Node, found: str, sums: ErrorSums) -> NodeError:
+        """The row of a float node, and of the other graph's node of this name."""
         return cls(
-            node.name, found.name, str(node.target) if node.op == "call_function" else node.op,
+            node.name, found, str(node.target) if node.op == "call_function" else node.op,
             module_path(node), source_line(node),
             sums.sqnr, sums.own, sums.inherited, sums.cosine, sums.largest, sums.own_largest,
         )  # fmt: skip
 
     def __str__(self) -> str:
         places = ", ".join(filter(None, (f"in {self.module!r}" if self.module else None, self.source)))
-        numbers = f"own {_db(self.own)}, inherited {_db(self.inherited)}, both {_db(self.sqnr)}"
+        parts = "" if math.isnan(self.own) else f"own {_db(self.own)}, inherited {_db(self.inherited)}, both "
+        numbers = f"{parts}{_db(self.sqnr)}"
         return f"{self.node} ({self.op}): {numbers}, cosine {self.cosine:.5f}{f'; {places}' if places else ''}"
 
 
@@ -83,7 +85,7 @@ class OutputError:
 class Comparison:
     """A model beside its float original.
 
-    nodes:    tensors inside, in the order of the graph; none for a lowered program, which shows its outputs alone
+    nodes:    tensors inside, in the order of the graph; of a lowered program those that its runtime can show, if any
     outputs:  those with floating-point numbers
     unjoined: tensors of the other graph for which the float graph has no counterpart
     remarks:  what could not be seen, and why
@@ -100,16 +102,19 @@ class Comparison:
         return min((output.sqnr for output in self.outputs), default=math.nan)
 
     def worst(self, count: int | None = None) -> list[NodeError]:
-        """The tensors with the largest own errors relative to their values, worst first; NaN before all."""
-        ranked = sorted(self.nodes, key=lambda row: -math.inf if math.isnan(row.own) else row.own)
-        return ranked[:count]
+        """The tensors with the largest own errors relative to their values, worst first; NaN before all.
+
+        Of a lowered program, those with the largest errors.
+        """
+        return sorted(self.nodes, key=_rank)[:count]
 
     def text(self, count: int = _SHOWN) -> str:
         """The outputs, then the tensors with the largest own errors."""
         lines = list(map(str, self.outputs))
         worst = [row for row in self.worst(count) if row.own != math.inf]
         if worst:
-            lines += [f"largest own errors, of {len(self.nodes)} tensors:", *(f"  {row}" for row in worst)]
+            kind = "errors" if math.isnan(worst[-1].own) else "own errors"
+            lines += [f"largest {kind}, of {len(self.nodes)} tensors:", *(f"  {row}" for row in worst)]
         if self.unjoined:
             lines.append(f"{len(self.unjoined)} tensors have no counterpart: {', '.join(self.unjoined[:_SHOWN])}")
         return "\n".join([*lines, *self.remarks])
@@ -128,6 +133,11 @@ class Comparison:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
+
+
+def _rank(row: NodeError) -> float:
+    value = row.sqnr if math.isnan(row.own) else row.own
+    return -math.inf if math.isnan(value) else value
 
 
 def _db(value: float) -> str:

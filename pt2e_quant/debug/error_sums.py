@@ -24,6 +24,7 @@ class ErrorSums:
         self.largest = self.own_largest = 0.0
         self._signal = self._other = self._product = 0.0
         self._noise = self._own = self._inherited = 0.0
+        self._knows_own = False
 
     def add(self, exact: Tensor, found: Tensor, own: Tensor | None = None) -> None:
         """Take in one batch.
@@ -49,6 +50,7 @@ class ErrorSums:
             self._add_own(exact, found, own, noise)
 
     def _add_own(self, exact: Tensor, found: Tensor, own: Tensor, noise: float) -> None:
+        self._knows_own = True
         if own is exact:
             self._inherited += noise
             return
@@ -65,13 +67,13 @@ class ErrorSums:
 
     @property
     def own(self) -> float:
-        """SQNR of what exact inputs give, in dB."""
-        return decibels(self._signal, self._own)
+        """SQNR of what exact inputs give, in dB; NaN where that is not known."""
+        return decibels(self._signal, self._own) if self._knows_own else math.nan
 
     @property
     def inherited(self) -> float:
-        """SQNR of what the errors of the inputs change, in dB."""
-        return decibels(self._signal, self._inherited)
+        """SQNR of what the errors of the inputs change, in dB; NaN where that is not known."""
+        return decibels(self._signal, self._inherited) if self._knows_own else math.nan
 
     @property
     def cosine(self) -> float:

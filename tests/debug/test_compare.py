@@ -289,11 +289,18 @@ def test_a_lowered_program_shows_its_outputs_and_says_so(exact, converted, data,
 
 
 @pytest.mark.slow
-def test_real_programs_are_compared(exact, converted, data, comparison):
+def test_a_pte_shows_what_delegates_return_and_what_runs_outside_of_them(exact, converted, data, comparison):
     from pt2e_quant.lowering.executorch import lower_to_executorch
 
-    program = lower_to_executorch(converted, data[0])
-    assert compare(exact, program, data).sqnr == pytest.approx(comparison.sqnr, abs=1)
+    found = compare(exact, lower_to_executorch(converted, data[0]), data)
+    assert found.sqnr == pytest.approx(comparison.sqnr, abs=1)
+    assert [row.node for row in found.nodes] == ["linear_1", "mean"]  # XNNPACK takes no mean of three dimensions
+    of_delegate, outside = found.nodes
+    wanted = next(row for row in comparison.nodes if row.node == "linear_1")
+    assert of_delegate.sqnr == pytest.approx(wanted.sqnr, abs=1)
+    assert outside.sqnr == pytest.approx(found.sqnr, abs=1e-6)
+    assert math.isnan(outside.own)
+    assert "what delegates return" in found.text()
 
 
 def test_a_comparison_is_plain_data(comparison):

@@ -23,7 +23,7 @@ from ...meta import INITIALIZED_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
 from ...passes.runner import run_everywhere, run_pass
 from ...pt2e.record import record_of
-from ...where import locate_all
+from ...where import computed_name, locate_all
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
 from ..common.entry import Inputs, explaining, take
@@ -38,6 +38,7 @@ from .kernels import check_kernels, check_out_variants, unchecked
 from .methods import by_method, shared_buffers
 from .program import ExecutorchMethods, ExecutorchProgram, Loaded, Sizes
 from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
+from .taps import find_taps
 from .xnnpack.contract import Violation, check_xnnpack_contract, keep_outside, raise_fatal
 from .xnnpack.delegates import check_delegates
 
@@ -131,6 +132,7 @@ def _lowered(
     preflight: bool,
 ) -> ExecutorchMethods:
     """All methods, each run beside its graph; on what the last of its arguments has, or else on its example inputs."""
+    origins = {name: _origins(model) for name, model in models.items()}  # `take` drops them
     taken = {
         name: take(models[name], args, kwargs, "lower_to_executorch") for name, (args, kwargs, *_) in arguments.items()
     }
@@ -145,9 +147,15 @@ def _lowered(
 
     batches = {name: verify and (True if given[3] is None else given[3]) for name, given in arguments.items()}
     checked = {
-        name: verify_program(one, graphs_of[name], taken[name][1], batches[name], lower) for name, one in made.items()
+        name: replace(verify_program(one, graphs_of[name], taken[name][1], batches[name], lower), origins=origins[name])
+        for name, one in made.items()
     }
     return replace(made, methods=checked)
+
+
+def _origins(model: object) -> dict[str, str]:
+    gm = model.graph_module if isinstance(model, ExportedProgram) else model
+    return {node.name: computed_name(node) for node in gm.graph.nodes} if isinstance(gm, GraphModule) else {}
 
 
 @dataclass(frozen=True)
@@ -274,6 +282,7 @@ def _programs(
             calling=ready[name].calling,
             loaded=loaded,
             method=name,
+            taps=find_taps(program, name, ready[name].gm),
         )
         for name, account in accounts.items()
     }

@@ -18,6 +18,7 @@ from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.program import Fallback, LoweredProgram, Remark, Saved
 from ..common.verify import NOT_RUN, Verification
+from .taps import Tap, read_taps
 
 __all__ = ["ExecutorchKernel", "ExecutorchMethods", "ExecutorchProgram", "Loaded", "Sizes"]
 
@@ -135,6 +136,8 @@ class ExecutorchProgram(LoweredProgram):
         loaded: the program in the runtime, which all methods of a file share.
         method: name of the method in the file.
         verified: what running it showed, against the converted graph; false when it was not run.
+        taps: the tensors inside that the runtime can show.
+        origins: by node of the converted graph, the name of the node of the program exported first that it computes.
     """
 
     buffer: bytes
@@ -147,6 +150,8 @@ class ExecutorchProgram(LoweredProgram):
     loaded: Loaded = field(compare=False)
     method: str = "forward"
     verified: Verification = field(compare=False, default=NOT_RUN)
+    taps: tuple[Tap, ...] = field(compare=False, default=())
+    origins: Mapping[str, str] = field(compare=False, default_factory=dict)
 
     def run(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Execute the program in ExecuTorch's runtime, with the arguments that the model takes; its outputs, flat.
@@ -170,6 +175,13 @@ class ExecutorchProgram(LoweredProgram):
         return tuple(outputs)
 
     run_flat = run
+
+    def inner_values(self, *args: Any, **kwargs: Any) -> dict[tuple[str, str], Tensor]:
+        """Run it from its first state, and read what the runtime writes down: results of operators outside every
+        delegate, and of delegates; by the name of the float node that they are the value of, and of the converted one.
+        """
+        found = read_taps(self.buffer, self.method, self.calling.flatten(args, kwargs), self.taps)
+        return {(self.origins.get(tap.node, tap.node), tap.node): value for tap, value in found.items()}
 
     def fate(self, node: str) -> str:
         left = next((f"not delegated: {one.reason}" for one in self.undelegated if one.node == node), None)
