@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from ..checks import checked
 from ..errors import CalibrationError
 from ..files import write_file
+from ..pt2e.observed import read_observer
 from .counts import pack
 from .entry import Entry, kind_of, state_of
 from .merge import merged
@@ -70,7 +71,7 @@ def teach(sites: list[Watched], parts: list[list[Entry]]) -> None:
     """
     taught = [merged(site, parts) for site in sites]
     for site, source in zip(sites, taught, strict=True):
-        if getattr(site.observer, "block_size", ()) is None:
+        if read_observer(site.observer).awaits_block:
             show(site.observer, site.example)  # the shape of a block is learned, and is no state
         site.observer.load_state_dict(source.state_dict())
 

@@ -37,6 +37,7 @@ class ObserverReading:
     bounds:       smallest and largest q; None for a cast
     granularity:  which values share a scale; None where qscheme and axis say it
     rank:         dimensions of the tensor that it saw in blocks; None where it keeps none
+    awaits_block: it learns the shape of a block from the first tensor that it sees
     has_data:     what it needs of calibration is there
     writes_pairs: it writes its own q/dq (`convert(model, node)`)
     """
@@ -51,6 +52,7 @@ class ObserverReading:
     granularity: object
     scheme: Scheme | None
     rank: int | None
+    awaits_block: bool
     eps: float
     is_dynamic: bool
     has_data: bool
@@ -83,6 +85,7 @@ def read_observer(observer: Any) -> ObserverReading:
         granularity=_granularity(observer),
         scheme=scheme if isinstance(scheme, Scheme) else None,
         rank=None if block is None else len(block),
+        awaits_block=_awaits_block(observer),
         eps=_eps(observer, inner) if is_dynamic else FLOAT32_EPS,
         is_dynamic=is_dynamic,
         has_data=has_data,
@@ -108,9 +111,13 @@ def _eps(observer: Any, inner: Any) -> float:
     return FLOAT32_EPS if found is None else float(found)
 
 
+def _awaits_block(observer: Any) -> bool:
+    return getattr(observer, "block_size", ()) is None
+
+
 def _has_data(observer: Any) -> bool:
     """False for a calibrated observer that has not seen a value yet, of this package or of another."""
-    if getattr(observer, "block_size", ()) is None and hasattr(observer, "convert"):
+    if _awaits_block(observer) and hasattr(observer, "convert"):
         return False  # those that write their own q/dq need the shape of a block, dynamic ones too
     dtype = getattr(observer, "dtype", None)
     if getattr(observer, "is_dynamic", False) or not isinstance(dtype, torch.dtype):
