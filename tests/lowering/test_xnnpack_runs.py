@@ -271,13 +271,12 @@ def test_dynamic_sizes_stay_dynamic() -> None:
         return OUT(F.linear(OUT(y.flatten(1)), m.w2()))
 
     body = Body(forward, w=Weight((7, 6, 3, 3)), b=bias(7), w2=Weight((5, 7), spread=0.02))
-    sizes = {0: Dim("batch", min=1, max=16), 2: Dim("height", min=4, max=64)}
+    sizes = {0: Dim("batch", min=1, max=40), 2: Dim("height", min=4, max=64)}
     program = lower(body, torch.randn(IMAGE), dynamic_shapes=[(sizes,)])
     assert_one_integer_delegate(program)
-    x = torch.randn(5, 6, 17, 10)
-    assert_within_one_lsb(program.run(x)[0], body(x))
-    x = torch.randn(1, 6, 4, 10)
-    assert_within_one_lsb(program.run(x)[0], body(x))
+    for batch, height in ((5, 17), (1, 4), (40, 20)):  # torch asks of a convolution whether the batch is below 16
+        x = torch.randn(batch, 6, height, 10)
+        assert_within_one_lsb(program.run(x)[0], body(x))
 
 
 # --- activations quantized while running ------------------------------------------------------------------------------

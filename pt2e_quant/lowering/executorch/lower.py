@@ -31,7 +31,7 @@ from ..common.program import Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from . import runtime as _executorch
 from .account import Account, take_account
-from .bounds import check_bounds
+from .bounds import check_bounds, keeping_bounds
 from .control_flow import check_control_flow
 from .embeddings import tied_tables
 from .kernels import check_kernels, check_out_variants, unchecked
@@ -240,7 +240,8 @@ def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend, 
     partitioners = {}
     if backend == "xnnpack":
         partitioners = {name: [_executorch.xnnpack_partitioner(name, rejections)] for name in ready}
-    with explaining("ExecuTorch cannot lower this graph"), rejections.listen():
+    kept = keeping_bounds(method.exported for method in ready.values())
+    with explaining("ExecuTorch cannot lower this graph"), rejections.listen(), kept:
         edge = to_edge_transform_and_lower(
             {name: method.exported for name, method in ready.items()},
             partitioner=partitioners or None,
