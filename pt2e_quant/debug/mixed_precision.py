@@ -153,8 +153,6 @@ class _Search:
         names = [name for name in self._known if name != FLOAT]
         if not names:
             raise TargetingError(f"{quantizer.name} declares no precisions to choose from; pass precisions={{...}}")
-        if quantizer.global_config is not None and precisions is None:
-            self._known[names[0]] = quantizer.global_config
         self._quantizer = quantizer.copy().set_global(self._known[names[0]])
         self.formats, self._default = names, names[0]
         self._signal, self._rest = 0.0, 0.0

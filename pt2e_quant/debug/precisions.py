@@ -89,7 +89,13 @@ class Precisions:
 def configurations(
     quantizer: RuleQuantizer, given: Mapping[str, QuantizationConfig | None] | None = None
 ) -> dict[str, QuantizationConfig | None]:
-    """The configurations that an op may get, by name: those given, or those that the quantizer declares; and float."""
+    """The configurations that an op may get, by name: those given, or those that the quantizer declares; and float.
+
+    The first that a quantizer declares, 'int8', stands for its global configuration where it has one.
+    """
     if given is not None:
         return {**given, FLOAT: None}
-    return {**{name: make() for name, make in type(quantizer).precisions.items()}, FLOAT: None}
+    known: dict[str, QuantizationConfig | None] = {name: make() for name, make in type(quantizer).precisions.items()}
+    if known and quantizer.global_config is not None:
+        known[next(iter(known))] = quantizer.global_config
+    return {**known, FLOAT: None}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from ..debug.precisions import Precisions
 from ..errors import RecipeError
 from .recipe import Recipe
 from .targets import load_target
@@ -15,8 +16,13 @@ __all__ = ["leaving", "observed_by", "quantizer_of"]
 
 
 def quantizer_of(recipe: Recipe) -> Any:
-    """The target's quantizer, configured; modules that the recipe ignores stay in float."""
-    return leaving(load_target(recipe.target).quantizer().set_global(recipe.configuration()), recipe.ignored, ())
+    """The target's quantizer, configured; modules that the recipe ignores stay in float.
+
+    Raises:
+        TargetingError: the recipe has formats for single operators, and the quantizer declares none.
+    """
+    made = leaving(load_target(recipe.target).quantizer().set_global(recipe.configuration()), recipe.ignored, ())
+    return Precisions(recipe.precisions).apply(made) if recipe.precisions else made
 
 
 def leaving(quantizer: Any, modules: Iterable[str], nodes: Iterable[str]) -> Any:

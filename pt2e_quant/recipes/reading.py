@@ -69,7 +69,7 @@ class _Written:
 
 
 def _written(text: str, name: str) -> dict[str, _Written]:
-    """By 'field' and 'options.name': what the file says, and where.
+    """By 'field', 'options.name' and 'precisions.name': what the file says, and where.
 
     Raises:
         RecipeError: it is no YAML, no mapping, or has a key twice or one that recipes have not.
@@ -100,5 +100,5 @@ def _walk(node: Any, held: dict[str, Any], prefix: str, name: str, found: dict[s
         if not prefix and path not in _KEYS:
             raise RecipeError(f"{name}:{line}: unknown field {path!r}.{did_you_mean(path, _KEYS)}")
         found[path] = _Written(held.get(key.value), line)
-        if path == "options" and isinstance(held[path], dict):
-            _walk(value, held[path], "options.", name, found)
+        if path in ("options", "precisions") and isinstance(held[path], dict):
+            _walk(value, held[path], f"{path}.", name, found)

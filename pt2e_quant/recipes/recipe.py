@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import observer as observers
 from ..checks import check_fields
+from ..debug.precisions import FLOAT
 from ..errors import QuantizationError, RecipeError, did_you_mean
 from ..plain import to_plain
 from .targets import Target, load_target
@@ -49,6 +50,8 @@ class Recipe:
         ignored: modules to leave in float: dotted paths or globs, each of which must match.
         sqnr: wanted of the model's outputs, in dB, on the calibration data. The linears and convolutions that cost
             most stay in float until it is reached.
+        precisions: formats of single operators, by their names in the exported program, as `debug.mixed_precision`
+            chooses them: 'float', or a name of the quantizer's `precisions`. Each must match.
         seed: of torch's random numbers while the recipe is carried out.
         version: of the form of the recipe.
 
@@ -62,6 +65,7 @@ class Recipe:
     observer: str | None = None
     ignored: tuple[str, ...] = ()
     sqnr: float | None = None
+    precisions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     version: int = VERSION
 
@@ -110,6 +114,7 @@ def problems_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "mode", _unknown_mode(mode, target)
         return
     yield from _option_problems(values.get("options", {}), target.modes[mode])
+    yield from _precision_problems(values.get("precisions", {}), target)
     if observer is not None and observer not in OBSERVERS:
         yield "observer", f"unknown observer {observer!r}.{did_you_mean(observer, OBSERVERS)}"
     elif observer is not None and mode != "static":
@@ -130,3 +135,10 @@ def _option_problems(options: Mapping[str, Any], makes: Any) -> Iterator[tuple[s
     for name in options:
         if name not in known:
             yield f"options.{name}", f"unknown option {name!r}.{did_you_mean(name, known)}"
+
+
+def _precision_problems(precisions: Mapping[str, Any], target: Target) -> Iterator[tuple[str, str]]:
+    known = {FLOAT, *getattr(target.quantizer, "precisions", ())}
+    for name, one in precisions.items():
+        if one not in known:
+            yield f"precisions.{name}", f"{name!r} is to be in unknown format {one!r}.{did_you_mean(str(one), known)}"

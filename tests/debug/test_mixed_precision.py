@@ -170,6 +170,15 @@ def test_a_choice_is_saved_edited_and_applied_to_another_export(found, x, tmp_pa
     assert "channel_group" in str(layers["linear_3"].args[1].target)
 
 
+def test_a_choice_is_part_of_a_recipe(found, exported, x):
+    from pt2e_quant.recipes import Recipe
+    from pt2e_quant.recipes.configuring import quantizer_of
+
+    recipe = Recipe(target="xnnpack", precisions=dict(found.precisions.formats))
+    graph = made(exported, quantizer_of(recipe), x)
+    assert sqnr(exported.module()(x), graph(x)) == pytest.approx(found.trials[0].value, abs=1e-4)
+
+
 def test_a_choice_that_does_not_fit_is_refused(found, exported, x):
     with pytest.raises(TargetingError, match=r"linear is to be in 'int5', which XNNPACKQuantizer lacks. Did you mean"):
         Precisions({"linear": "int5"}).apply(XNNPACKQuantizer(int8_config()))

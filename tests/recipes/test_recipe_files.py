@@ -10,6 +10,7 @@ from pt2e_quant.recipes import Recipe, find_targets, read_recipe
 RECIPE = Recipe(
     target="xnnpack", options={"act_qmin": -100}, observer="minmax", ignored=("head.*", "stem"), sqnr=30.0, seed=3
 )
+MIXED = Recipe(target="xnnpack", precisions={"linear": "int4", "linear_1": "float"})
 
 
 def read(tmp_path, text: str, **overrides) -> Recipe:
@@ -20,6 +21,7 @@ def read(tmp_path, text: str, **overrides) -> Recipe:
 
 def test_a_recipe_reads_back_as_it_was(tmp_path):
     assert read(tmp_path, RECIPE.to_yaml()) == RECIPE
+    assert read(tmp_path, MIXED.to_yaml()) == MIXED
 
 
 def test_a_file_says_its_version_and_nothing_that_is_standard():
@@ -50,6 +52,7 @@ def test_options_are_merged_with_overrides(tmp_path):
             "target: onnx\noptions:\n  reduce_rnge: true",
             "recipe.yaml:3: unknown option 'reduce_rnge'. Did you mean",
         ),
+        ("target: xnnpack\nprecisions:\n  a: int4\n  b: int5", "recipe.yaml:4: 'b' is to be in unknown format 'int5'."),
         ("tarjet: x", "recipe.yaml:1: unknown field 'tarjet'. Did you mean 'target'"),
         ("target: [", "recipe.yaml:1: this is no YAML"),
         ("a: b: c", "recipe.yaml:1: this is no YAML"),
