@@ -3,6 +3,7 @@
 #   make test       linters and the quick tests, branch coverage at the end
 #   make test-all   the same with the slow tests
 #   make lint       format, lint, types, import contracts
+#   make docs       the documentation as a site in out/site, warnings as errors
 #   make bench      all benchmarks, beside the peers
 # `make demo` installs what the demo needs; the others add the linters and the peers of tests and benchmarks. All share
 # .venv, and nothing is installed twice.
@@ -24,12 +25,13 @@ AXE := axe-playwright-python==0.1.8
 BIN := $(VENV)/bin
 FOR_DEMO := $(VENV)/.installed-for-demo
 FOR_TESTS := $(VENV)/.installed-for-tests
+FOR_DOCS := $(VENV)/.installed-for-docs
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(PINS)
 # loadfile: the tests of a file share programs that take long to make, so one worker runs them all.
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=$(HASHSEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
     --cov --cov-report=term
 
-.PHONY: demo test test-all lint bench format clean
+.PHONY: demo test test-all lint docs bench format clean
 .DELETE_ON_ERROR:
 
 demo: $(FOR_DEMO)
@@ -46,6 +48,9 @@ lint: $(FOR_TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(FOR_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(FOR_TESTS)
 	$(BIN)/python -m benchmarks
@@ -72,4 +77,9 @@ $(FOR_TESTS): $(FOR_DEMO)
 	-@$(INSTALL) --no-deps $(TOSA)
 	-@$(INSTALL) --no-deps $(EXPLORER)
 	-@$(INSTALL) --no-deps $(AXE)
+	@touch $@
+
+$(FOR_DOCS): $(FOR_DEMO)
+	@echo "Installing what builds the site in $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable ".[docs]"
 	@touch $@

@@ -121,7 +121,7 @@ class NodeAccuracySummary:
 def generate_numeric_debug_handle(ep: ExportedProgram | GraphModule) -> None:
     """Give every op a handle, in place: a number that survives prepare, convert, copies, exports and files.
 
-    It stands in node.meta["custom"]["numeric_debug_handle"]. Ops that have one keep it.
+    It stands in `node.meta["custom"]["numeric_debug_handle"]`. Ops that have one keep it.
 
     Raises:
         CaptureError: `ep` is no exported program and no graph.
