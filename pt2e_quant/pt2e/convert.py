@@ -76,14 +76,13 @@ def convert_pt2e(
             buffer cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
-    record = _checked(model)
+    record = with_histograms(_checked(model), model)
     gm = run_pass(to_operators, clone(model))
     if record.trained:
         gm = run_everywhere(observe_dropouts, run_everywhere(fold_trained, gm.eval()))
     _restore_observers(gm)
     gm.meta.pop(AROUND_KEY, None)
     own_written(gm, record.state)
-    record = with_histograms(record, gm)
     qparams = _replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)
