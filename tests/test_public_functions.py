@@ -162,6 +162,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "scale": lambda: torch.tensor(0.5),
     "scales": lambda: torch.tensor([0.5, 0.25]),
     "scheme": lambda: Scheme(dtype="int8"),
+    "shape": lambda: (4, 3),
     "spec": lambda: QuantizationSpec(torch.int8, MinMaxObserver),
     "target": lambda: 22.0,
     "target_dtype": lambda: torch.int8,

@@ -97,7 +97,8 @@ class FakeQuantize(FakeQuantizeBase):
             return self._round(x)
         return x
 
-    def expect(self, shape: tuple[int, ...]) -> None:
+    @checked(SpecError)
+    def expect(self, shape: tuple[int | torch.SymInt, ...]) -> None:
         """Give the buffers the sizes that they have once a tensor of this shape was seen, where that is known."""
         inner = self.activation_post_process
         if type(inner) not in (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver):

@@ -226,6 +226,7 @@ class Report:
         contents = self.contents(str(path), comparison, program)
         return write_files({f"{path}{suffix}": content for suffix, content in contents.items()})
 
+    @checked(CaptureError)
     def contents(
         self, name: str = "report", comparison: Comparison | None = None, program: Artefact | None = None
     ) -> dict[str, bytes]:
