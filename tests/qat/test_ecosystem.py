@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +181,64 @@ def test_training_resumes_in_a_new_process_bit_by_bit(tmp_path):
     subprocess.run([sys.executable, "-c", RESUME, str(path)], check=True, cwd=Path(__file__).parents[2])
     resumed = torch.load(f"{path}.resumed", weights_only=True)
     assert [name for name, value in model.state_dict().items() if not torch.equal(value, resumed[name])] == []
+
+
+@pytest.mark.slow  # its import alone takes seconds
+def test_a_loop_of_lightning_trains_it(tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = convnet()
+
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            return (self.model(batch[0]) - 1).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    classifier, alone = Classifier(), convnet()
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, gradient_clip_val=5.0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on workers and logging
+        torch.manual_seed(0)
+        trainer.fit(classifier, DataLoader(TensorDataset(torch.cat(BATCHES)), batch_size=4))
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.05)
+    torch.manual_seed(0)
+    for x in BATCHES:
+        optimizer.zero_grad()
+        (alone(x) - 1).square().mean().backward()
+        nn.utils.clip_grad_norm_(alone.parameters(), 5.0)
+        optimizer.step()
+    assert range_of_the_input(classifier.model) == range_of_the_input(alone)
+    check_converted(settle(classifier.model), convert_pt2e(classifier.model), BATCHES[:1])
+
+
+def range_of_the_input(model: nn.Module) -> tuple[float, float]:
+    """An average over all batches, which depends neither on dropout nor on weights."""
+    observer = model.get_submodule("activation_post_process_3.activation_post_process")
+    return observer.min_val.item(), observer.max_val.item()
+
+
+def test_a_loop_of_accelerate_trains_it():
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+    model = convnet()
+    before = model.get_parameter("head.weight").detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loader = DataLoader(TensorDataset(torch.cat(BATCHES)), batch_size=4)
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for (x,) in loader:
+        with accelerator.accumulate(wrapped):
+            accelerator.backward((wrapped(x) - 1).square().mean())
+            accelerator.clip_grad_norm_(wrapped.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    trained = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    assert trained is model
+    assert not torch.equal(before, model.get_parameter("head.weight"))
+    check_converted(settle(model), convert_pt2e(model), BATCHES[:1])
