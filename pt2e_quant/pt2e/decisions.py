@@ -17,6 +17,7 @@ from ..reasons import WAYS_OUT, Refusal, refusals
 from ..specs import EdgeOrNode
 from ..where import exported_name, locate_all, module_path, node_id, source_line
 from .record import Decision
+from .rounded_indices import rounded_indices
 from .sharing import Resolved
 
 __all__ = ["PLAN", "decisions", "nothing_quantized", "opaque_decisions"]
@@ -104,7 +105,7 @@ def _decision(
         op=str(node.target),
         quantized=quantized,
         rule=(rule or quantizer) if quantized else None,
-        reason=None if reason is None else reason + _stored_twice(node, resolved),
+        reason=None if reason is None else reason + _stored_twice(node, resolved) + rounded_indices(node, resolved),
         inputs=inputs,
         output=output,
         module=module_path(node),
