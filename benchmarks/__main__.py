@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import engine, memory, observers, qat_accuracy, report, tiny_llama, transformers_models, x86
+from benchmarks import engine, memory, modules, observers, qat_accuracy, report, tiny_llama, transformers_models, x86
 
 engine.main()
 observers.main()
 report.main()
 x86.main()
+modules.main()
 transformers_models.main()
 tiny_llama.main()
 memory.main()

@@ -28,8 +28,10 @@ def on_grid(
     return quantized(values, operands[0], scale, zero_point, relu)
 
 
-def quantized(values: Tensor, like: QTensor, scale: float, zero_point: int, relu: bool = False) -> QTensor:
-    """Real numbers on a grid, in the integer type of `like`. The values may be overwritten."""
+def quantized(
+    values: Tensor, like: QTensor, scale: float, zero_point: int, relu: bool = False, *, in_steps: bool = False
+) -> QTensor:
+    """Real numbers (or numbers of steps) on a grid, in the integer type of `like`. The values may be overwritten."""
     low, high = like.limits
     if relu:
         low = max(low, zero_point)
@@ -41,17 +43,21 @@ def quantized(values: Tensor, like: QTensor, scale: float, zero_point: int, relu
     elif stored is torch.int32:
         codes = qparams.quantize(values, scale, zero_point, low, high, stored)
     else:
-        codes = values.mul_(1.0 / scale).round_().add_(zero_point).clamp_(low, high).to(stored)
+        steps = values if in_steps else values.mul_(1.0 / scale)
+        codes = steps.round_().add_(zero_point).clamp_(low, high).to(stored)
     return wrap(codes, scale, zero_point, None, NAMES[stored])
 
 
 def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
-    """a + b, in one sum: s_a * (a - z_a) + s_b * (b - z_b)."""
-    if is_traced() or torch.int32 in (a.codes.dtype, b.codes.dtype):
+    """a + b, in one sum of steps of the result: f_a * (a - z_a) + f_b * (b - z_b).
+
+    torch.ops.onednn.qadd would do it in one pass, but returns wrong sums (torch 2.13: codes 255 off).
+    """
+    if is_traced() or a.shape != b.shape or torch.int32 in (a.codes.dtype, b.codes.dtype):
         return on_grid(torch.add, a, b, scale=scale, zero_point=zero_point, relu=relu)
-    (s_a, z_a), (s_b, z_b) = ((float(one.scale), int(one.zero_point)) for one in (a, b))
-    values = torch.add(a.codes * s_a, b.codes, alpha=s_b).add_(-(s_a * z_a + s_b * z_b))
-    return quantized(values, a, scale, zero_point, relu)
+    (f_a, z_a), (f_b, z_b) = ((float(one.scale) / scale, int(one.zero_point)) for one in (a, b))
+    steps = a.codes.float().mul_(f_a).add_(b.codes.float(), alpha=f_b).add_(-(f_a * z_a + f_b * z_b))
+    return quantized(steps, a, scale, zero_point, relu, in_steps=True)
 
 
 def multiply(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:

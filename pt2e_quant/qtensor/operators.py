@@ -6,6 +6,7 @@ where they have none, the message says which module brings them.
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -151,6 +152,47 @@ def _pad(func: OpOverload, q: QTensor, pad: list[int], value: float = 0.0) -> QT
     return q.with_codes(func(q.codes, pad, q.quantize(torch.tensor(float(value))).codes.item()))
 
 
+def _max_pool(
+    func: OpOverload,
+    q: QTensor,
+    kernel: list[int],
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil: bool = False,
+) -> tuple[QTensor, Tensor]:
+    """The largest codes, one dimension after the other: torch's kernel for integers is 10 times slower, and refuses
+    what has more places than its type of codes can count. Indices are not computed: the second result holds no data.
+    """
+    _need_one_scale(func, q)
+    dims = len(kernel)
+    numbers = ([*given] * dims if len(given) == 1 else [*given] for given in map(_listed, (padding, dilation)))
+    (padding, dilation), steps = numbers, _listed(stride) or kernel
+    steps = steps * dims if len(steps) == 1 else steps
+    shape = func(torch.empty(q.shape, device="meta"), kernel, steps, padding, dilation, ceil)[0].shape
+    codes = q.codes
+    for dim, (size, step, pad, apart) in enumerate(zip(kernel, steps, padding, dilation, strict=True), q.dim() - dims):
+        codes = _largest(codes, dim, int(shape[dim]), (size, step, pad, apart), q.limits[0])
+    return q.with_codes(codes), torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+def _listed(given: Any) -> list[int]:
+    return [given] if isinstance(given, int) else list(given)
+
+
+def _largest(codes: Tensor, dim: int, count: int, window: tuple[int, int, int, int], lowest: int) -> Tensor:
+    """The largest of each window along one dimension."""
+    size, step, pad, apart = window
+    reach = (count - 1) * step + (size - 1) * apart + 1
+    after = max(0, reach - codes.shape[dim] - pad)
+    if pad or after:
+        amounts = [0, 0] * (codes.dim() - 1 - dim) + [pad, after]
+        codes = aten.constant_pad_nd(codes, amounts, lowest)
+    ends = (count - 1) * step + 1
+    parts = [aten.slice(codes, dim, first * apart, first * apart + ends, step) for first in range(size)]
+    return functools.reduce(torch.maximum, parts)  # type: ignore[no-any-return]
+
+
 def _fill(func: OpOverload, q: QTensor, value: Any = 0.0) -> QTensor:
     q.codes.copy_(q.quantize(torch.as_tensor(float(value))).codes)
     return q
@@ -249,6 +291,7 @@ _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(_all("copy_"), _copy),
     **dict.fromkeys(_all("fill_ zero_"), _fill),
     aten.constant_pad_nd.default: _pad,
+    **dict.fromkeys(_all("max_pool2d_with_indices max_pool3d_with_indices"), _max_pool),
     **dict.fromkeys(_all("eq ne lt le gt ge argmax argmin isnan isfinite isinf any all"), _compare),
     **dict.fromkeys(_all("equal"), _equal),
     **dict.fromkeys(_all("_local_scalar_dense"), _item),

@@ -141,7 +141,10 @@ def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stor
         return wrap(overload(x, scale, zero_point, low, high, stored), scale, zero_point, None, NAMES[stored])
     # A scale in float32, as its inverse is what torch's own kernels multiply with.
     step = torch.as_tensor(scale, dtype=torch.float32)
-    return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
+    if stored is torch.int32 or x.dtype is not torch.float32:
+        return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
+    codes = torch.mul(x.detach(), 1.0 / step).round_().add_(zero_point).clamp_(low, high)
+    return QTensor(codes.to(stored), scale, zero_point)
 
 
 def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, limits: tuple[int, int]) -> Tensor:

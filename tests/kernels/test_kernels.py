@@ -103,6 +103,16 @@ def test_sums_beyond_float32_are_exact() -> None:
         assert Product.compute_real(Weight(codes), Post(), x).tolist() == [[132648833 / 127] * 2]
 
 
+@pytest.mark.parametrize("stored", [torch.uint8, torch.int8])
+def test_the_kernel_for_gpus_computes_the_same_codes(stored: torch.dtype) -> None:
+    weight, x = weight_of((16, 64), 0, 0, 16), input_of((32, 64), stored, 7, 1)
+    with using("int_mm"):  # torch._int_mm has a kernel for CPUs, too
+        made, values = Product.compute(weight, RELU, x, 0.1, 3), Product.compute_real(weight, RELU, x)
+    with using("exact"):
+        assert torch.equal(made.int_repr(), Product.compute(weight, RELU, x, 0.1, 3).int_repr())
+        torch.testing.assert_close(values, Product.compute_real(weight, RELU, x))
+
+
 def test_few_rows_and_many_take_different_kernels() -> None:
     small = Product(weight_of((64, 64), 0, 0, 64), Post(), input_of((1, 64), torch.uint8, 0, 0), None)
     assert choose(small).name == "small"
