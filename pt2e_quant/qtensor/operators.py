@@ -187,10 +187,11 @@ def _largest(codes: Tensor, dim: int, count: int, window: tuple[int, int, int, i
     after = max(0, reach - codes.shape[dim] - pad)
     if pad or after:
         amounts = [0, 0] * (codes.dim() - 1 - dim) + [pad, after]
-        codes = aten.constant_pad_nd(codes, amounts, lowest)
+        codes = torch.nn.functional.pad(codes, amounts, value=lowest)
     ends = (count - 1) * step + 1
-    parts = [aten.slice(codes, dim, first * apart, first * apart + ends, step) for first in range(size)]
-    return functools.reduce(torch.maximum, parts)  # type: ignore[no-any-return]
+    before = (slice(None),) * dim
+    places = [(*before, slice(start, start + ends, step)) for start in range(0, size * apart, apart)]
+    return functools.reduce(torch.maximum, (codes[place] for place in places))
 
 
 def _fill(func: OpOverload, q: QTensor, value: Any = 0.0) -> QTensor:
@@ -290,7 +291,7 @@ _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(_all("empty_like"), _empty),
     **dict.fromkeys(_all("copy_"), _copy),
     **dict.fromkeys(_all("fill_ zero_"), _fill),
-    aten.constant_pad_nd.default: _pad,
+    **dict.fromkeys(_all("constant_pad_nd"), _pad),
     **dict.fromkeys(_all("max_pool2d_with_indices max_pool3d_with_indices"), _max_pool),
     **dict.fromkeys(_all("eq ne lt le gt ge argmax argmin isnan isfinite isinf any all"), _compare),
     **dict.fromkeys(_all("equal"), _equal),
@@ -310,5 +311,5 @@ _TABLE: dict[OpOverload, Handler] = {
         _linear,
     ),
     **dict.fromkeys(_all("sigmoid hardsigmoid"), _fixed_grid(0.0, 1.0)),
-    aten.tanh.default: _fixed_grid(-1.0, 1.0),
+    **dict.fromkeys(_all("tanh"), _fixed_grid(-1.0, 1.0)),
 }  # fmt: skip
