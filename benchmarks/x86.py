@@ -1,4 +1,4 @@
-"""Speed on x86 with SQNR beside it: our int8 through Inductor and XNNPACK, torchao's, onnxruntime's and OpenVINO's.
+"""Speed on x86 with SQNR beside it: our int8 through Inductor, XNNPACK and ONNX; torchao, onnxruntime, OpenVINO.
 
     python -m benchmarks.x86 [--models resnet18,mlp] [--batches 1,16] [--columns float,ours,aoti] [--threads 2]
 
@@ -28,7 +28,9 @@ from benchmarks.turns import TIMED, take_turns
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import InductorProgram, lower_to_inductor
+from pt2e_quant.lowering.onnx import lower_to_onnx
 from pt2e_quant.sqnr import sqnr
+from quantizers.onnx_runtime import OnnxRuntimeQuantizer, get_onnx_runtime_quantization_config
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -110,6 +112,12 @@ def ours_xnnpack(job: Task) -> Runnable:
     return lambda *inputs: program.run(*inputs)[0]
 
 
+def ours_onnx(job: Task) -> Runnable:
+    config = get_onnx_runtime_quantization_config(is_dynamic=job.model.dynamic)
+    program = lower_to_onnx(quantized(job, OnnxRuntimeQuantizer().set_global(config)))
+    return _run_onnx(program.model)
+
+
 def torchao(job: Task) -> Runnable:
     try:
         from torchao.quantization.pt2e import quantize_pt2e as peer
@@ -174,9 +182,16 @@ def onnxruntime(job: Task) -> Runnable:
                 str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = ort.InferenceSession(made.read_bytes(), options)
+        return _run_onnx(made.read_bytes())
+
+
+def _run_onnx(content: bytes) -> Runnable:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(content, options)
+    names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0])
@@ -201,7 +216,7 @@ def openvino(job: Task) -> Runnable:
 
 COLUMNS: dict[str, Callable[[Task], Runnable]] = {
     "eager": eager, "float": inductor_float, "ours": ours, "aoti": ours_aoti, "tuned": ours_tuned,
-    "xnnpack": ours_xnnpack, "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
+    "xnnpack": ours_xnnpack, "onnx": ours_onnx, "torchao": torchao, "onnxruntime": onnxruntime, "openvino": openvino,
 }  # fmt: skip
 
 

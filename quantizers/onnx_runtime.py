@@ -16,7 +16,7 @@ from pt2e_quant import ops
 from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.lowering.onnx import limits
-from pt2e_quant.observer import HistogramObserver, PerChannelMinMaxObserver, PerGroupMSEObserver, PlaceholderObserver
+from pt2e_quant.observer import MSEObserver, PerChannelMinMaxObserver, PerGroupMSEObserver, PlaceholderObserver
 from pt2e_quant.quantizer import (
     INHERIT,
     INPUT,
@@ -69,7 +69,7 @@ def get_onnx_runtime_quantization_config(
         quant_max=255,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else HistogramObserver,
+        observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else MSEObserver,
     )
     weight = QuantizationSpec(
         dtype=torch.int8,
@@ -121,6 +121,7 @@ concatenate = op(*ops.CAT)
 maximum_of = op(aten.max_pool1d.default, aten.max_pool2d.default)
 mean_of, whole_pool = op(aten.mean.dim), op(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
 average = op(aten.avg_pool1d.default, aten.avg_pool2d.default)
+padding = op(*ops.PAD)
 squash = op(aten.sigmoid.default, *ops.LEAKY_RELU)
 reshaping = op(*ops.RESHAPE, *ops.SQUEEZE, *ops.PERMUTE, *ops.SLICE)
 
@@ -194,6 +195,10 @@ def not_asked_for(match: Match) -> str | None:
 def mean_of_part(match: Match) -> str | None:
     x, dims = match.value("x"), match.argument(mean_of, "dim")
     return None if x is None else limits.mean_of_part(x.dim(), dims, match.argument(mean_of, "dtype"))
+
+
+def not_zero_padding(match: Match) -> str | None:
+    return None if ops.pads_zeros(match.calls[0][1]) else "only zeros are padded in integers"
 
 
 def pool_of_part(match: Match) -> str | None:
@@ -293,6 +298,12 @@ def move(x):
     return reshaping(x)
 
 
+@rule(x=INHERIT, output=same_as("x"), unless=[not_zero_padding])
+def pad(x):
+    """Part of the convolution that reads it; in float where none does."""
+    return padding(x)
+
+
 @rule(x=INHERIT, output=same_as("x"), unless=[drops_values])
 def copy(x):
     return copying(x)
@@ -300,7 +311,7 @@ def copy(x):
 
 RULES = (
     conv_clamp, conv_only, linear_clamp, linear_only, embedding, matmul, add_relu, add, mul, cat, squashed, mean,
-    adaptive_avg_pool, avg_pool, max_pool, move, copy,
+    adaptive_avg_pool, avg_pool, max_pool, move, pad, copy,
 )  # fmt: skip
 
 _FLOAT = "onnxruntime runs it in float"
@@ -322,7 +333,7 @@ class OnnxRuntimeQuantizer(RuleQuantizer):
             (
                 *ops.SUB, *ops.DIV, *ops.NORM, *ops.ATTENTION, *ops.RELUS, aten.gelu.default,
                 aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.tanh.default,
-                aten.softmax.int, *ops.EMBEDDING_BAG, aten.pad.default,
+                aten.softmax.int, *ops.EMBEDDING_BAG,
                 aten.clamp.default, aten.pixel_shuffle.default,
             ),
             _FLOAT,

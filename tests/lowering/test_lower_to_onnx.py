@@ -207,6 +207,27 @@ def test_inputs_rounded_for_each_row_multiply_weights_of_4_bits():
     assert kernels(program) == [("MatMulNBits", "weight only")] * 2
 
 
+class Padded(nn.Module):
+    """As TensorFlow pads: more at the end than at the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (3, 5), stride=2, padding=(1, 0), groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.pad(torch.relu(self.first(x)), (0, 2, 1, 3)))
+
+
+def test_uneven_padding_is_part_of_the_integer_convolution():
+    shapes = ({0: Dim("batch", max=8)},)
+    graph = converted(Padded(), torch.randn(2, 3, 12, 16), quantizer(), dynamic_shapes=shapes)
+    program = lower_to_onnx(graph)
+    assert kernels(program) == [("QLinearConv", "int8")] * 2
+    assert "Pad" not in {node.op_type for node in onnx.load_from_string(program.model).graph.node}
+    x = torch.randn(5, 3, 12, 16)
+    assert steps(graph, program(x), graph(x)) <= 1.01
+
+
 class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()

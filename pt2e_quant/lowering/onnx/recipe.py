@@ -17,6 +17,7 @@ from .passes.integer_biases import integer_biases
 from .passes.integers_at_run_time import integers_at_run_time
 from .passes.linears_on_rows import linears_on_rows
 from .passes.means_to_pools import means_to_pools
+from .passes.pads_into_convolutions import pads_into_convolutions
 from .passes.rows_of_tables import rows_of_tables
 from .passes.weights_in_columns import weights_in_columns
 
@@ -24,5 +25,6 @@ __all__ = ["RECIPE"]
 
 RECIPE: tuple[Pass, ...] = (
     remove_identities, cancel_requantize, own_storage, own_dequantizes, spell_out_sums, absorb_clamps,
-    rows_of_tables, means_to_pools, integers_at_run_time, weights_in_columns, linears_on_rows, integer_biases,
+    pads_into_convolutions, rows_of_tables, means_to_pools, integers_at_run_time, weights_in_columns, linears_on_rows,
+    integer_biases,
 )  # fmt: skip
