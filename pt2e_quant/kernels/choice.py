@@ -32,8 +32,9 @@ def choose(product: Product) -> Kernel:
     named = NAMED.get()
     if named is not None:
         return TABLE[named]
-    x, switches = product.x, (torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision())
-    key = ("choice", x.codes.dtype, x.codes.device, x.codes.shape, x.scale, x.zero_point, product.out, *switches)
+    x, switches = product.x, (torch._C._get_mkldnn_enabled(), torch._C._get_float32_matmul_precision())
+    codes = x.codes
+    key = ("choice", codes.dtype, codes.device, codes.shape, x.scale, x.zero_point, product.out, *switches)
     return product.weight.once(key, lambda: _first_that_fits(product))  # type: ignore[no-any-return]
 
 

@@ -24,6 +24,7 @@ from .choice import choose
 
 __all__ = ["Geometry", "Post", "Product", "Weight"]
 
+_LIMITS = {stored: (torch.iinfo(stored).min, torch.iinfo(stored).max) for stored in NAMES}
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -150,8 +151,7 @@ class Product:
     ) -> QTensor:
         """Codes of the grid (scale, zero_point), in the integer type of x unless another is named."""
         stored = stored or x.codes.dtype
-        limits = torch.iinfo(stored)
-        out = Grid(scale, zero_point, limits.min, limits.max, stored)
+        out = Grid(scale, zero_point, *_LIMITS[stored], stored)
         codes = cls(weight, post, x, out).codes()
         return wrap(codes, scale, zero_point, None, NAMES[stored])
 
