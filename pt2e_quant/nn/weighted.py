@@ -217,7 +217,7 @@ class Linear(WeightedModule):
     """
 
     row = ROWS["Linear"]
-    _version = 3
+    _version = row.version
     in_features: int
     out_features: int
 
