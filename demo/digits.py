@@ -27,6 +27,7 @@ from torch.fx import GraphModule
 
 from demo.model import DigitsNet, Images, load_images, train
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.debug import compare
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -93,7 +94,6 @@ def main(arguments: list[str] | None = None) -> int:
     converted, measured = quantize_and_measure(model, learn, held_back, options.out, console)
 
     report = explain(converted)
-    report.save(options.out / "report")
     numbers = asdict(measured) | {"size_ratio": measured.size_ratio}
     (options.out / "measured.json").write_text(json.dumps(numbers, indent=2) + "\n")
     console.print(as_table(measured))
@@ -128,6 +128,8 @@ def quantize_and_measure(
     program = lower_to_executorch(converted)
     float_program.save(out / "digits_fp32.pte")
     program.save(out / "digits_int8.pte")
+    comparison = compare(exported, converted, list(learn.x[:64].split(1)))
+    explain(converted).save(out / "report", comparison=comparison, program=program)
 
     outputs, reference = outputs_of(lambda x: program.run(x)[0], held_back), outputs_of(converted, held_back)
     lsb = ((outputs - reference) / output_scale(converted)).round().abs()

@@ -57,11 +57,13 @@ def test_the_demo_keeps_its_promises_and_leaves_its_files(tmp_path, capsys):
     assert numbers["bytes_fp32_pte"] == (tmp_path / "digits_fp32.pte").stat().st_size
     assert (tmp_path / "report.txt").read_text().strip()
     assert json.loads((tmp_path / "report.json").read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert all(f'id="{section}"' in page for section in ("errors", "histograms", "artefact"))
 
 
 def test_a_broken_promise_is_a_non_zero_exit(tmp_path, monkeypatch, capsys):
     class NoReport:
-        save = text = staticmethod(lambda *_: "")
+        text = staticmethod(lambda *_: "")
 
     monkeypatch.setattr(digits, "train", lambda *_, **__: None)
     monkeypatch.setattr(digits, "quantize_and_measure", lambda *_: (None, replace(GOOD, delegates=2)))

@@ -132,6 +132,14 @@ def test_it_is_small(html):
     assert len(html) < 2.5e6
 
 
+def test_five_hundred_layers_fit(made):
+    """In the 5 MB that the page of a ResNet-50 may take, which has 122."""
+    record = made.measured.record
+    many = replace(record, decisions=record.decisions * 70, groups=record.groups * 70)
+    assert len(many.decisions) > 500
+    assert len(Report(many).html()) < 5e6
+
+
 def test_every_op_is_there_with_its_reason_or_its_rule(page, made):
     for decision in made.measured.record.decisions:
         assert decision.node in page.words

@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(path for room in ("pt2e_quant", "quantizers") for path in (ROOT / room).rglob("*.py"))
 ROOMS = ("pt2e_quant", "quantizers", "demo", "docs", "tutorials", "tests", "benchmarks", "requirements", ".ci")
 OURS = sorted(
-    path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    path
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".png"
 ) + [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml"} or path.name in {"Makefile", "LICENSE"}]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LONGEST_FUNCTION, LONGEST_FILE = 50, 400  # lines; a file's without prose, blank lines and comments
