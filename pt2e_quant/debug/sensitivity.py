@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..checks import checked
-from ..errors import CaptureError, FileError
+from ..errors import CaptureError, FileError, QuantizationError
 from ..files import open_file, write_file
 from ..graph.module import ExportedModule
 from ..graph.run import Arguments, Watcher, batches_of, flat_inputs, on_batch, run_batch
@@ -32,7 +32,7 @@ from .effects import Effects, LayerEffect
 from .graft import Grafts
 from .layers import Layer
 
-__all__ = ["exact_sensitivity", "layer_noise", "sensitivity", "sqnr_on"]
+__all__ = ["exact_sensitivity", "layer_noise", "sensitivity", "sqnr_on", "told"]
 
 _SQNR = "SQNR in dB"
 
@@ -173,16 +173,16 @@ def exact_sensitivity(
         CaptureError: `found` is no converted graph, or does not stem from `exact`; or there is neither data nor metric.
         FileError: the file cannot be written, or is one of another measurement.
         CalibrationError: there is no batch, or a model fails on one.
+        QuantizationError: the metric failed.
     """
     grafts = Grafts(exact, found, "exact_sensitivity(exact, found, data)")
     if metric is None and data is None:
         raise CaptureError("exact_sensitivity needs data to measure the SQNR of the outputs on, or a metric")
-    measure = (
-        sqnr_on(grafts.exact, list(batches_of(() if data is None else data, "exact_sensitivity")))
-        if metric is None
-        else metric
-    )
     name = _SQNR if metric is None else getattr(metric, "__name__", "metric")
+    if metric is None:
+        measure = sqnr_on(grafts.exact, list(batches_of(() if data is None else data, "exact_sensitivity")))
+    else:
+        measure = told(metric)
     memory = _Memory(None if resume is None else Path(resume), f"{mode}, {name}, {len(grafts.layers)} layers")
     baseline = memory.recall("", lambda: measure(grafts.put([] if mode == "alone" else grafts.layers)))
     rows = []
@@ -191,6 +191,25 @@ def exact_sensitivity(
         key = f"{layer.name} ... {layer.end.name}"
         rows.append(LayerEffect.of(layer, memory.recall(key, lambda: float(measure(grafts.put(chosen))))))  # noqa: B023
     return Effects.ranked(mode, name, baseline, rows)
+
+
+def told(metric: Callable[[GraphModule], float]) -> Callable[[GraphModule], float]:
+    """A metric of the user's whose failure is told as one.
+
+    Raises:
+        QuantizationError: it failed, or returned no number.
+    """
+    name = getattr(metric, "__name__", "metric")
+
+    def measure(model: GraphModule) -> float:
+        try:
+            return float(metric(model))
+        except QuantizationError:
+            raise
+        except Exception as failure:
+            raise QuantizationError(f"the metric {name!r} failed: {type(failure).__name__}: {failure}") from failure
+
+    return measure
 
 
 def sqnr_on(exact: GraphModule, batches: list[Arguments]) -> Callable[[GraphModule], float]:

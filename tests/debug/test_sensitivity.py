@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.debug import Effects, LayerEffect, exact_sensitivity, sensitivity
 from pt2e_quant.debug.graft import Grafts
-from pt2e_quant.errors import CalibrationError, CaptureError, FileError
+from pt2e_quant.errors import CalibrationError, CaptureError, FileError, QuantizationError
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.debug.test_compare import Parts
 from tests.nets import export, sqnr
@@ -203,6 +203,8 @@ def test_what_cannot_be_measured_is_refused(exact, converted, x):
         sensitivity(exact, converted, [x], probes=0)
     with pytest.raises(CaptureError, match="needs data to measure"):
         exact_sensitivity(exact, converted)
+    with pytest.raises(QuantizationError, match="the metric 'len' failed: TypeError"):
+        exact_sensitivity(exact, converted, metric=len)
     with pytest.raises(CalibrationError, match="no batch"):
         sensitivity(exact, converted, [])
 
