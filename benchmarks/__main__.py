@@ -8,6 +8,7 @@ from benchmarks import (
     memory,
     modules,
     observers,
+    qat,
     qat_accuracy,
     report,
     tiny_llama,
@@ -23,5 +24,6 @@ modules.main()
 transformers_models.main()
 tiny_llama.main()
 memory.main()
+qat.main()
 qat_accuracy.main()
 debug.main()

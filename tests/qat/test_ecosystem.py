@@ -16,7 +16,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from pt2e_quant import check_converted, convert_pt2e, freeze_bn_stats
+from pt2e_quant import (
+    check_converted,
+    convert_pt2e,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    freeze_bn_stats,
+)
 from tests.nets import ConvNet
 from tests.qat.kit import images, prepared, settle
 
@@ -46,7 +53,7 @@ def different(first: nn.Module, second: nn.Module, rtol: float = 0.0, atol: floa
     ]
 
 
-def losses_of_two_models(other: Callable[[GraphModule], Callable[[Tensor], Tensor]]) -> tuple[nn.Module, nn.Module]:
+def trained_twice(other: Callable[[GraphModule], Callable[[Tensor], Tensor]]) -> tuple[nn.Module, nn.Module]:
     """One trained as it is, one through what `other` makes of it; dropout draws the same for both."""
     models = convnet(), convnet()
     for model, run in zip(models, (models[0], other(models[1])), strict=True):
@@ -114,9 +121,24 @@ def test_a_compiled_model_is_one_graph_and_trains_to_the_same_state(backend):
 
     torch._dynamo.reset()
     counters.clear()
-    plain, compiled = losses_of_two_models(lambda model: torch.compile(model, backend=backend, fullgraph=True))
-    assert counters["stats"]["unique_graphs"] == 1
+    runs = []
+
+    def compiling(model: GraphModule) -> Callable[[Tensor], Tensor]:
+        runs.append(torch.compile(model, backend=backend, fullgraph=True))
+        return runs[0]
+
+    plain, compiled = trained_twice(compiling)
     assert different(plain, compiled, rtol=1e-4, atol=1e-5) == []  # float32, summed in another order over four steps
+    for switch in (disable_observer, disable_fake_quant):
+        outputs = []
+        for model, run in ((plain, plain), (compiled, runs[0])):
+            switch(model)
+            torch.manual_seed(0)
+            outputs.append(run(BATCHES[0] * 3))
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    assert different(plain, compiled, rtol=1e-4, atol=1e-5) == []
+    assert counters["stats"]["unique_graphs"] == 1
+    enable_fake_quant(compiled)
     check_converted(settle(compiled), convert_pt2e(compiled), BATCHES[:1])
 
 

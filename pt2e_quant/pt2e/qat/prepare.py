@@ -5,7 +5,7 @@ Before this: capture folds batch norms as for calibration. After it: the user's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ...passes.decompose import decompositions
 from ...quantizer.base import Quantizer
 from ..capture import capture
 from ..prepare import checked_name, observed
-from .batch_norm import unfold_batch_norm
+from .batch_norm import SetAside, unfold_batch_norm
 from .dropout import pass_over_dropouts
 from .fixed import warn_of_what_is_fixed
 from .start import shape_learned_scales, start_from_calibration
@@ -74,18 +74,23 @@ def prepare_qat_pt2e(
     gm = observed(captured, quantizer, name, require, allow_empty)
     if not allow_empty and not any(map(is_fake_quantizer, gm.modules())):
         raise CoverageError(_nothing_rounded(name))
-    record = gm.meta[RECORD_KEY] = replace(gm.meta[RECORD_KEY], trained=True)
-    points = record.points_by_graph()
-    for path, part in graphs(gm):
-        pass_over_dropouts(part)
-        unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
-        _expect_shapes(part)
+    _unfold(gm, norms)
     finish(gm)
     warn_of_what_is_fixed(gm)
     shape_learned_scales(gm)
     if calibration is not None:
         start_from_calibration(gm, calibration)
     return gm.train(captured.training)
+
+
+def _unfold(gm: GraphModule, norms: Mapping[str, Iterable[SetAside]]) -> None:
+    """Bring back, by graph, what was folded for annotation."""
+    record = gm.meta[RECORD_KEY] = replace(gm.meta[RECORD_KEY], trained=True)
+    points = record.points_by_graph()
+    for path, part in graphs(gm):
+        pass_over_dropouts(part)
+        unfold_batch_norm(part, norms.get(path, ()), {point.producer for point in points[path]})
+        _expect_shapes(part)
 
 
 def _expect_shapes(gm: GraphModule) -> None:
