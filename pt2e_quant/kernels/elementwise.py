@@ -24,7 +24,7 @@ def on_grid(
         scale, zero_point: the grid.
         relu: take codes below the zero point for the zero point.
     """
-    values = function(*(operand.dequantize() for operand in operands))
+    values = function(*(operand.dequantize() for operand in operands)).detach()  # integers have no gradient
     return quantized(values, operands[0], scale, zero_point, relu)
 
 
