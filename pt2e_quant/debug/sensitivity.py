@@ -35,6 +35,8 @@ from .layers import Layer
 __all__ = ["exact_sensitivity", "layer_noise", "sensitivity", "sqnr_on", "told"]
 
 _SQNR = "SQNR in dB"
+_MOST = 1000
+"""Probes: the estimate is within 5 % then for a single row, and more change nothing."""
 
 
 @checked(CaptureError)
@@ -55,12 +57,14 @@ def sensitivity(
         For each layer the SQNR of the outputs in dB, the lowest first.
 
     Raises:
-        CaptureError: `found` is no converted graph, or does not stem from `exact`; probes is less than 1.
+        CaptureError: `found` is no converted graph, or does not stem from `exact`; probes or seed is out of range.
         CalibrationError: there is no batch, or a model fails on one.
     """
     grafts = Grafts(exact, found, "sensitivity(exact, found, data)")
-    if probes < 1:
-        raise CaptureError(f"sensitivity: probes must be at least 1, got {probes}")
+    if not 1 <= probes <= _MOST:
+        raise CaptureError(f"sensitivity: probes must be at least 1 and at most {_MOST}, got {probes}")
+    if not 0 <= seed < 1 << 63:
+        raise CaptureError(f"sensitivity: seed must be at least 0 and below 2 ** 63, got {seed}")
     signal, noise = layer_noise(grafts, data, probes, seed)
     rows = [LayerEffect.of(layer, decibels(signal, noise[layer])) for layer in grafts.layers]
     return Effects.ranked("first order", _SQNR, float("inf"), rows)
@@ -72,7 +76,7 @@ def layer_noise(
     """(power of the float outputs; of the error that each layer alone makes of them, to first order)"""
     gm, ends = grafts.beside()
     tape = _Tape(gm, ends)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(int(seed))
     signal, noise = 0.0, [0.0] * len(ends)
     for batch in batches_of(data, "sensitivity(exact, found, data)"):
         outputs = tape.run_taped(batch)
