@@ -136,7 +136,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         """Move the range towards that of x."""
         if x.numel() and not x.is_meta and (seen := self._usable(x)) is not None:
             remember(self, "min_val", "max_val")
-            self._move(*(torch.tensor(end, dtype=torch.float32) for end in seen[1:]))
+            low, high = (torch.tensor(end, dtype=torch.float32) for end in seen[1:])
+            self._move(low, high)
         return x
 
     def _absorb(self, batch: Any) -> None:
