@@ -82,8 +82,7 @@ class Linear(_Dynamic, weighted.Linear):
         if self._packed_params.float16 is None:
             return super().forward(x, reduce_range)
         weight, bias = self._weight_bias()
-        limit = torch.finfo(torch.float16).max
-        made = F.linear(x.float(), weight.clamp(-limit, limit).half().float(), bias)
+        made = F.linear(x.float(), weighted.rounded_to_half(weight), bias)
         return (made if self.post.function is None else self.post.function(made)).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -11,6 +11,8 @@ from ..checks import checked
 from ..errors import QuantizedTensorError
 from ..qtensor import QTensor, from_torch
 from .embedding import Embedding
+from .recurrent import RNNBase
+from .recurrent_cells import RNNCellBase
 from .rows import dynamic_classes, quantized_classes, row_of
 from .weighted import WeightedModule
 
@@ -52,20 +54,24 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: 
 
 def _is_quantized(module: nn.Module, name: str, state_dict: Mapping[str, Any]) -> bool:
     row, prefix = row_of(module), f"{name}." if name else ""
-    if row is None or isinstance(module, WeightedModule | Embedding) or row.kernel not in _LOADED:
+    if row is None or isinstance(module, _QUANTIZED) or row.kernel not in _LOADED:
         return False
-    packed = any(
-        f"{prefix}_packed_params.{key}" in state_dict for key in ("_packed_params", "_packed_weight", "weight")
-    )
-    return packed or isinstance(state_dict.get(f"{prefix}weight"), QTensor)
+    return any(prefix + key in state_dict for key in _KEYS) or isinstance(state_dict.get(f"{prefix}weight"), QTensor)
 
 
-_LOADED = ("linear", "conv", "conv_transpose", "embedding")
+_QUANTIZED = (WeightedModule, Embedding, RNNBase, RNNCellBase)
+_LOADED = ("linear", "conv", "conv_transpose", "embedding", "recurrent")
+_KEYS = (
+    *(f"_packed_params.{key}" for key in ("_packed_params", "_packed_weight", "weight")),
+    "_all_weight_values.0.param",
+    "_packed_weight_ih",
+)
+"""Each is in the state dict of one kind of quantized module, or of one of its versions."""
 
 
 def _form(module: Any, dynamic: bool) -> Any:
     row = row_of(module)
-    classes = dynamic_classes() if dynamic and row.dynamic else quantized_classes()  # type: ignore[union-attr]
+    classes = dynamic_classes() if row.dynamic and (dynamic or not row.quantized) else quantized_classes()  # type: ignore[union-attr]
     kind: Any = classes[row.float]  # type: ignore[union-attr]
     if issubclass(kind, Embedding):
         return kind(module.num_embeddings, module.embedding_dim, **kind._options(module))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import QuantizedTensorError
 from ..qtensor import QTensor, from_torch, quantize_per_channel, quantize_per_tensor
 
-__all__ = ["activation_grid", "as_quantized", "folded", "quantize_weight", "weight_observer"]
+__all__ = ["activation_grid", "as_quantized", "folded", "quantize_weight", "quantized_or_float", "weight_observer"]
 
 
 def as_quantized(x: Any, module: object) -> QTensor:
@@ -79,6 +79,23 @@ def quantize_weight(weight: Tensor, observer: Any, *, watch: bool = True) -> QTe
     low, high = made.limits
     bounds = max(low, inner.quant_min), min(high, inner.quant_max)
     return made if bounds == (low, high) else made.with_codes(made.codes.clamp(*bounds))
+
+
+def quantized_or_float(module: nn.Module, weight: Tensor) -> Tensor:
+    """One weight of a recurrent layer, int8; in float as it is where the qconfig of the layer says float16.
+
+    Raises:
+        QuantizedTensorError: there is no qconfig, or it names another type.
+    """
+    observer = weight_observer(module, module)
+    if observer.dtype is torch.float16:
+        return weight.detach().float()
+    if observer.dtype is not torch.qint8:
+        raise QuantizedTensorError(
+            f"the weights of {type(module).__name__} become torch.qint8 or torch.float16, not {observer.dtype}; set "
+            "another weight observer in its qconfig"
+        )
+    return quantize_weight(weight, observer)
 
 
 def folded(module: Any) -> tuple[Tensor, Tensor | None]:

@@ -110,9 +110,9 @@ _ROWS = (
     *(
         Row(
             float=name, kernel="recurrent", dynamic=f"quantized.dynamic.{name}",
-            reference=f"quantized.reference.{name}",
+            reference=f"quantized.reference.{name}", version=version,
         )
-        for name in ("LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+        for name, version in (("LSTM", 2), ("GRU", 2), ("RNNCell", 1), ("LSTMCell", 1), ("GRUCell", 1))
     ),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from ..qtensor import QTensor, from_torch, quantize_per_tensor
 from .observed import activation_grid, as_quantized, folded, quantize_weight, weight_observer
 from .rows import POSTS, ROWS, Row
 
-__all__ = ["Linear", "LinearPackedParams", "Quantized", "WeightedModule"]
+__all__ = ["Linear", "LinearPackedParams", "Quantized", "WeightedModule", "moved", "prepared", "rounded_to_half"]
 
 
 class Quantized(nn.Module):
@@ -149,6 +149,12 @@ def moved(weight: Weight, fn: Any) -> Weight:
         return weight
     bias = None if weight.bias is None else weight.bias.to(codes.device)
     return Weight(weight.quantized.to(codes.device), bias, weight.geometry)  # type: ignore[arg-type]
+
+
+def rounded_to_half(weight: Tensor) -> Tensor:
+    """A float weight as float16 holds it, what is out of its range at the end of that, in float32."""
+    limit = torch.finfo(torch.float16).max
+    return weight.clamp(-limit, limit).half().float()
 
 
 class LinearPackedParams(nn.Module):

@@ -186,9 +186,8 @@ def test_impossible_modules_are_refused() -> None:
 def test_every_row_leads_to_classes_that_name_it() -> None:
     for name, kind in {**quantized_classes(), **dynamic_classes()}.items():
         assert getattr(kind, "row", ROWS[name]) is ROWS[name]
-    later = {"LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
     assert {row.float for row in ROWS.values() if row.quantized} == set(quantized_classes())
-    assert {row.float for row in ROWS.values() if row.dynamic} - set(dynamic_classes()) <= later
+    assert {row.float for row in ROWS.values() if row.dynamic} == set(dynamic_classes())
     assert {row.float for row in ROWS.values() if row.reference} == set(reference_classes())
 
 

@@ -1,21 +1,31 @@
 """The same as pt2e_quant.nn.quantized.dynamic, under the reference's longer path."""
 
 from .. import (
+    GRU,
+    LSTM,
     Conv1d,
     Conv2d,
     Conv3d,
     ConvTranspose1d,
     ConvTranspose2d,
     ConvTranspose3d,
+    GRUCell,
     Linear,
+    LSTMCell,
+    RNNCell,
 )
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "GRUCell",
+    "LSTMCell",
     "Linear",
+    "RNNCell",
 ]

@@ -1,0 +1,123 @@
+"""How the gates of recurrent layers make the next state, and the products with quantized weights that feed them.
+
+`recurrent` has the modules. Products of 8 bits take all 8 bits of the input: no kernel of ours saturates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..kernels import Product, Weight
+from ..qtensor import QTensor, quantize_per_tensor_dynamic
+from .rows import POSTS
+from .weighted import prepared, rounded_to_half
+
+__all__ = ["GATES", "Gates", "Held", "as_parameters", "hold", "product", "stored_type", "unroll"]
+
+State = tuple[Tensor, ...]
+Held = Weight | tuple[Tensor, Tensor | None]
+"""A weight with its bias: 8 bits with what kernels derive from them, or real numbers that float16 holds."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One kind of recurrent layer.
+
+    chunks: a weight has so many rows for each unit.
+    states: how many tensors the state has; the first one is the output.
+    step:   from the products with the input and with the output before, (batch, chunks * units) both, and the state
+            before, to the next state.
+    """
+
+    chunks: int
+    states: int
+    step: Callable[[Tensor, Tensor, State], State]
+
+
+def hold(weight: Tensor, bias: Tensor | None) -> Held:
+    """A weight, quantized or float, in the form that `product` takes.
+
+    Raises:
+        QuantizedTensorError: it is neither int8 nor floating-point.
+    """
+    if isinstance(weight, QTensor) or weight.is_quantized:
+        return prepared(weight, bias)
+    return rounded_to_half(weight.detach().float()), None if bias is None else bias.detach()
+
+
+def stored_type(held: Held) -> torch.dtype:
+    """torch.qint8, or torch.float16."""
+    return torch.float16 if isinstance(held, tuple) else torch.qint8
+
+
+def as_parameters(held: Held) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, as `hold` takes them."""
+    return held if isinstance(held, tuple) else (held.quantized, held.bias)
+
+
+def product(held: Held, x: Tensor) -> Tensor:
+    """x @ weight.T + bias in float32; x is quantized with the scale of its own range."""
+    if isinstance(held, tuple):
+        return F.linear(x, *held)
+    if not x.numel():
+        return F.linear(x, held.quantized.dequantize(), held.bias)
+    return Product.compute_real(held, POSTS["none"], quantize_per_tensor_dynamic(x, torch.quint8))
+
+
+def unroll(
+    gates: Gates, weights: Sequence[Held], x: Tensor, sizes: Sequence[int], state: State, *, reverse: bool
+) -> tuple[Tensor, State]:
+    """Run one layer in one direction over all steps.
+
+    Args:
+        weights: of the input, of the output before, and of the projection where there is one.
+        x: (rows of all steps one after another, features), float32.
+        sizes: how many rows each step has: the first ones of the batch, where the longest sequences stand.
+        state: (batch, units) each, before the first step.
+        reverse: begin at the last step.
+
+    Returns:
+        The outputs in the order of x, and the state at the end of each sequence.
+    """
+    inputs = product(weights[0], x).split(list(sizes))
+    outputs: list[Any] = [None] * len(inputs)
+    for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
+        running = tuple(one[: sizes[t]] for one in state)
+        after = gates.step(inputs[t], product(weights[1], running[0]), running)
+        if len(weights) > 2:
+            after = (product(weights[2], after[0]), *after[1:])
+        outputs[t] = after[0]
+        state = tuple(_with_head(one, head) for one, head in zip(state, after, strict=True))
+    return torch.cat(outputs), state
+
+
+def _with_head(whole: Tensor, head: Tensor) -> Tensor:
+    return head if len(head) == len(whole) else torch.cat([head, whole[len(head) :]])
+
+
+def _lstm(x: Tensor, h: Tensor, state: State) -> State:
+    enter, forget, new, leave = (x + h).chunk(4, -1)
+    cell = torch.addcmul(forget.sigmoid() * state[1], enter.sigmoid(), new.tanh())
+    return leave.sigmoid() * cell.tanh(), cell
+
+
+def _gru(x: Tensor, h: Tensor, state: State) -> State:
+    x_reset, x_keep, x_new = x.chunk(3, -1)
+    h_reset, h_keep, h_new = h.chunk(3, -1)
+    new = torch.addcmul(x_new, (x_reset + h_reset).sigmoid(), h_new).tanh()
+    return (torch.lerp(new, state[0], (x_keep + h_keep).sigmoid()),)
+
+
+GATES = {
+    "LSTM": Gates(4, 2, _lstm),
+    "GRU": Gates(3, 1, _gru),
+    "tanh": Gates(1, 1, lambda x, h, _: ((x + h).tanh(),)),
+    "relu": Gates(1, 1, lambda x, h, _: ((x + h).relu(),)),
+}
+"""By the mode of a layer; for a plain RNN by its nonlinearity."""
