@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import FileError, LoweringError, QuantizationError
 from ..files import open_file
-from ..graph.run import arguments_of
+from ..graph.run import Arguments, arguments_of
+from ..recipes.images import Images
 from ..sqnr import sqnr
 from .output import tell
 from .sources import load_data, load_model
@@ -42,12 +43,12 @@ class _Row:
     sqnr: float
 
 
-def bench_files(model: str, files: list[Path], data: str, runs: int, as_json: bool) -> None:
+def bench_files(model: str, files: list[Path], data: str, runs: int, images: Images | None, as_json: bool) -> None:
     """Print a row for the float model, in torch without a compiler, and for each file."""
     exported = load_model(model)
-    batch = arguments_of(load_data(data, exported)[0])
-    programs: dict[str, Callable[[], Any]] = {model: _eager(exported, batch.args)}
-    programs |= {str(file): _program(file, list(batch.args)) for file in files}
+    batch = arguments_of(load_data(data, exported, images)[0])
+    programs: dict[str, Callable[[], Any]] = {model: _eager(exported, batch)}
+    programs |= {str(file): _program(file, batch) for file in files}
     with torch.no_grad():
         exact = _tensors(programs[model]())
         agreement = {name: _agreement(name, exact, run) for name, run in programs.items()}
@@ -64,49 +65,50 @@ def bench_files(model: str, files: list[Path], data: str, runs: int, as_json: bo
     tell([asdict(row) for row in rows], "\n".join(lines), as_json)
 
 
-def _eager(exported: ExportedProgram, args: tuple[Any, ...]) -> Callable[[], Any]:
+def _eager(exported: ExportedProgram, batch: Arguments) -> Callable[[], Any]:
     module = exported.module()
-    return lambda: module(*args)
+    return lambda: module(*batch.args, **batch.kwargs)
 
 
-def _program(path: Path, args: list[Any]) -> Callable[[], Any]:
+def _program(path: Path, batch: Arguments) -> Callable[[], Any]:
     makers = {".onnx": _onnx, ".pte": _executorch, ".pt2": _package}
     if path.suffix not in makers:
         raise FileError(f"{path}: a program is an .onnx, .pte or .pt2 file")
     with open_file(path) as file:
         content = file.read()
     try:
-        return makers[path.suffix](path, content, args)
+        return makers[path.suffix](path, content, batch)
     except QuantizationError:
         raise
     except Exception as error:
         raise LoweringError(f"{path}: this file is damaged: {str(error).partition(chr(10))[0]}") from error
 
 
-def _onnx(path: Path, content: bytes, args: list[Any]) -> Callable[[], Any]:
+def _onnx(path: Path, content: bytes, batch: Arguments) -> Callable[[], Any]:
     from ..lowering.onnx.runtime import open_session, require
 
     require()
     session = open_session(content)
-    tensors = [value for value in args if isinstance(value, Tensor)]
+    tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
     feed = {one.name: value.numpy() for one, value in zip(session.get_inputs(), tensors, strict=True)}
     return lambda: [torch.from_numpy(one) for one in session.run(None, feed)]
 
 
-def _executorch(path: Path, content: bytes, args: list[Any]) -> Callable[[], Any]:
+def _executorch(path: Path, content: bytes, batch: Arguments) -> Callable[[], Any]:
     from ..lowering.executorch.program import Loaded
 
     method = Loaded(content, (_METHOD,)).method(_METHOD)
-    return lambda: method.execute(args)
+    values = pytree.tree_leaves(batch)
+    return lambda: method.execute(values)
 
 
-def _package(path: Path, content: bytes, args: list[Any]) -> Callable[[], Any]:
+def _package(path: Path, content: bytes, batch: Arguments) -> Callable[[], Any]:
     with zipfile.ZipFile(path) as archive:
         compiled = any("aotinductor" in name for name in archive.namelist())
     if not compiled:
-        return _eager(load_model(str(path)), tuple(args))
+        return _eager(load_model(str(path)), batch)
     loaded = torch._inductor.aoti_load_package(str(path))
-    return lambda: loaded(*args)
+    return lambda: loaded(*batch.args, **batch.kwargs)
 
 
 def _agreement(name: str, exact: list[Tensor], run: Callable[[], Any]) -> float:

@@ -25,7 +25,9 @@ app = typer.Typer(
 )  # fmt: skip
 
 Model = Annotated[str, typer.Argument(help="A .pt2 file of torch.export.save, or module:function.")]
-Data = Annotated[Optional[str], typer.Option(help="An .npz or .safetensors file, or module:function.")]
+Data = Annotated[
+    Optional[str], typer.Option(help="An .npz or .safetensors file, a folder of images, or module:function.")
+]
 Target = Annotated[Optional[str], typer.Option(help="What for; `pt2e-quant list` names them. Standard: xnnpack.")]
 Mode = Annotated[Optional[str], typer.Option(help="static, dynamic, weight_only, or another of the target's.")]
 RecipeFile = Annotated[Optional[Path], typer.Option("--recipe", help="A YAML file; options given here override it.")]
@@ -135,13 +137,15 @@ def bench(
     files: Annotated[list[Path], typer.Argument(help="Artefacts: .pte, .onnx, .pt2.")],
     data: Annotated[str, typer.Option(help="Inputs, as `quantize` takes them; the first batch is timed.")],
     runs: Annotated[int, typer.Option(min=1, help="How often each is run; they take turns.")] = 20,
+    recipe: Annotated[Optional[Path], typer.Option(help="How images become inputs, as `quantize` was told.")] = None,
     json: Json = False,
 ) -> None:
     """Time artefacts beside the float model, on this machine: size, median of runs, speed, agreement.
 
     Example: pt2e-quant bench model.pt2 quantized/model.pte --data inputs.npz
     """
-    bench_files(model, files, data, runs, json)
+    images = None if recipe is None else recipe_of(recipe, {}, []).images
+    bench_files(model, files, data, runs, images, json)
 
 
 @app.command("check-quantizer")

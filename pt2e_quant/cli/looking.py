@@ -34,5 +34,5 @@ def _made(model: str, data: str | None, recipe: Recipe) -> tuple[ExportedProgram
     exact = load_model(model)
     if data is None:
         raise CalibrationError("errors are measured on data: --data inputs.npz")
-    batches = load_data(data, exact)
+    batches = load_data(data, exact, recipe.images)
     return exact, convert_by(recipe, exact, batches), batches

@@ -9,10 +9,18 @@ from ..errors import QuantizationError
 __all__ = ["main"]
 
 _FAILED = 2  # as typer ends on a wrong argument
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main() -> None:
-    """Run one command. One that fails says why in one line, and ends with 2."""
+    """Run one command. One that fails says why in one line, and ends with 2; one that is interrupted, with 130."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
     try:
         from .commands import app
     except ImportError:

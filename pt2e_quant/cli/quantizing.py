@@ -73,7 +73,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def _quantized(model: str, data: str | None, recipe: Recipe) -> Quantized:
     exported = load_model(model)
     torch.manual_seed(recipe.seed)
-    batches = None if data is None else load_data(data, exported)
+    batches = None if data is None else load_data(data, exported, recipe.images)
     quantized = quantize_and_lower(exported, data=batches, recipe=recipe)
     sources = {"model": model} | ({"data": data} if data is not None else {})
     return replace(quantized, manifest=replace(quantized.manifest, sources=sources))

@@ -154,6 +154,8 @@ def _exported(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> Export
         raise CaptureError("the model is in training mode, with dropout and changing statistics: call model.eval()")
     if args is None and not kwargs:
         raise CaptureError("a model is exported with example inputs: pass example_inputs=(x,)")
+    if not isinstance(args, (tuple, list, type(None))):
+        raise CaptureError(f"example_inputs are a tuple, such as (x,); got {type(args).__name__}")
     try:
         with torch.no_grad():
             return torch.export.export(model, tuple(args or ()), kwargs, dynamic_shapes=dynamic_shapes)

@@ -19,7 +19,7 @@ __all__ = ["FILE", "Manifest", "check_saved", "packages"]
 
 FILE = "manifest.json"
 _FORMAT = "pt2e_quant manifest 1"
-_PACKAGES = ("pt2e-quant", "torch", "executorch", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("pt2e-quant", "torch", "executorch", "onnx", "onnxscript", "onnxruntime", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def parse_recipe(text: str, name: str, overrides: Mapping[str, Any]) -> Recipe:
     for key, value in values.items():
         try:
             values[key] = from_plain(kinds[key], value)
-        except PlainError as error:
+        except (PlainError, RecipeError) as error:
             raise RecipeError(f"{line(key)}: {key}: {error}") from error
     if "target" not in values:
         raise RecipeError(f"{name}: a recipe says what for: target: xnnpack")

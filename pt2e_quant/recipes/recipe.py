@@ -14,6 +14,7 @@ from ..checks import check_fields
 from ..debug.precisions import FLOAT
 from ..errors import QuantizationError, RecipeError, did_you_mean
 from ..plain import to_plain
+from .images import Images
 from .targets import Target, load_target
 
 __all__ = ["OBSERVERS", "VERSION", "Recipe", "problems_of"]
@@ -52,6 +53,7 @@ class Recipe:
             most stay in float until it is reached.
         precisions: formats of single operators, by their names in the exported program, as `debug.mixed_precision`
             chooses them: 'float', or a name of the quantizer's `precisions`. Each must match.
+        images: how the command line makes inputs of a folder of images; None for the defaults of Images.
         seed: of torch's random numbers while the recipe is carried out.
         version: of the form of the recipe.
 
@@ -66,6 +68,7 @@ class Recipe:
     ignored: tuple[str, ...] = ()
     sqnr: float | None = None
     precisions: dict[str, str] = field(default_factory=dict)
+    images: Images | None = None
     seed: int = 0
     version: int = VERSION
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pt2e_quant.cli import main, quantizing
+from pt2e_quant.cli.sources import load_data, load_model
 from pt2e_quant.recipes import Quantized
 from tests.nets import MLP, randomize
 
@@ -38,6 +39,24 @@ def large() -> tuple[nn.Module, tuple[torch.Tensor]]:
 
 def batches() -> list[torch.Tensor]:
     return [torch.randn(4, 10, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+
+def undefined() -> object:
+    return not_there  # noqa: F821
+
+
+def stops() -> object:
+    sys.exit(5)
+
+
+def failing():
+    yield torch.randn(4, 10)
+    raise KeyError("x")
+
+
+def bare() -> tuple[nn.Module, torch.Tensor]:
+    """The usual slip: no tuple around the input."""
+    return MLP().eval(), torch.randn(1, 10)
 
 
 def training() -> tuple[nn.Module, tuple[torch.Tensor]]:
@@ -199,6 +218,7 @@ def _recipe(text):
 
 
 X = np.zeros((4, 10), np.float32)
+LINE = undefined.__code__.co_firstlineno + 1
 
 
 @pytest.mark.parametrize(
@@ -210,6 +230,11 @@ X = np.zeros((4, 10), np.float32)
         (None, ("tests.cli.test_commands:nothing",), "CaptureError: tests.cli.test_commands:nothing: AttributeError"),
         (None, ("no_such_module:net",), "CaptureError: no_such_module:net: ModuleNotFoundError"),
         (None, ("tests.cli.test_commands:batches",), "CaptureError: tests.cli.test_commands:batches returns list"),
+        (None, ("tests.cli.test_commands:undefined",), f"undefined, line {LINE}: NameError: name 'not_there'"),
+        (None, ("tests.cli.test_commands:stops",), "CaptureError: tests.cli.test_commands:stops, line "),
+        (None, ("tests.cli.test_commands:bare",), "returns Tensor beside the model; example inputs are a tuple"),
+        (None, ("model.pt2", "--data", "tests.cli.test_commands:failing"), "commands:failing, line "),
+        (None, ("model.pt2", "--data", "."), "CalibrationError: .: images become one input [N, C, H, W]"),
         (None, ("tests.cli.test_commands:training",), "training mode: call model.eval()"),
         (None, ("model.pt2",), "CalibrationError: a static mode needs calibration data"),
         (None, ("model.pt2", "--data", "nothing.npz"), "CalibrationError: cannot read nothing.npz"),
@@ -265,16 +290,55 @@ def test_an_interrupt_leaves_nothing_behind(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pt2e_quant.recipes.result.write_files", interrupted)
     code, _, _ = run(*QUANTIZE)
-    assert code != 0
+    assert code == 130
     assert not (tmp_path / "quantized").exists()
+
+
+@pytest.mark.parametrize("command", [("list",), QUANTIZE])
+def test_an_interrupt_ends_with_130(command, run, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pt2e_quant.cli.commands.find_targets", interrupted)
+    monkeypatch.setattr("pt2e_quant.cli.quantizing.load_model", interrupted)
+    code, out, told = run(*command)
+    assert (code, out, told) == (130, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_package_for_x86_is_written_and_made_again(mode, run):
+    code, out, _ = run("quantize", "model.pt2", "--data", "inputs.npz", "--target", "x86", "--mode", mode)
+    assert code == 0
+    assert "verified on 1 batch" in out
+    code, out, _ = run("verify", "quantized")
+    assert code == 0
+    assert "made again: the same converted graph" in out
+    code, out, _ = run("bench", "model.pt2", "quantized/model.pt2", "--data", "inputs.npz", "--runs", "1", "--json")
+    assert code == 0
+    assert json.loads(out)[1]["sqnr"] > 25
 
 
 def test_safetensors_and_arrays_without_names_are_data_too(run, tmp_path):
     save_file({"x": torch.randn(3, 2, 10), "ids": torch.zeros(3, 2, dtype=torch.long)}, tmp_path / "d.safetensors")
     np.savez(tmp_path / "d.npz", np.zeros((2, 10), np.float32), np.zeros(2, np.int64))
-    from pt2e_quant.cli.sources import load_data, load_model
-
     model = load_model("pair.pt2")
-    assert [len(batch) for batch in load_data("d.safetensors", model)] == [2, 2, 2]
+    assert [len(batch.args) for batch in load_data("d.safetensors", model)] == [2, 2, 2]
     (only,) = load_data("d.npz", model)
-    assert [one.dtype for one in only] == [torch.float32, torch.int64]
+    assert [one.dtype for one in only.args] == [torch.float32, torch.int64]
+
+
+class Nested(nn.Module):
+    """Takes a dictionary, a number and a keyword."""
+
+    def forward(self, batch, power, *, shift):
+        return (batch["a"] - batch["b"]) ** power + shift
+
+
+def test_arrays_find_their_place_in_nested_inputs(tmp_path):
+    a, b, shift = torch.randn(3, 2, 2).unbind()
+    inputs, keywords = ({"a": a, "b": b}, 2), {"shift": shift}
+    exported = torch.export.export(Nested(), inputs, keywords)
+    save_file({"batch_a": a, "batch_b": b, "shift": shift}, tmp_path / "d.safetensors")
+    ((args, kwargs),) = load_data(str(tmp_path / "d.safetensors"), exported)
+    assert torch.equal(exported.module()(*args, **kwargs), Nested()(*inputs, **keywords))

@@ -181,3 +181,9 @@ def test_an_observer_is_chosen_by_name():
 def test_a_value_of_another_kind_is_refused(fields):
     with pytest.raises(RecipeError, match="must be"):
         Recipe(**fields)
+
+
+def test_a_bare_tensor_is_no_tuple_of_inputs():
+    """tuple(x) would be the rows of the batch, and a batch of one a model of another shape."""
+    with pytest.raises(CaptureError, match=r"example_inputs are a tuple, such as \(x,\); got Tensor"):
+        quantize_and_lower(model(), X, DATA, target="onnx")

@@ -6,11 +6,13 @@ import pytest
 
 from pt2e_quant.errors import RecipeError
 from pt2e_quant.recipes import Recipe, find_targets, read_recipe
+from pt2e_quant.recipes.images import Images
 
 RECIPE = Recipe(
     target="xnnpack", options={"act_qmin": -100}, observer="minmax", ignored=("head.*", "stem"), sqnr=30.0, seed=3
 )
 MIXED = Recipe(target="xnnpack", precisions={"linear": "int4", "linear_1": "float"})
+PICTURES = Recipe(target="xnnpack", images=Images(resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
 
 
 def read(tmp_path, text: str, **overrides) -> Recipe:
@@ -22,6 +24,7 @@ def read(tmp_path, text: str, **overrides) -> Recipe:
 def test_a_recipe_reads_back_as_it_was(tmp_path):
     assert read(tmp_path, RECIPE.to_yaml()) == RECIPE
     assert read(tmp_path, MIXED.to_yaml()) == MIXED
+    assert read(tmp_path, PICTURES.to_yaml()) == PICTURES
 
 
 def test_a_file_says_its_version_and_nothing_that_is_standard():
@@ -63,6 +66,8 @@ def test_options_are_merged_with_overrides(tmp_path):
         ("target: onnx\nseed: true", "recipe.yaml:2: seed: it is True, not int"),
         ("mode: static", "recipe.yaml: a recipe says what for"),
         ("target: onnx\nversion: 2", "recipe.yaml:2: this recipe has version 2"),
+        ("target: onnx\nimages: {men: [0]}", "recipe.yaml:2: images: Images does not have 'men'"),
+        ("target: onnx\nimages: {std: [0]}", "recipe.yaml:2: images: Images: mean and std need a number each"),
         ("target: cache", "recipe.yaml:1: the quantizer of target 'cache' has no modes"),
     ],
 )
