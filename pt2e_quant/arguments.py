@@ -18,6 +18,7 @@ from .where import locate
 __all__ = [
     "argument_index",
     "bind",
+    "dropout_argument",
     "is_in_place",
     "mutated_arguments",
     "mutates",
@@ -131,6 +132,14 @@ def training_argument(op: object) -> str | None:
         return None
     names = (a.name for a in op._schema.arguments if str(a.type) in ("bool", "Optional[bool]"))
     return next((name for name in names if name in ("train", "training")), None)
+
+
+@functools.cache
+def dropout_argument(op: object) -> str | None:
+    """Name of the probability of a dropout in `op` that has no switch: attention's "dropout_p", 0 in inference."""
+    if not isinstance(op, OpOverload) or training_argument(op) is not None:
+        return None
+    return next((a.name for a in op._schema.arguments if a.name == "dropout_p" and str(a.type) == "float"), None)
 
 
 @functools.cache

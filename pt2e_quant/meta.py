@@ -11,6 +11,7 @@ __all__ = [
     "ANNOTATION_KEY",
     "AROUND_KEY",
     "DROPOUTS_KEY",
+    "DROPOUT_P_KEY",
     "DROPPED_KEY",
     "FOLDED_KEY",
     "FROZEN_NORMS_KEY",
@@ -49,6 +50,9 @@ ORIGIN_KEY = "pt2e_quant"
 
 PORTABLE = "pt2e_quant_portable"
 """A mark of a node that no delegate may take: the reason."""
+
+DROPOUT_P_KEY = "pt2e_quant_dropout_p"
+"""A mark of an op whose dropout has no switch, set in evaluation: its probability in training."""
 
 DROPPED_KEY = "pt2e_quant_dropped"
 """GraphModule.meta key: names of the quantizes that Inductor's passes dropped, since no integer kernel reads them."""

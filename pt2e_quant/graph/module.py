@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from ..arguments import bind, set_argument, training_argument
-from ..meta import AROUND_KEY, FROZEN_NORMS_KEY
+from ..arguments import bind, dropout_argument, set_argument, training_argument
+from ..meta import AROUND_KEY, DROPOUT_P_KEY, FROZEN_NORMS_KEY, mark, marks
 from ..ops import BATCH_NORM
 from .attributes import constant, set_attribute
 from .devices import device_of, move_graph, recorded_device
@@ -31,6 +31,7 @@ __all__ = [
     "collector_paused",
     "counts_batches",
     "drop_dead",
+    "drops",
     "finish",
     "is_guard",
     "set_training",
@@ -43,6 +44,7 @@ class ExportedModule(GraphModule):
 
     Export captures one mode of dropout and batch norm as a literal in the graph. Here train(mode) rewrites exactly that
     literal: p, eps and momentum keep their values, and nothing is recompiled when the mode is already the wanted one.
+    Attention has no such literal: in evaluation its dropout_p is 0, and a mark keeps the one of training.
     Batch norms with frozen statistics stay in evaluation, those without running statistics in training. Python
     branches on self.training were decided at capture and stay as they are.
 
@@ -123,7 +125,19 @@ def set_training(graph: Graph, mode: bool, *, norms: bool | None = None) -> int:
             of_norm = counts_batches(node) or node.target in BATCH_NORM
             value = norms if of_norm and norms is not None else mode
             changed += set_argument(node, name, int(value) if counts_batches(node) else value)
+        changed += _set_dropout(node, mode)
     return changed
+
+
+def _set_dropout(node: Node, mode: bool) -> bool:
+    """Let a dropout without a switch drop in training, and nothing in evaluation; True when that changed it."""
+    name = dropout_argument(node.target)
+    given = bind(node)[name] if name else 0.0
+    if name is None or (mode and given):
+        return False
+    if given:
+        mark(node, DROPOUT_P_KEY, given)
+    return set_argument(node, name, marks(node).get(DROPOUT_P_KEY, 0.0) if mode else 0.0)
 
 
 def counts_batches(node: Node) -> bool:
@@ -208,7 +222,15 @@ def captured_mode(gm: GraphModule) -> bool:
         name = _switch(node)
         if name is not None:
             return bool(bind(node)[name])
+        if drops(node):
+            return True
     return False
+
+
+def drops(node: Node) -> bool:
+    """Whether a node draws what it drops, as attention does in training, and has no switch for that."""
+    name = dropout_argument(node.target)
+    return name is not None and bool(bind(node)[name])
 
 
 def _keep_persistence(root: nn.Module, module: nn.Module) -> None:

@@ -16,12 +16,14 @@ from ..arguments import bind
 from ..graph.module import tidy
 from ..graph.values import refresh_values
 from ..graph.write import Symbol, Writer, function
+from ..meta import DROPOUT_P_KEY, marks
 from ..ops import ATTENTION
 
 __all__ = ["decompose_attention"]
 
 aten = torch.ops.aten
 softmax, transpose, expand = function(aten.softmax.int), function(aten.transpose.int), function(aten.expand.default)
+dropout = function(aten.dropout.default)
 
 
 def decompose_attention(gm: GraphModule) -> GraphModule:
@@ -29,7 +31,7 @@ def decompose_attention(gm: GraphModule) -> GraphModule:
 
     Values agree up to rounding, with one exception: rows whose every position is masked, which torch sets to zero.
     A boolean mask keeps that; after a mask of numbers that is computed while running, such a row becomes the mean of
-    the values, as in the usual implementation with finite numbers.
+    the values, as in the usual implementation with finite numbers. What drops in training gets a dropout.
     """
     calls = [node for node in gm.graph.nodes if node.target in ATTENTION]
     write = Writer(gm, "decompose_attention")
@@ -72,7 +74,8 @@ def _attention(node: Node, masks: _Masks, write: Writer) -> Any:
     if mask is not None:
         added, alive = masks.as_numbers(write(mask), query.dtype)
         scores = scores + added
-    mixed = softmax(scores, -1) @ value
+    weights, probability = softmax(scores, -1), marks(node).get(DROPOUT_P_KEY)
+    mixed = (weights if probability is None else dropout(weights, probability, False)) @ value
     return mixed if alive is None else mixed * alive
 
 

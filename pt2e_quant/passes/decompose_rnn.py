@@ -25,6 +25,7 @@ __all__ = ["decompose_rnn"]
 
 aten = torch.ops.aten
 linear, select = function(aten.linear.default), function(aten.select.int)
+dropout = function(aten.dropout.default)
 stack, cat = function(aten.stack.default), function(aten.cat.default)
 sigmoid, tanh, relu = function(aten.sigmoid.default), function(aten.tanh.default), function(aten.relu.default)
 
@@ -32,7 +33,8 @@ sigmoid, tanh, relu = function(aten.sigmoid.default), function(aten.tanh.default
 def decompose_rnn(gm: GraphModule) -> GraphModule:
     """Unroll every recurrent layer, and write out cells; values agree up to rounding. torch.export fixes the length.
 
-    Packed sequences, and dropout in training, stay whole, with the reason.
+    Packed sequences, and dropout in training, stay whole, with the reason. In evaluation the dropouts between layers
+    are written out too, for train() to switch on.
     """
     layers = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in (*RNN, *RNN_CELL)]
     write = Writer(gm, "decompose_rnn")
@@ -90,6 +92,8 @@ def _unrolled(node: Node, write: Writer) -> list[Symbol]:
             for collected, state in zip(last, final, strict=True):
                 collected.append(state)
         value = outputs[0] if directions == 1 else cat(outputs, -1)
+        if bound["dropout"] and layer + 1 < bound["num_layers"]:
+            value = dropout(value, bound["dropout"], False)
     return [value, *(stack(collected, 0) for collected in last)]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant import convert_pt2e, explain, prepare_pt2e, prepare_qat_pt2e
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.ops import RNN_CELL
@@ -17,9 +17,10 @@ from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.reasons import refusals
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.nets import sqnr
+from tests.nets import export, sqnr
 from tests.pt2e.kit import DYNAMIC as TOY
-from tests.pt2e.kit import Toy
+from tests.pt2e.kit import Toy, the_call
+from tests.qat.kit import TRAINED
 
 # nn.RNNBase sets attributes while it is exported, and projections have no oneDNN kernel, both of which torch warns of.
 pytestmark = [
@@ -248,3 +249,11 @@ def test_a_cell_that_stays_whole_is_reported_with_the_way_out():
     )
     (cell,) = (decision for decision in report.skipped if "gru_cell" in decision.op)
     assert (cell.code, 'decompose={"rnn"}' in cell.reason) == ("composite_op", True)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+def test_dropout_between_unrolled_layers_follows_the_mode(train: bool):
+    program = export(WithHead(dropout=0.3), torch.randn(5, 2, 10), train=train)
+    gm = prepare_qat_pt2e(program, Toy(TRAINED), decompose={"rnn"})
+    for mode in (True, False):
+        assert the_call(gm.train(mode), torch.ops.aten.dropout.default).args[1:] == (0.3, mode)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from pt2e_quant.arguments import bind
 from pt2e_quant.errors import CaptureWarning
 from tests.nets import export
 from tests.pt2e.kit import STATIC, Nothing, Toy, calls, the_call
+from tests.qat.kit import TRAINED
 
 aten = torch.ops.aten
 
@@ -127,3 +131,55 @@ def test_a_folded_batch_norm_does_not_come_back():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     gm = prepare_pt2e(export(model, torch.randn(2, 3, 6, 6)), Toy(STATIC)).train()
     assert calls(gm, aten.batch_norm.default) == []
+
+
+# --- dropout without a switch -----------------------------------------------------------------------------------------
+
+ROWS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Attention(nn.Module):
+    """torch's layers hand their dropout to the kernel of attention in training alone, without a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, dropout=P, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def attention_in(train: bool, **kwargs: object) -> GraphModule:
+    return prepare_qat_pt2e(export(Attention(), ROWS, train=train), Toy(TRAINED), **kwargs)
+
+
+def draws(gm: GraphModule) -> bool:
+    return not torch.equal(gm(ROWS), gm(ROWS))
+
+
+def test_attention_that_was_captured_in_training_drops_in_training_alone():
+    gm = attention_in(train=True)
+    attention = the_call(gm, aten.scaled_dot_product_attention.default)
+    for mode, expected in ((False, 0.0), (True, P), (False, 0.0), (True, P)):
+        gm.train(mode)
+        assert bind(attention)["dropout_p"] == expected
+    gm(ROWS)
+    assert not draws(convert_pt2e(gm.eval()))
+
+
+def test_copies_and_pickles_know_what_attention_drops_in_training():
+    gm = attention_in(train=True).eval()
+    for twin in (copy.deepcopy(gm), pickle.loads(pickle.dumps(gm))):
+        assert bind(the_call(twin.train(), aten.scaled_dot_product_attention.default))["dropout_p"] == P
+
+
+def test_a_model_whose_attention_alone_drops_is_in_the_mode_of_its_export():
+    assert [attention_in(mode).training for mode in (True, False)] == [True, False]
+    with pytest.warns(CaptureWarning, match="scaled_dot_product_attention"):
+        prepare_pt2e(export(Attention(), ROWS, train=True), Toy(STATIC))
+
+
+def test_decomposed_attention_drops_in_training():
+    gm = attention_in(train=True, decompose={"sdpa"})
+    assert the_call(gm, aten.dropout.default).args[1:] == (P, True)
+    assert the_call(gm.eval(), aten.dropout.default).args[1:] == (P, False)
