@@ -21,12 +21,14 @@ from torch import nn
 from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.calibration import save_calibration
 from pt2e_quant.debug import Budget
+from pt2e_quant.eager import quantize_dynamic
 from pt2e_quant.fake_quantize import FakeQuantize
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
+from pt2e_quant.nn.quantized import dynamic
 from pt2e_quant.observer import FixedQParamsObserver, MappingType, MinMaxObserver, PerTensor
 from pt2e_quant.observer.factory import PartialWrapper
-from pt2e_quant.qconfig import QConfig
+from pt2e_quant.qconfig import QConfig, default_dynamic_qconfig
 from pt2e_quant.qconfig_mapping import QConfigMapping
 from pt2e_quant.quantizer import ComposableQuantizer, op
 from pt2e_quant.schemes import Cell, Scheme
@@ -35,10 +37,9 @@ from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_induct
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 LIBRARY = (
-    "algorithms", "calibration", "debug", "errors", "fake_quantize", "lowering.executorch", "lowering.inductor",
-    "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer", "qtensor", "report",
-    "schemes",
-    "specs", "testing",
+    "algorithms", "calibration", "debug", "eager", "errors", "fake_quantize", "lowering.executorch",
+    "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer",
+    "qtensor", "report", "schemes", "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
 ROOMS = ("pt2e_quant", *(f"pt2e_quant.{room}" for room in LIBRARY), *(f"quantizers.{file}" for file in BACKENDS))
@@ -85,6 +86,11 @@ def node() -> torch.fx.Node:
     return next(one for one in exported().module().graph.nodes if one.op == "call_function")
 
 
+def configured(module: Any) -> nn.Module:
+    module.qconfig = default_dynamic_qconfig
+    return module  # type: ignore[no-any-return]
+
+
 RELU = op(torch.ops.aten.relu.default)
 QCONFIG = QConfig(MinMaxObserver, MinMaxObserver.with_args(dtype=torch.qint8))
 GOOD: dict[str, Callable[[], Any]] = {
@@ -125,6 +131,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "input_shape": lambda: (2, 4),
     "known": lambda: ["int8"],
     "low": lambda: torch.tensor(-1.5),
+    "mapping": lambda: {nn.Linear: dynamic.Linear},
     "mapping_type": lambda: MappingType.SYMMETRIC,
     "mod": prepared,
     "model": exported,
@@ -180,6 +187,9 @@ OTHERWISE = {
     "FixedQParamsObserver": {"scale": 0.5, "zero_point": 3},
     "FixedQParamsQuantizationSpec": {"scale": 0.5, "zero_point": 3},
     "FixedQParamsFakeQuantize": {"observer": FixedQParamsObserver.with_args(scale=0.5, zero_point=3)},
+    "quantize_dynamic": {"model": nn.Sequential(nn.Linear(4, 3))},
+    "swap_module": {"mod": configured(nn.Linear(4, 3))},
+    "swap_report": {"model": quantize_dynamic(nn.Linear(4, 3))},
     "why": {"name": "linear"},
     "check_quantizer": {"models": {"net": exported()}},
     "assert_conforms": {"models": {"net": exported()}},
@@ -224,13 +234,15 @@ def public() -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
+RESULTS = tuple(f"pt2e_quant.{room}" for room in ("algorithms", "calibration", "debug", "eager", "pt2e", "testing"))
+"""Dataclasses of these rooms are results."""
+
+
 def _is_left_out(name: str, value: Any) -> bool:
     if not inspect.isclass(value):
         return isinstance(value, PartialWrapper) or name in ("lower_to_executorch", "lower_to_inductor", "did_you_mean")
     without_door = issubclass(value, BaseException | enum.Enum) or inspect.isabstract(value) or "Base" in name
-    result = dataclasses.is_dataclass(value) and value.__module__.startswith(
-        ("pt2e_quant.algorithms", "pt2e_quant.calibration", "pt2e_quant.debug", "pt2e_quant.pt2e", "pt2e_quant.testing")
-    )
+    result = dataclasses.is_dataclass(value) and value.__module__.startswith(RESULTS)
     return without_door or result or getattr(value, "_is_protocol", False) or name in MADE_HERE
 
 
