@@ -130,6 +130,8 @@ def test_run_takes_arguments_as_the_model_does() -> None:
     turned = dict(reversed(kwargs.items()))
     for got, wanted in zip(program.run(*args, **turned), expected.values(), strict=True):
         torch.testing.assert_close(got, wanted)
+    called = program(*args, **kwargs)  # what the model returns, as programs of other backends do
+    torch.testing.assert_close(called, expected)
     with pytest.raises(LoweringError, match="3 positional tensors and keywords scale, shift"):
         program.run(*args)
 

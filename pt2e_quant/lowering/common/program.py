@@ -110,6 +110,10 @@ class LoweredProgram(Saved):
     verified: Verification
 
     @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it on the arguments of the model, and return what the model returns."""
+
+    @abstractmethod
     def run_flat(self, *args: Any, **kwargs: Any) -> Sequence[Any]:
         """Run it on the arguments of the model; its outputs, flat."""
 

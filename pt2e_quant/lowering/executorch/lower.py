@@ -281,6 +281,7 @@ def _programs(
             remarks=account.remarks + ready[name].remarks + unchecked(),
             sizes=_sizes(buffer, [account], [constants[name]]),
             calling=ready[name].calling,
+            outputs=ready[name].exported.call_spec.out_spec,
             loaded=loaded,
             method=name,
             taps=find_taps(program, name, ready[name].gm),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError, did_you_mean
 from ..common.calling import CallingConvention
@@ -133,6 +134,7 @@ class ExecutorchProgram(LoweredProgram):
         remarks: differences to expect between the program and the converted graph.
         sizes: where the bytes are.
         calling: how the arguments of the model become the program's inputs.
+        outputs: the structure of what the model returns.
         loaded: the program in the runtime, which all methods of a file share.
         method: name of the method in the file.
         verified: what running it showed, against the converted graph; false when it was not run.
@@ -147,6 +149,7 @@ class ExecutorchProgram(LoweredProgram):
     remarks: tuple[Remark, ...]
     sizes: Sizes
     calling: CallingConvention = field(compare=False)
+    outputs: pytree.TreeSpec = field(compare=False)
     loaded: Loaded = field(compare=False)
     method: str = "forward"
     verified: Verification = field(compare=False, default=NOT_RUN)
@@ -175,6 +178,10 @@ class ExecutorchProgram(LoweredProgram):
         return tuple(outputs)
 
     run_flat = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute it as `run` does, and return what the model returns."""
+        return pytree.tree_unflatten(self.run(*args, **kwargs), self.outputs)
 
     def inner_values(self, *args: Any, **kwargs: Any) -> dict[tuple[str, str], Tensor]:
         """Run it from its first state, and read what the runtime writes down: results of operators outside every
