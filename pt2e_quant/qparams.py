@@ -33,6 +33,7 @@ __all__ = [
     "flat",
     "float_qparams",
     "min_max",
+    "narrowed",
     "quantize",
     "storage_dtype",
     "symmetric_zero_point",
@@ -147,7 +148,7 @@ def quantize(
     """
     stored = storage_dtype(dtype)
     values, scale, zero_point = _aligned(_compute_type(x, quant_min, quant_max), scale, zero_point, axis, group_size)
-    return _to_grid(values, scale, zero_point, quant_min, quant_max).reshape(x.shape).to(stored)
+    return narrowed(_to_grid(values, scale, zero_point, quant_min, quant_max).reshape(x.shape), stored)
 
 
 def dequantize(
@@ -178,6 +179,16 @@ def fake_quantize(
     values, scale, zero_point = _aligned(_compute_type(x, quant_min, quant_max), scale, zero_point, axis, group_size)
     grid = _to_grid(values, scale, zero_point, quant_min, quant_max).to(torch.float32)
     return ((grid - zero_point) * scale).reshape(x.shape).to(x.dtype)
+
+
+def narrowed(values: Tensor, stored: torch.dtype) -> Tensor:
+    """Integers in a floating-point type, within the range of `stored`, in that type.
+
+    On a CPU torch has no vector code from floats to uint8: two steps through int16 take a quarter of its time (200,704
+    values, one thread of an AVX-512 server: 26 us, not 105).
+    """
+    through = torch.int16 if stored is torch.uint8 and values.device.type == "cpu" else stored
+    return values.to(through).to(stored)
 
 
 def min_max(

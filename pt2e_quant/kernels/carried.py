@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..qparams import narrowed
 from ..qtensor.tensor import QTensor
 from ..requantization import float32_factor
 from .kernel import Kernel
@@ -33,7 +34,7 @@ def codes(product: Product) -> Tensor:
     total = product.weight.apply(_centred(x, type_), weight, bias)
     scaled = (total if total.dtype is torch.float32 else total.float()).mul_(factor).round_()
     low = out.zero_point if product.post.name == "relu" else out.quant_min  # type: ignore[union-attr]
-    return scaled.add_(out.zero_point).clamp_(low, out.quant_max).to(out.dtype)  # type: ignore[union-attr]
+    return narrowed(scaled.add_(out.zero_point).clamp_(low, out.quant_max), out.dtype)  # type: ignore[union-attr]
 
 
 def real(product: Product) -> Tensor:

@@ -44,7 +44,7 @@ def quantized(
         codes = qparams.quantize(values, scale, zero_point, low, high, stored)
     else:
         steps = values if in_steps else values.mul_(1.0 / scale)
-        codes = steps.round_().add_(zero_point).clamp_(low, high).to(stored)
+        codes = qparams.narrowed(steps.round_().add_(zero_point).clamp_(low, high), stored)
     return wrap(codes, scale, zero_point, None, NAMES[stored])
 
 

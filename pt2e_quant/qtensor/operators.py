@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from .. import ops
 from ..errors import QuantizedTensorError
-from .tensor import QTensor, wrap
+from ..qparams import narrowed
+from .tensor import QTensor, is_traced, wrap
 
 __all__ = ["dispatch"]
 
@@ -161,8 +162,10 @@ def _max_pool(
     dilation: Any = 1,
     ceil: bool = False,
 ) -> tuple[QTensor, Tensor]:
-    """The largest codes, one dimension after the other: torch's kernel for integers is 10 times slower, and refuses
-    what has more places than its type of codes can count. Indices are not computed: the second result holds no data.
+    """The largest codes. Indices are not computed: the second result holds no data.
+
+    torch's operator for integers refuses what has more places than its type of codes can count, and is 10 times slower
+    than one dimension after the other.
     """
     _need_one_scale(func, q)
     dims = len(kernel)
@@ -170,10 +173,23 @@ def _max_pool(
     (padding, dilation), steps = numbers, _listed(stride) or kernel
     steps = steps * dims if len(steps) == 1 else steps
     shape = func(torch.empty(q.shape, device="meta"), kernel, steps, padding, dilation, ceil)[0].shape
-    codes = q.codes
-    for dim, (size, step, pad, apart) in enumerate(zip(kernel, steps, padding, dilation, strict=True), q.dim() - dims):
-        codes = _largest(codes, dim, int(shape[dim]), (size, step, pad, apart), q.limits[0])
+    codes, windows = q.codes, zip(kernel, steps, padding, dilation, strict=True)
+    if _has_pool(codes, dims):
+        codes = _POOL(codes, kernel, steps, padding, dilation, ceil)
+    else:
+        for dim, window in enumerate(windows, q.dim() - dims):
+            codes = _largest(codes, dim, int(shape[dim]), window, q.limits[0])
     return q.with_codes(codes), torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+_POOL: Any = getattr(torch.ops.quantized, "max_pool2d", None)  # on plain uint8: Inductor's x86 path depends on it
+
+
+def _has_pool(codes: Tensor, dims: int) -> bool:
+    """Whether torch's kernel for channels last computes this max pool: 4 times faster than one dimension at a time."""
+    plain = codes.dtype is torch.uint8 and codes.device.type == "cpu" and dims == 2 and codes.dim() == 4
+    fits = plain and codes.is_contiguous(memory_format=torch.channels_last) and codes.numel() > 0
+    return fits and _POOL is not None and not is_traced()
 
 
 def _listed(given: Any) -> list[int]:
@@ -238,7 +254,7 @@ def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
     _need_one_scale(func, like)
     centred = pytree.tree_map_only(QTensor, lambda q: q.codes.float() - q.zero_point, (args, kwargs))
     codes = torch.round(func(*centred[0], **centred[1])) + like.zero_point
-    return like.with_codes(codes.clamp(*like.limits).to(like.codes.dtype))
+    return like.with_codes(narrowed(codes.clamp(*like.limits), like.codes.dtype))
 
 
 def _fixed_grid(low: float, high: float) -> Handler:

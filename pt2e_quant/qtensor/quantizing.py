@@ -144,7 +144,7 @@ def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stor
     if stored is torch.int32 or x.dtype is not torch.float32:
         return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
     codes = torch.mul(x.detach(), 1.0 / step).round_().add_(zero_point).clamp_(low, high)
-    return QTensor(codes.to(stored), scale, zero_point)
+    return QTensor(qparams.narrowed(codes, stored), scale, zero_point)
 
 
 def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, limits: tuple[int, int]) -> Tensor:

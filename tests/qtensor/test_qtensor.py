@@ -187,6 +187,15 @@ def test_another_process_gets_the_same_codes() -> None:
     process.join()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stored", [torch.uint8, torch.int8])
+def test_max_pools_of_any_layout_pick_the_largest_codes(layout: torch.memory_format, stored: torch.dtype) -> None:
+    codes = (torch.arange(2 * 40 * 9 * 7) * 37 % 256).reshape(2, 40, 9, 7).to(stored).contiguous(memory_format=layout)
+    for window in ((3, 2, 1, 1, False), ((2, 3), (1, 2), 0, 2, False), (2, 2, 1, 1, True)):
+        made = F.max_pool2d(QTensor(codes, 0.1, 3), *window)
+        assert torch.equal(made.int_repr().float(), F.max_pool2d(codes.float(), *window))
+
+
 def test_a_sum_is_told_which_module_brings_its_scale() -> None:
     with pytest.raises(QuantizationError, match=r"FloatFunctional\(\)\.add") as caught:
         Q + Q
