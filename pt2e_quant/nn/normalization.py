@@ -179,7 +179,8 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
         self._keep(weight, bias, scale, zero_point, device, dtype)
 
     def _normalized(self, x: Tensor) -> Tensor:
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        """F.instance_norm, which refuses channels of one element, as in training; the reference takes them."""
+        return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
 
     @classmethod
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Any:

@@ -90,6 +90,13 @@ def test_convolutions_are_exact_to_one_step(
     check(weight, input_of((2, inputs, *(7,) * dims), stored, zero_point, seed), post)
 
 
+@pytest.mark.parametrize(("size", "kernel", "padding", "dilation"), [(1, 2, 1, 2), (6, 1, 2, 1), (3, 2, 3, 1)])
+def test_windows_that_see_padding_only_are_exact(size: int, kernel: int, padding: int, dilation: int) -> None:
+    geometry = Geometry((1, 1), (1, padding), (1, dilation))
+    weight = weight_of((2, 3, 3, kernel), 0, 0, 2, geometry)
+    check(weight, input_of((2, 3, 8, size), torch.uint8, 85, 0), Post())
+
+
 def test_a_weight_with_zero_points_is_exact() -> None:
     codes = quantize_per_channel(torch.randn(4, 6), torch.full((4,), 0.02), torch.tensor([1, -2, 3, 0]), 0, torch.qint8)
     check(Weight(codes, torch.randn(4)), input_of((3, 6), torch.uint8, 5, 0), Post())

@@ -191,6 +191,12 @@ def test_every_row_leads_to_classes_that_name_it() -> None:
     assert {row.float for row in ROWS.values() if row.reference} == set(reference_classes())
 
 
+def test_an_instance_norm_of_one_element_is_its_bias() -> None:
+    weight, bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.arange(4.0))
+    made = quantized.InstanceNorm1d(4, weight, bias, 0.5, 3)(ours().x(2, 4, 1))
+    assert made.int_repr().squeeze(2).tolist() == [[3, 5, 7, 9]] * 2
+
+
 def test_a_subclass_has_the_row_of_its_base() -> None:
     class Mine(nn.Linear):
         pass
