@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
 from torch._ops import OpOverloadPacket
 from torch.fx import GraphModule, Node
 
@@ -72,8 +73,8 @@ def convert_pt2e(
         before calibration; after training they keep what they hold. What was trained is returned in evaluation mode.
 
     Raises:
-        ConversionError: `model` is not a prepared one, its parameters are on the meta device, or an input, output or
-            buffer cannot become integers.
+        ConversionError: `model` is not a prepared one, its parameters are on the meta device, training left NaN in
+            them, or an input, output or buffer cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
     record = with_histograms(_checked(model), model)
@@ -96,12 +97,17 @@ def convert_pt2e(
     return reference_representation_rewrite(gm) if use_reference_representation else gm
 
 
+_HOW_TO_PREPARE = "Call prepared = prepare_pt2e(exported, quantizer), run calibration data through it, then convert it."
+
+
 def _checked(model: object) -> Record:
     record = record_of(model)
     if record is None:
+        is_wrapper = record_of(getattr(model, "module", None)) is not None
+        way_out = "It wraps a prepared model: pass its .module." if is_wrapper else _HOW_TO_PREPARE
         raise ConversionError(
             f"convert_pt2e needs what prepare_pt2e returned, got {type(model).__name__} without a record of it. "
-            "Call prepared = prepare_pt2e(exported, quantizer), run calibration data through it, then convert it."
+            + way_out
         )
     if record.stage == "converted":
         raise ConversionError("this model is converted already; convert_pt2e takes the prepared model")
@@ -113,7 +119,19 @@ def _checked(model: object) -> Record:
             f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}.\n"
             "  Load the weights, prepared.load_state_dict(state, assign=True), and calibrate, before convert_pt2e."
         )
+    if record.trained:
+        _expect_numbers(model)  # type: ignore[arg-type]
     return record
+
+
+def _expect_numbers(model: nn.Module) -> None:
+    lost = [name for name, value in model.named_parameters() if value.isnan().any()]
+    if lost:
+        raise ConversionError(
+            f"{len(lost)} parameters hold NaN, which integers would hide: {', '.join(lost[:5])}"
+            f"{', ...' if len(lost) > 5 else ''}.\n"
+            "  Training diverged. Go back to a checkpoint, and lower the learning rate or clip the gradients."
+        )
 
 
 def _restore_observers(gm: ExportedModule) -> None:

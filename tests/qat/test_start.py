@@ -38,6 +38,10 @@ def program() -> torch.export.ExportedProgram:
 
 @pytest.fixture(scope="module")
 def calibrated(program) -> GraphModule:
+    return watched(program)
+
+
+def watched(program: torch.export.ExportedProgram) -> GraphModule:
     prepared = prepare_pt2e(program, quantizer(FOUR_BITS))
     for x in BATCHES:
         prepared(x)
@@ -142,11 +146,12 @@ def uncalibrated(program: torch.export.ExportedProgram) -> GraphModule:
         (lambda program: prepare_pt2e(program, quantizer(get_symmetric_quantization_config())),
          "has int8 in (-128, 127), affine where this one has int8 in (-8, 7), affine"),
         (uncalibrated, "never reached this tensor"),
+        (lambda program: convert_pt2e(watched(program)), "is converted, and has no observers left"),
         (lambda _: [], "no batch in the data"),
         (lambda _: BATCHES[0], "for a single batch, pass [batch]"),
         (lambda _: ConvNet(), "takes batches"),
     ],
-    ids=["another model", "other integers", "no data", "no batches", "one tensor", "a module"],
+    ids=["another model", "other integers", "no data", "converted", "no batches", "one tensor", "a module"],
 )  # fmt: skip
 def test_what_is_no_calibration_of_this_model_is_refused(program, calibration, says):
     with pytest.raises(CalibrationError, match=re.escape(says)):

@@ -154,6 +154,48 @@ def test_a_check_of_nothing_is_an_error():
         check_converted(graph, graph, [x])
 
 
+@pytest.mark.parametrize("first", [lambda _, made: made, lambda *_: ConvNet()], ids=["converted", "float"])
+def test_the_check_is_against_a_model_that_rounds(first):
+    graph, x = convnet(), images(2, 4, 3, 16, 16)
+    graph(x)
+    converted = convert_pt2e(graph)
+    with pytest.raises(ConversionError, match="first argument"):
+        check_converted(first(graph, converted), converted, [x])
+
+
+def test_numbers_of_bfloat16_may_differ_by_their_last_bits_as_well():
+    torch.manual_seed(1)
+    graph, x = prepared(ConvNet().bfloat16(), images(1, 4, 3, 16, 16).bfloat16()), images(51, 4, 3, 16, 16).bfloat16()
+    graph(x)
+    converted = convert_pt2e(settle(graph))
+    parity = check_converted(graph, converted, [x])
+    assert parity.largest <= 3.0  # one step, and two numbers of 256 steps with 8 bits
+
+
+def test_the_error_counts_the_values_that_are_off():
+    graph, x = convnet(), images(2, 4, 3, 16, 16)
+    graph(x)
+    converted = convert_pt2e(settle(graph))
+    with torch.no_grad():
+        graph.get_parameter("head.weight")[0].neg_()
+    with pytest.raises(ConversionError, match=r"4 of its values are further off"):  # one output of four images
+        check_converted(graph, converted, [x])
+
+
+def test_parameters_that_are_nan_are_not_hidden_in_integers():
+    graph = convnet().train()
+    graph(images(2, 4, 3, 16, 16))
+    with torch.no_grad():
+        graph.get_parameter("head.weight")[0, 0] = float("nan")
+    with pytest.raises(ConversionError, match=r"(?s)NaN.*: head\.weight\..*diverged"):
+        convert_pt2e(graph)
+
+
+def test_a_wrapper_is_told_to_hand_out_what_it_wraps():
+    with pytest.raises(ConversionError, match=r"pass its \.module"):
+        convert_pt2e(torch.optim.swa_utils.AveragedModel(convnet()))
+
+
 def test_the_front_door_has_it_all():
     from pt2e_quant import quantize_pt2e
 

@@ -62,6 +62,11 @@ def start_from_calibration(prepared: GraphModule, calibration: Any) -> None:
     weights = _weights(prepared)
     sites = _sites(prepared, record, weights)
     other = record_of(calibration)
+    if other is not None and other.stage != "prepared":
+        raise CalibrationError(
+            "the model in calibration= is converted, and has no observers left. Pass the calibrated model that it was "
+            "made of, or batches."
+        )
     if other is None:
         readings = _of_batches(prepared, record, sites, calibration)
     else:
