@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from ..checks import check_fields, checked
 from ..errors import CaptureError, QuantizationError, TargetingError
 from ..graph.run import Arguments, batches_of, run_batch
+from ..meta import RECORD_KEY
 from ..pt2e import convert_pt2e, prepare_pt2e
 from ..quantizer import QuantizationConfig, RuleQuantizer
 from ..sqnr import decibels
@@ -164,7 +165,10 @@ class _Search:
         exact = copy_to_run(self._model)
         options: list[Option] = []
         for name in self.formats:
-            grafts = Grafts(exact, self._made(self._quantizer.copy().set_global(self._known[name])), "mixed_precision")
+            made = self._made(self._quantizer.copy().set_global(self._known[name]))
+            if not made.meta[RECORD_KEY].points:
+                continue  # no op can have it: groups of 32 do not fit into narrower linears
+            grafts = Grafts(exact, made, "mixed_precision")
             self._signal, noise = layer_noise(grafts, self._batches)
             sizes = {layer: stored_bytes(grafts.needed(layer), grafts.found) for layer in grafts.layers}
             options += [Option(layer.name, name, noise[layer], size) for layer, size in sizes.items() if size]

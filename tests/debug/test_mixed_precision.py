@@ -202,3 +202,11 @@ def test_what_cannot_be_searched_is_refused(exported, x):
         mixed_precision(exported, [x], XNNPACKQuantizer(), budget=Budget(drop=0.1))
     with pytest.raises(TargetingError, match="declares no precisions"):
         mixed_precision(exported, [x], XNNPACKQuantizer(), budget=Budget(sqnr=1.0), precisions={})
+
+
+def test_a_format_that_no_op_can_have_is_no_choice():
+    """Groups of 32 inputs do not fit into narrower linears, which int8 takes."""
+    rows = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), (rows,))
+    found = mixed_precision(program, [rows], XNNPACKQuantizer(), budget=Budget(sqnr=20.0))
+    assert set(found.precisions.formats.values()) == {"int8"}
