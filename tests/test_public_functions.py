@@ -136,6 +136,8 @@ GOOD: dict[str, Callable[[], Any]] = {
     "mod": prepared,
     "model": exported,
     "module": nn.ReLU,
+    "is_qat": lambda: False,
+    "mod_list": lambda: [nn.Linear(4, 3).eval(), nn.ReLU().eval()],
     "module_name": lambda: "0",
     "module_name_regex": lambda: "0",
     "module_type": lambda: nn.Linear,
