@@ -12,6 +12,7 @@ et al., Importance Estimation for Neural Network Pruning, arXiv:1906.10771; e is
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -207,11 +208,15 @@ def told(metric: Callable[[GraphModule], float]) -> Callable[[GraphModule], floa
 
     def measure(model: GraphModule) -> float:
         try:
-            return float(metric(model))
+            found = metric(model)
+            value = float(found.detach() if isinstance(found, Tensor) else found)
         except QuantizationError:
             raise
         except Exception as failure:
             raise QuantizationError(f"the metric {name!r} failed: {type(failure).__name__}: {failure}") from failure
+        if math.isnan(value):
+            raise QuantizationError(f"the metric {name!r} is NaN for a model, which ranks nowhere. Is its data empty?")
+        return value
 
     return measure
 

@@ -205,6 +205,8 @@ def test_what_cannot_be_measured_is_refused(exact, converted, x):
         exact_sensitivity(exact, converted)
     with pytest.raises(QuantizationError, match="the metric 'len' failed: TypeError"):
         exact_sensitivity(exact, converted, metric=len)
+    with pytest.raises(QuantizationError, match="is NaN for a model"):
+        exact_sensitivity(exact, converted, metric=lambda _: math.nan)
     with pytest.raises(CalibrationError, match="no batch"):
         sensitivity(exact, converted, [])
 
