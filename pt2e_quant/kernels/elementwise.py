@@ -51,7 +51,8 @@ def quantized(
 def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
     """a + b, in one sum of steps of the result: f_a * (a - z_a) + f_b * (b - z_b).
 
-    torch.ops.onednn.qadd would do it in one pass, but returns wrong sums (torch 2.13: codes 255 off).
+    torch.ops.onednn.qadd would do it in one pass, but its code for AVX-512 reads codes from 128 on as negative ones
+    (torch 2.13; right with AVX2, and in the last numel % 16).
     """
     if is_traced() or a.shape != b.shape or torch.int32 in (a.codes.dtype, b.codes.dtype):
         return on_grid(torch.add, a, b, scale=scale, zero_point=zero_point, relu=relu)
