@@ -77,7 +77,11 @@ class ExportedModule(GraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run, inside of what AROUND_KEY in its meta makes."""
-        around = None if torch.compiler.is_compiling() else self.meta.get(AROUND_KEY)
+        if torch.compiler.is_compiling():
+            # Read, so that compiled code holds for these alone: they are literals in the graph, which no guard sees.
+            bool(self.training and FROZEN_NORMS_KEY in self.meta)
+            return super().__call__(*args, **kwargs)
+        around = self.meta.get(AROUND_KEY)
         if around is None:
             return super().__call__(*args, **kwargs)
         with around(self):

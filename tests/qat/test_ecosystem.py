@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ from pt2e_quant import (
     enable_fake_quant,
     freeze_bn_stats,
 )
+from pt2e_quant.graph.module import ExportedModule
 from tests.nets import ConvNet
 from tests.qat.kit import images, prepared, settle
 
@@ -142,6 +144,23 @@ def test_a_compiled_model_is_one_graph_and_trains_to_the_same_state(backend):
     assert counters["stats"]["unique_graphs"] == 1
     enable_fake_quant(compiled)
     check_converted(settle(compiled), convert_pt2e(compiled), BATCHES[:1])
+
+
+def test_compiled_code_holds_for_one_mode():
+    """train(), eval() and freeze_bn_stats write literals of the graph, which code compiled before does not see."""
+    torch._dynamo.reset()
+    model, x = convnet().train(), BATCHES[0]
+    run = torch.compile(model, backend="eager", fullgraph=True)
+    run(x)
+    disable_observer(model)
+    for change in (ExportedModule.eval, ExportedModule.train, freeze_bn_stats):
+        change(model)
+        plain, outputs = copy.deepcopy(model), []
+        for one in (run, plain):
+            torch.manual_seed(0)
+            outputs.append(one(x))
+        torch.testing.assert_close(*outputs)
+        assert different(model, plain) == []
 
 
 # --- what loops do to modules ---------------------------------------------------------------------------------------
