@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "is_in_place",
     "mutated_arguments",
     "mutates",
+    "sees_padding_only",
     "set_argument",
     "training_argument",
     "written_values",
@@ -175,3 +177,30 @@ def mutates(op: object) -> bool:
 def is_in_place(op: object) -> bool:
     """Whether `op` writes its result into its first argument, as add_ does and add.out does not."""
     return 0 in mutated_arguments(op)
+
+
+def sees_padding_only(sizes: Sequence[Any], kernel: Sequence[int], **steps: Any) -> bool:
+    """Whether some window of a convolution lies in its padding with all its weights.
+
+    Args:
+        sizes: of the input, its spatial dimensions; of one that is dynamic, only the first window is looked at.
+        kernel: spatial sizes of the weight.
+        steps: stride, padding (a string too) and dilation, as the operator takes them.
+    """
+    spread = {name: _spread(given, len(kernel)) for name, given in steps.items() if not isinstance(given, str)}
+    same = [(size - 1) * step // 2 for size, step in zip(kernel, spread["dilation"], strict=True)]
+    padding = spread.get("padding") or (same if steps["padding"] == "same" else [0] * len(kernel))
+    return any(map(_misses, sizes, kernel, spread["stride"], padding, spread["dilation"]))
+
+
+def _spread(given: Any, dimensions: int) -> list[int]:
+    numbers = list(given) if isinstance(given, (list, tuple)) else [given]
+    return numbers * dimensions if len(numbers) == 1 else numbers
+
+
+def _misses(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    if not isinstance(size, int):
+        return padding > (kernel - 1) * dilation
+    count = (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
+    starts = range(-padding, -padding + count * stride, stride) if padding else ()
+    return any(not any(0 <= start + tap * dilation < size for tap in range(kernel)) for start in starts)

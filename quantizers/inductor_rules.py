@@ -202,6 +202,14 @@ def uneven_same_padding(match: Match) -> str | None:
     return limits.uneven_padding(match.argument(conv, "padding"), w.shape[2:], _steps(match, w.dim() - 2))
 
 
+def padding_only(match: Match) -> str | None:
+    x, w = match.value("x"), match.value("w")
+    if x is None or w is None:
+        return None
+    steps = {name: match.argument(conv, name) for name in ("stride", "padding", "dilation")}
+    return limits.padding_only(x.shape[2:], w.shape[2:], **steps)
+
+
 def clamps_otherwise(match: Match) -> str | None:
     low, high = match.argument(after_conv, "min_val"), match.argument(after_conv, "max_val")
     return None if low is None else limits.bounds(low, high)
@@ -245,7 +253,7 @@ def _steps(match: Match, dimensions: int) -> list[int]:
     return given * dimensions if len(given) == 1 else given
 
 
-_CONV = (computed_parameters, unbatched, uneven_same_padding)
+_CONV = (computed_parameters, unbatched, uneven_same_padding, padding_only)
 _LINEAR = (computed_parameters, half_weights_in_half_models, unbatched)
 
 

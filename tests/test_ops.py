@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import random
 import re
 from typing import Any
 
@@ -713,3 +714,22 @@ def test_what_torch_does_not_tag_is_elementwise_too():
     assert not any(
         ops.is_elementwise(call(op, x(), given)) for op, given in [(aten.matmul.default, x()), (aten.softmax.int, 1)]
     )
+
+
+def test_windows_that_see_padding_only_are_found():
+    """Against the convolution itself: of ones with ones, a window that sees nothing of the input sums to 0."""
+    generator = random.Random(0)
+    seen = set()
+    for _ in range(300):
+        size, kernel, stride, padding, dilation = (generator.randint(low, 4) for low in (1, 1, 1, 0, 1))
+        if size + 2 * padding < (kernel - 1) * dilation + 1:
+            continue
+        steps = {"stride": [stride], "padding": [padding], "dilation": dilation}
+        sums = torch.conv1d(torch.ones(1, 1, size), torch.ones(1, 1, kernel), None, stride, padding, dilation)
+        seen.add(bool((sums == 0).any()))
+        assert arguments.sees_padding_only((size,), (kernel,), **steps) == bool((sums == 0).any()), (
+            size,
+            kernel,
+            steps,
+        )
+    assert seen == {True, False}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import sees_padding_only
 from ..qtensor.tensor import QTensor
 from .kernel import Kernel
 
@@ -92,21 +93,10 @@ def _lacks(product: Product) -> str | None:
         return "the weight has zero points"
     if weight.geometry is not None and weight.geometry.transposed:
         return "a transposed convolution"
-    if weight.geometry is not None and _sees_padding_only(product):
+    g, sizes = weight.geometry, (x.codes.shape[2:], weight.quantized.shape[2:])
+    if g is not None and sees_padding_only(*sizes, stride=g.stride, padding=g.padding, dilation=g.dilation):
         return "a window sees padding only: oneDNN's sums are wrong there, or it reads memory that is not its own"
     return _absent() if x.codes.numel() and torch.backends.mkldnn.enabled else "nothing to compute, or oneDNN is off"
-
-
-def _sees_padding_only(product: Product) -> bool:
-    """Whether some window of a convolution lies in the padding with all its weights (torch 2.13, oneDNN 3.12)."""
-    g, sizes = product.weight.geometry, (product.x.codes.shape[2:], product.weight.quantized.shape[2:])
-    return any(map(_misses, *sizes, g.stride, g.padding, g.dilation))  # type: ignore[union-attr]
-
-
-def _misses(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
-    count = (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
-    starts = range(-padding, -padding + count * stride, stride) if padding else ()
-    return any(not any(0 <= start + tap * dilation < size for tap in range(kernel)) for start in starts)
 
 
 KERNEL = Kernel(

@@ -356,6 +356,11 @@ BREACHES = {
         lambda n, x: nn.functional.conv2d(Grid(0.02, 3)(x), n.w()), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
         "int8 activations",
     ),
+    "padding only": (
+        lambda n, x: nn.functional.conv2d(GRID(x), n.w(), None, (1, 2), 1, 2), (2, 4, 8, 1),
+        lambda: Weight((3, 4, 3, 2)),
+        "a window sees padding only",
+    ),
     "pool": (
         lambda n, x: OTHER(nn.functional.max_pool2d(GRID(x), 2)), (2, 4, 5, 5), lambda: Weight((3, 4, 2, 2)),
         "max pooling on integers keeps their scale",

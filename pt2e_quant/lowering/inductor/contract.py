@@ -7,7 +7,8 @@ runs rightly, the passes of `recipe` write so. What Inductor merely leaves in fl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -19,7 +20,7 @@ from ...grid import Grid
 from ...ops import MAX_POOL, is_call, is_conv, is_conv_transpose, is_dequantize, is_quantize
 from ...where import locate
 from ..common.gemm import Q, as_gemm
-from .limits import NO_TRANSPOSED, not_8_bits, signed_convolution, weight
+from .limits import NO_TRANSPOSED, not_8_bits, padding_only, signed_convolution, weight
 
 __all__ = ["check_inductor_contract"]
 
@@ -54,9 +55,17 @@ def _breaches(node: Node) -> Iterator[str]:
     bound = bind(gemm.weight)
     for reason in weight(bound["axis"], constant(bound["zero_points"]), constant(bound["scales"])):
         yield f"{reason}. Quantize weights with torch.per_channel_symmetric, ch_axis=0 and scales in float32"
+    if is_conv(node) and (missing := _padding_only(bind(node))) is not None:
+        yield missing
     signed = (signed_convolution if is_conv(node) else not_8_bits)(bind(gemm.activation)["dtype"])
     if signed is not None:
         yield signed
+
+
+def _padding_only(bound: Mapping[str, Any]) -> str | None:
+    x, w = (bound[name].meta.get("val") for name in ("input", "weight"))
+    steps = {name: bound[name] for name in ("stride", "padding", "dilation")}
+    return None if x is None or w is None else padding_only(x.shape[2:], w.shape[2:], **steps)
 
 
 def _pooling(node: Node) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...arguments import bind
+from ...arguments import bind, sees_padding_only
 from ...ops import RELU, RELUS, dynamic_ceiling, op_name, pads_zeros
 from ...reasons import because
 
@@ -34,6 +34,7 @@ __all__ = [
     "moves",
     "not_8_bits",
     "not_zero_padding",
+    "padding_only",
     "pooled",
     "signed_convolution",
     "summed",
@@ -148,6 +149,15 @@ def uneven_padding(padding: object, kernel: Sequence[int], dilation: Sequence[in
     return because("padding", why) if any(s % 2 for s in spans) else None
 
 
+def padding_only(sizes: Sequence[Any], kernel: Sequence[int], **steps: Any) -> str | None:
+    """Windows that each see a part of the input.
+
+    Of the spatial sizes of input and weight, and of stride, padding and dilation. Seen with torch 2.13, oneDNN 3.12.
+    """
+    why = "a window sees padding only: oneDNN's sums are wrong there, or it reads memory that is not its own"
+    return because("padding", why) if sees_padding_only(sizes, kernel, **steps) else None
+
+
 def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
     """Of more than a few numbers: smaller products Inductor writes out, before any kernel can take them."""
     one_row = isinstance(rows, int) and rows == 1
@@ -211,7 +221,9 @@ def bags(mode: int, left_out: int | None, grouped: bool) -> str | None:
 
 
 LIMITS: MappingProxyType[str, tuple[Callable[..., object], ...]] = MappingProxyType({
-    "convolution": (computed, unbatched, not_8_bits, signed_convolution, weight, uneven_padding, bounds, summed),
+    "convolution": (
+        computed, unbatched, not_8_bits, signed_convolution, weight, uneven_padding, padding_only, bounds, summed,
+    ),
     "linear": (computed, unbatched, not_8_bits, signed_convolution, weight, half_weights, summed, taken_apart),
     "max_pool2d": (pooled,),
     "pad": (not_zero_padding,),
