@@ -93,7 +93,8 @@ CLAIMS = {
         lambda: two(lambda n, x: F.pad(n.a(x), (0, 1, 2, 0)), a=conv()), IMAGE, ("conv_only", "pad", "conv_only")
     ),
     "even padding is the convolution's own": (
-        lambda: two(lambda n, x: n.a(F.pad(x, (1, 1, 2, 2))), a=conv(size=4, padding=1)), IMAGE, ("conv_only", "conv_only")
+        lambda: two(lambda n, x: n.a(F.pad(x, (1, 1, 2, 2))), a=conv(size=4, padding=1)), IMAGE,
+        ("conv_only", "conv_only"),
     ),
     "flatten": (
         lambda: nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2)), IMAGE,
