@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.tiny_llama import int8_quantizers
 from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.errors import LoweringError
 from pt2e_quant.lowering.inductor import lower_to_inductor
 
 
@@ -54,3 +55,31 @@ def test_a_tied_table_leaves_the_linear_its_integer_kernel():
     ]
     with torch.no_grad():
         torch.testing.assert_close(program(ids), graph(ids), rtol=1e-5, atol=1e-5)
+
+
+class Counter(nn.Module):
+    """Reads a written buffer in a way that depends on no input: `read(n)`, before or after a count."""
+
+    def __init__(self, read, first: bool) -> None:
+        super().__init__()
+        self.read, self.first = read, first
+        self.register_buffer("n", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first:
+            y = x + self.read(self.n)
+            self.n.add_(x.sum())
+            return y
+        self.n.add_(1)
+        return x + self.read(self.n)
+
+
+@pytest.mark.parametrize(("read", "first"), [(lambda n: n, False), (lambda n: n * 2, True), (lambda n: n[2:3], True)])
+def test_a_package_that_would_freeze_what_it_counts_is_refused(read, first):
+    """Inductor 2.13 folds it: the second call would answer as the first, and with verify=False nobody would know."""
+    exported = torch.export.export(Counter(read, first), (torch.ones(4),))
+    with pytest.raises(LoweringError, match=r"(?s)reads n, which the model writes to, and no input.*in Counter"):
+        lower_to_inductor(exported, mode="aoti", verify=False)
+    model, program = Counter(read, first), lower_to_inductor(exported)
+    for _ in range(3):
+        torch.testing.assert_close(program(torch.ones(4)), model(torch.ones(4)))

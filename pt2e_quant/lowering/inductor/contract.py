@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
@@ -22,7 +23,12 @@ from ...where import locate
 from ..common.gemm import Q, as_gemm
 from .limits import NO_TRANSPOSED, not_8_bits, padding_only, signed_convolution, weight
 
-__all__ = ["check_inductor_contract"]
+__all__ = ["check_inductor_contract", "check_package_contract"]
+
+_FOLDED = (
+    "a package computes this once, when it is made, for it reads {}, which the model writes to, and no input. "
+    "Take mode='compile', or let it depend on an input"
+)
 
 
 def check_inductor_contract(model: GraphModule) -> None:
@@ -32,7 +38,32 @@ def check_inductor_contract(model: GraphModule) -> None:
         LoweringError: names every such node, with the reason and the way out.
     """
     calls = filter(is_call, every_node(model))
-    found = [(node, reason) for node in calls for reason in _breaches(node)]
+    _refuse([(node, reason) for node in calls for reason in _breaches(node)])
+
+
+def check_package_contract(exported: ExportedProgram) -> None:
+    """Refuse what a package of AOTInductor would compute once and for all, when it is made.
+
+    Its constants are all parameters and buffers, written ones too, and what depends on constants alone is folded.
+
+    Raises:
+        LoweringError: names every such node, with the reason and the way out.
+    """
+    functional = exported.run_decompositions({})  # writes become outputs, so that a read after one depends on it
+    signature = functional.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    constants = signature.inputs_to_parameters | signature.inputs_to_buffers
+    constants |= signature.inputs_to_lifted_tensor_constants
+    folded: dict[Node, set[str]] = {}  # with the written buffers that they depend on
+    for node in functional.graph.nodes:
+        if node.op == "placeholder" and node.name in constants:
+            folded[node] = {constants[node.name]} & written
+        elif is_call(node) and node.all_input_nodes and folded.keys() >= set(node.all_input_nodes):
+            folded[node] = set().union(*(folded[source] for source in node.all_input_nodes))
+    _refuse([(node, _FOLDED.format(", ".join(sorted(of)))) for node, of in folded.items() if is_call(node) and of])
+
+
+def _refuse(found: list[tuple[Node, str]]) -> None:
     if found:
         places = "\n".join(f"- {reason}\n    {locate(node)}".replace("\n  in ", "\n    in ") for node, reason in found)
         raise LoweringError(

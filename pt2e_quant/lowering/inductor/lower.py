@@ -32,7 +32,7 @@ from ..common.entry import Inputs, explaining, take
 from ..common.program import Fallback, Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from .account import Recorder, take_account
-from .contract import check_inductor_contract
+from .contract import check_inductor_contract, check_package_contract
 from .program import InductorProgram, InputSpec
 from .recipe import IN_INDUCTOR, recipe
 from .remarks import overflows, remarks_on
@@ -102,6 +102,8 @@ def _compiled(
     with torch.no_grad():
         with explaining("torch.export cannot export the converted graph again with these example inputs"):
             exported = torch.export.export(gm, *calling.plain(args, kwargs), dynamic_shapes=dynamic_shapes)
+        if mode == "aoti" and written_attributes(gm):
+            check_package_contract(exported)
         inputs = _inputs(exported)  # before Inductor narrows ranges: it asks for s < 16, to lay out convolutions
         recorder = Recorder()
         options = _options(recorder, autotune, profile)
