@@ -61,7 +61,7 @@ def by_the_peer(module: Any) -> Any:
 
 
 def batch(module: Any) -> Tensor:
-    shape = (7, 3, 16) if isinstance(module, nn.RNNBase) else (3, 16)
+    shape = (7, 3, 16) if isinstance(module, nn.RNNBase | dynamic.LSTM | dynamic.GRU) else (3, 16)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -215,3 +215,11 @@ def test_dropout_acts_between_layers_of_a_layer_in_training() -> None:
 def test_what_cannot_be_is_said(call: Any, message: str) -> None:
     with pytest.raises(QuantizationError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_an_exported_layer_computes_the_same(name: str) -> None:
+    made = quantized(floating(name))
+    x = batch(made)[:2]
+    program = torch.export.export(made, (x,)).module()
+    assert all(map(_near, leaves(program(x)), leaves(made(x))))
