@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch.fx import GraphModule, Node
 
+from ...checks import checked
+from ...errors import LoweringError
 from ...files import write_file
 from ...graph.nested import every_node
 from ...graph.run import Arguments
@@ -85,6 +87,7 @@ class Saved(ABC):
     def _file(self) -> bytes:
         """What stands in the file."""
 
+    @checked(LoweringError)
     def save(self, path: str | Path) -> Path:
         """Write the file; a reader sees the old one or the whole new one, never a part. Returns the path.
 
@@ -129,6 +132,7 @@ class LoweredProgram(Saved):
     def sections(self) -> dict[str, Sequence[Any]]:
         """What there is to tell besides the summary, by title."""
 
+    @checked(LoweringError)
     def verify(self, converted: GraphModule, batches: Iterable[Any]) -> Verification:
         """Run the program and compare every output with the converted graph's, as lowering does.
 
