@@ -1,6 +1,23 @@
-"""Algorithms that change a float graph, or choose what is quantized, so that fewer bits lose less."""
+"""Algorithms that let fewer bits lose less, on any exported graph and for any quantizer.
 
+Each is a function from a graph and data to the same kind of graph and an account of what it did: of a float graph,
+before prepare (`smooth_quant`), or of a prepared and calibrated one, before convert (`correct_bias`). They read what
+the engine planned, and know no backend.
+
+A *site* (`sites`) is a linear or a convolution with a weight of its own that is rounded on a static grid: the op, the
+parameter, the observer of the weight, and the grid that this gives today. What is no site has a reason in words.
+
+*Rounding* (`rounding`) is what convert will make of an observer, as a function of values with a gradient. So one
+prepared graph is both models: with observers that let everything pass it is the float one, with observers that round it
+computes what the converted graph does.
+
+A *stream* (`stream`) holds all batches at one place of the graph: of each, the values that nodes further on still read,
+in float and rounded. Algorithms go through the graph once, from site to site, so that each sees in its inputs what was
+done before. Memory is that of the values between two sites for all batches.
+"""
+
+from .bias_correction import Corrected, correct_bias
 from .fallback import Sensitivity, worst_ops
 from .smooth_quant import Smoothed, smooth_quant
 
-__all__ = ["Sensitivity", "Smoothed", "smooth_quant", "worst_ops"]
+__all__ = ["Corrected", "Sensitivity", "Smoothed", "correct_bias", "smooth_quant", "worst_ops"]

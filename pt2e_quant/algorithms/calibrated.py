@@ -7,22 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..arguments import bind
 from ..graph.constants import Constants
-from ..graph.module import ExportedModule, clone, tidy
 from ..graph.run import Watcher, batches_of
 from ..ops import LINEAR
-from ..passes.follow_in_place import follow_in_place
-from ..passes.runner import run_everywhere
 
 __all__ = [
     "Batches",
     "constant_linears",
     "inputs_of",
-    "private_copy",
     "rounded_weight",
     "run_again",
     "run_all",
@@ -32,13 +27,6 @@ Batches = Iterable[Any]
 """Batches as `graph.run.batches_of` takes them."""
 
 _ROWS = 512
-
-
-def private_copy(model: ExportedProgram | GraphModule) -> ExportedModule:
-    """A draft of the caller's graph; readers of a tensor that was written to in place read the result of that."""
-    gm = run_everywhere(follow_in_place, clone(model.module() if isinstance(model, ExportedProgram) else model))
-    tidy(gm)
-    return gm
 
 
 def constant_linears(gm: GraphModule, constants: Constants) -> list[Node]:

@@ -24,11 +24,12 @@ from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
 from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, RELUS, factors, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
+from ..passes.private_copy import private_copy
 from ..passes.runner import run_pass
 from ..qparams import affine_qparams, fake_quantize
 from ..sqnr import decibels, differences, floating, power
 from ..where import module_path
-from .calibrated import Batches, private_copy, rounded_weight, run_again, run_all
+from .calibrated import Batches, rounded_weight, run_again, run_all
 
 __all__ = ["Sensitivity", "worst_ops"]
 

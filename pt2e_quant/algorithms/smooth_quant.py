@@ -25,8 +25,9 @@ from ..graph.attributes import attribute, free_name, insert_attribute
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule, clone, finish, tidy
 from ..graph.write import Writer
+from ..passes.private_copy import private_copy
 from ..qparams import affine_qparams, fake_quantize
-from .calibrated import Batches, constant_linears, inputs_of, private_copy, rounded_weight
+from .calibrated import Batches, constant_linears, inputs_of, rounded_weight
 from .smooth_folds import Fold, Place, find_fold
 
 __all__ = ["ALPHAS", "Smoothed", "smooth_quant"]

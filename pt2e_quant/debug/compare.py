@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from ..algorithms.calibrated import private_copy
 from ..checks import checked
 from ..errors import CaptureError, QuantizationError
 from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import own_written
 from ..graph.module import ExportedModule, finish
 from ..graph.run import Arguments, batches_of, values_of
+from ..passes.private_copy import private_copy
 from ..sqnr import floating
 from ..where import computed_name
 from .comparison import Comparison, NodeError, OutputError

@@ -23,7 +23,7 @@ from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute
 from ..graph.constants import Constants
 from ..graph.module import is_guard
-from ..graph.run import flat_inputs, on_batch, writes_to_buffer
+from ..graph.run import Held, flat_inputs, on_batch, readers_of, writes_to_buffer
 from .pairs import Pairs, observes
 
 __all__ = ["Lockstep", "Seen"]
@@ -76,7 +76,7 @@ class Lockstep:
 
     def _readers(self) -> Counter[Node]:
         """How often each value of the float graph is read, by itself and by the quantized one."""
-        readers = _users(self._exact)
+        readers = readers_of(self._exact)
         for node in self._found.graph.nodes:
             readers.update(
                 self._pairs.values[source] for source in node.all_input_nodes if source in self._pairs.values
@@ -113,19 +113,6 @@ class Lockstep:
         return isinstance(one, Tensor) and isinstance(other, Tensor) and one.data_ptr() == other.data_ptr()
 
 
-class _Values(dict[Node, Any]):
-    """Values of nodes, each dropped after its last reader."""
-
-    def __init__(self, readers: Counter[Node]) -> None:
-        super().__init__()
-        self._readers = readers
-
-    def release(self, node: Node) -> None:
-        self._readers[node] -= 1
-        if self._readers[node] == 0:
-            self.pop(node, None)
-
-
 class _Run:
     """One batch."""
 
@@ -133,8 +120,8 @@ class _Run:
         self._of, self._pairs = lockstep, lockstep._pairs
         exact, found = lockstep._exact, lockstep._found
         self._inputs = {gm: iter(flat_inputs(gm, batch)) for gm in (exact, found)}
-        self._exact = _Values(lockstep._readers())
-        self._found, self._alone = _Values(_users(found)), _Values(_users(found))
+        self._exact = Held(lockstep._readers())
+        self._found, self._alone = Held(readers_of(found)), Held(readers_of(found))
         self._ahead = iter(exact.graph.nodes)
         self._reached: set[Node] = set()
 
@@ -249,8 +236,3 @@ def _in_parts(codes: Tensor, scales: Tensor, zero_points: Tensor | None, axis: i
         result = torch.empty_like(codes, dtype=part.dtype) if result is None else result
         result.narrow(axis, start, size).copy_(part)
     return _PER_CHANNEL(codes, scales, zero_points, axis, *rest, **named) if result is None else result
-
-
-def _users(gm: GraphModule) -> Counter[Node]:
-    """How often each value is read; once more by the node itself, so that what nobody reads goes at once."""
-    return Counter({node: len(node.users) + 1 for node in gm.graph.nodes if node.op != "output"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,11 +26,13 @@ from ..where import locate
 
 __all__ = [
     "Arguments",
+    "Held",
     "Watcher",
     "arguments_of",
     "batches_of",
     "flat_inputs",
     "on_batch",
+    "readers_of",
     "run_batch",
     "values_of",
     "writes_to_buffer",
@@ -168,6 +171,29 @@ class Watcher(Interpreter):
         """The outputs for one batch, flat, without gradients."""
         with torch.no_grad(), on_batch(self._gm, "the graph"):
             return pytree.tree_leaves(self.run(*flat_inputs(self._gm, batch), enable_io_processing=False))
+
+
+class Held(dict[Node, Any]):
+    """Values of nodes, each dropped after its last reader.
+
+    Args:
+        readers: how often each is read, as `readers_of` counts it.
+    """
+
+    def __init__(self, readers: Counter[Node]) -> None:
+        super().__init__()
+        self._readers = readers
+
+    def release(self, node: Node) -> None:
+        """A reader of this node is done."""
+        self._readers[node] -= 1
+        if self._readers[node] == 0:
+            self.pop(node, None)
+
+
+def readers_of(gm: GraphModule) -> Counter[Node]:
+    """How often each value is read; once more by the node itself, so that what nobody reads goes at once."""
+    return Counter({node: len(node.users) + 1 for node in gm.graph.nodes if node.op != "output"})
 
 
 def writes_to_buffer(node: Node) -> bool:

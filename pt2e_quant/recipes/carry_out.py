@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from ..errors import CalibrationError, CaptureError, RecipeError
 from ..graph.run import Arguments, batches_of
+from ..progress import counted, telling
 from ..pt2e import convert_pt2e, prepare_pt2e
 from ..quantizer.base import Quantizer
 from ..report import explain
@@ -24,7 +25,6 @@ from .budget import Budget, measured_sqnr, within_budget
 from .configuring import leaving, quantizer_of
 from .fingerprint import Fingerprint, of_graph, of_model
 from .manifest import Manifest
-from .progress import counted, telling
 from .recipe import Recipe
 from .result import Quantized
 from .targets import LOWERINGS, Lowering, load_target
