@@ -20,6 +20,7 @@ __all__ = [
     "CoverageError",
     "DistributedError",
     "FileError",
+    "LegacyImportError",
     "LoweringError",
     "PlanError",
     "QuantizationError",
@@ -84,6 +85,10 @@ class DistributedError(QuantizationError):
 
 class FileError(QuantizationError, OSError):
     """A file cannot be written or read: a full disk, a missing folder, no permission. It holds what it held before."""
+
+
+class LegacyImportError(QuantizationError, ModuleNotFoundError):
+    """A name below torch.ao, or one of the other old roots, that this package has not."""
 
 
 class ConversionError(QuantizationError):

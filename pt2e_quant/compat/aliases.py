@@ -1,0 +1,132 @@
+"""THE table of the reference's import roots: old module -> the module of this package that has its names.
+
+After this: `finder` serves imports from it, and `pt2e-quant migrate` rewrites programs by it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import LegacyImportError, did_you_mean
+
+__all__ = ["ALIASES", "ROOTS", "home_of", "is_legacy", "missing", "modules_below", "new_module"]
+
+ROOTS = (
+    "torch.ao", "torch.quantization",
+    *(f"torch.nn.{room}" for room in ("intrinsic", "qat", "quantizable", "quantized")),
+)  # fmt: skip
+"""All that the reference has is below one of these. torch imports them itself, and so do other libraries."""
+
+_QUANTIZATION = {
+    "": "quantization",
+    **dict.fromkeys(("quantize", "stubs", "fuse_modules", "fuser_method_mappings", "quantization_mappings"), "eager"),
+    "quant_type": "eager",
+    **{name: name for name in ("observer", "fake_quantize", "qconfig", "qconfig_mapping", "quantize_pt2e")},
+    **{name: name for name in ("quantizer", "pt2e", "pt2e.representation", "quantize_fx", "fx", "backend_config")},
+    "fx.custom_config": "fx.custom_config",
+    "backend_config.backend_config": "backend_config",
+    **dict.fromkeys(("quantizer.quantizer", "quantizer.composable_quantizer"), "quantizer"),
+    **dict.fromkeys(("pt2e.generate_numeric_debug_handle", "pt2e._numeric_debugger"), "pt2e.numeric_debugger"),
+}
+"""Below torch.ao.quantization and torch.quantization -> below pt2e_quant."""
+
+_BACKENDS = {
+    "xnnpack_quantizer": "quantizers.xnnpack",
+    "x86_inductor_quantizer": "quantizers.x86_inductor",
+    "xpu_inductor_quantizer": "quantizers.xpu_inductor",
+    "embedding_quantizer": "quantizers.embedding",
+}
+"""Below torch.ao.quantization.quantizer. Names only: the framework does not import a backend before a program does."""
+
+_FILES = {
+    "intrinsic": (),
+    "intrinsic.modules": ("fused",),
+    "intrinsic.qat": (),
+    "intrinsic.qat.modules": ("conv_fused", "linear_fused", "linear_relu"),
+    "intrinsic.quantized": (),
+    "intrinsic.quantized.modules": ("bn_relu", "conv_add", "conv_relu", "linear_relu"),
+    "intrinsic.quantized.dynamic": (),
+    "intrinsic.quantized.dynamic.modules": ("linear_relu",),
+    "qat": (),
+    "qat.modules": ("conv", "embedding_ops", "linear"),
+    "qat.dynamic": (),
+    "qat.dynamic.modules": ("linear",),
+    "quantizable": (),
+    "quantizable.modules": ("activation", "rnn"),
+    "quantized": (),
+    "quantized.functional": (),
+    "quantized.modules": (
+        "activation", "batchnorm", "conv", "dropout", "embedding_ops", "functional_modules", "linear", "normalization",
+        "rnn", "utils",
+    ),
+    "quantized.dynamic": (),
+    "quantized.dynamic.modules": ("conv", "linear", "rnn"),
+    "quantized.reference": (),
+    "quantized.reference.modules": ("conv", "linear", "rnn", "sparse", "utils"),
+}  # fmt: skip
+"""Below torch.ao.nn and torch.nn -> the reference's files in it, which pickles name."""
+
+_AT_HOME_IN = {"intrinsic.modules": "intrinsic"}
+"""Below pt2e_quant.nn, where that is not the same."""
+
+
+def _aliases() -> dict[str, str | None]:
+    made: dict[str, str | None] = {"torch.ao": None, "torch.ao.nn": "pt2e_quant.nn"}
+    for old, new in _QUANTIZATION.items():
+        for root in ("torch.ao.quantization", "torch.quantization"):
+            made[f"{root}.{old}".rstrip(".")] = f"pt2e_quant.{new}"
+    made |= {f"torch.ao.quantization.quantizer.{old}": new for old, new in _BACKENDS.items()}
+    for room, files in _FILES.items():
+        for root in ("torch.ao.nn", "torch.nn"):
+            old = f"{root}.{room}".replace("torch.nn.quantized.reference", "torch.nn.quantized._reference")
+            new = f"pt2e_quant.nn.{_AT_HOME_IN.get(room, room)}"
+            made |= dict.fromkeys((old, *(f"{old}.{file}" for file in files)), new)
+    return {old: new for old, new in made.items() if new is None or _is_built(new)}
+
+
+def _is_built(module: str) -> bool:
+    """Without importing it."""
+    path = Path(__file__).parents[2].joinpath(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+ALIASES: dict[str, str | None] = _aliases()
+"""Old module -> the module that has its names; None for one that has no names, only modules below it."""
+
+
+def is_legacy(module: str) -> bool:
+    """Whether a module is one of the old roots or below one."""
+    return any(module == root or module.startswith(f"{root}.") for root in ROOTS)
+
+
+def new_module(module: str) -> ModuleType | None:
+    """The module of this package behind an old one."""
+    name = ALIASES[module]
+    return None if name is None else importlib.import_module(name)
+
+
+def modules_below(module: str) -> list[str]:
+    """The last parts of the old modules directly below one."""
+    depth = module.count(".") + 1
+    return [name.rpartition(".")[2] for name in ALIASES if name.startswith(f"{module}.") and name.count(".") == depth]
+
+
+def home_of(module: str, name: str) -> str | None:
+    """The module of this package to import a name of an old module from; None where we have none of that name."""
+    ours = new_module(module)
+    if ours is None or isinstance(getattr(ours, name, None), ModuleType) or not hasattr(ours, name):
+        return None
+    find_home = getattr(ours, "find_home", None)
+    return ours.__name__ if find_home is None else find_home(name)
+
+
+def missing(name: str) -> LegacyImportError:
+    """What to raise for a name, or a module, below the old roots that this package has not."""
+    module, _, last = name.rpartition(".")
+    ours = new_module(module) if module in ALIASES else None
+    known = [*modules_below(module), *getattr(ours, "__all__", ())]
+    return LegacyImportError(
+        f"pt2e_quant has no {name}, and pt2e_quant.compat serves {module} in torch's place.{did_you_mean(last, known)}"
+    )
