@@ -13,8 +13,11 @@ matrix product takes signed activations and one weight scale in all.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 
@@ -94,4 +97,13 @@ class ArmInductorQuantizer(InductorQuantizer):
         lacking(_NOT_FUSED, cat, max_pool2d, average_pool, move, copy, pad)
         | lacking(NO_TABLES, embedding, embedding_bag)
         | REASONS
+    )
+    precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {
+        "int8": get_default_arm_inductor_quantization_config
+    }
+    modes = MappingProxyType(
+        {
+            "static": get_default_arm_inductor_quantization_config,
+            "dynamic": partial(get_default_arm_inductor_quantization_config, is_dynamic=True),
+        }
     )

@@ -6,6 +6,8 @@ convert_pt2e(prepared, integer_buffers=["*cache*"]).
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 
 from pt2e_quant.observer import MinMaxObserver
@@ -75,6 +77,7 @@ class CacheQuantizer(RuleQuantizer):
     """Quantizes what is written to buffers and nothing else."""
 
     rules = RULES
+    modes = MappingProxyType({"static": get_cache_config})
 
     def __init__(self, config: QuantizationConfig | None = None) -> None:
         super().__init__(get_cache_config() if config is None else config)

@@ -6,6 +6,9 @@ ExecuTorch has a kernel for each form, and Inductor gets a loop; both read only 
 
 from __future__ import annotations
 
+from functools import partial
+from types import MappingProxyType
+
 import torch
 
 from pt2e_quant.checks import checked
@@ -83,6 +86,9 @@ class EmbeddingQuantizer(RuleQuantizer):
     """
 
     rules = RULES
+    modes = MappingProxyType(
+        {"weight_only": get_embedding_config, "weight_only_4bit": partial(get_embedding_config, bits=4)}
+    )
 
     def __init__(self, config: QuantizationConfig | None = None) -> None:
         super().__init__(get_embedding_config() if config is None else config)

@@ -7,8 +7,10 @@ means: the qparams of a linear's input are computed at run time, one pair for th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 
@@ -341,6 +343,10 @@ class OnnxRuntimeQuantizer(RuleQuantizer):
     )  # fmt: skip
     transforms = (matmul_to_linear, clamp_to_hardtanh, fold_zero_padding, split_to_slices)
     spares_streams = True
+    precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {
+        "int8": get_onnx_runtime_quantization_config,
+        "int4": get_onnx_runtime_weight_only_config,
+    }
     modes = MappingProxyType(
         {
             "static": get_onnx_runtime_quantization_config,

@@ -9,8 +9,10 @@ integers. Max pooling in integers is for processors only.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 
@@ -132,3 +134,12 @@ class XPUInductorQuantizer(InductorQuantizer):
 
     rules = RULES
     reasons = MappingProxyType(lacking(_POOL, max_pool2d) | lacking(NO_TABLES, embedding, embedding_bag) | REASONS)
+    precisions: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {
+        "int8": get_default_xpu_inductor_quantization_config
+    }
+    modes = MappingProxyType(
+        {
+            "static": get_default_xpu_inductor_quantization_config,
+            "static_symmetric": get_xpu_inductor_symm_quantization_config,
+        }
+    )

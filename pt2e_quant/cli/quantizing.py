@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,8 @@ __all__ = ["quantize_model", "recipe_of", "verify_folder"]
 def quantize_model(model: str, data: str | None, out: Path, recipe: Recipe, as_json: bool) -> None:
     """Carry out a recipe and save everything in a folder, which is made when it is not there."""
     quantized = _quantized(model, data, recipe)
-    made = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot make the folder {out}: {error.strerror}. Choose another one with --out") from error
-    try:
+    with _folder(out):
         paths = quantized.save(out)
-    except BaseException:
-        if made:
-            out.rmdir()
-        raise
     plain = {
         "artefact": str(paths[0]),
         "bytes": paths[0].stat().st_size,
@@ -42,6 +35,28 @@ def quantize_model(model: str, data: str | None, out: Path, recipe: Recipe, as_j
         "files": [str(path) for path in paths],
     }
     tell(plain, f"{quantized}\nwritten: {', '.join(map(str, paths))}", as_json)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """A folder, with those above it; those that were not there are gone again when what is written into it fails."""
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        with _typed_making(out):
+            out.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in filter(Path.exists, missing):
+            path.rmdir()
+        raise
+
+
+@contextmanager
+def _typed_making(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot make the folder {out}: {error.strerror}. Choose another one with --out") from error
 
 
 def recipe_of(path: Path | None, overrides: dict[str, Any], settings: list[str]) -> Recipe:
@@ -90,14 +105,11 @@ def verify_folder(folder: Path, model: str | None, data: str | None, as_json: bo
     if "model" not in sources:
         raise RecipeError(f"{folder} was made from Python; name its sources: --model model.pt2 --data inputs.npz")
     again = _quantized(sources["model"], sources.get("data"), read_recipe(folder / "recipe.yaml"))
-    program = again.program
-    if program is None:
-        raise RecipeError(f"{folder}: the target has no lowering")
-    fresh = again.manifest.of_files(saved.artefact, {saved.artefact: program._file()})
+    fresh = again.manifest.of_files(saved.artefact, {saved.artefact: again._artefact()})
     different = saved.differences(fresh)
     if different:
         raise RecipeError(f"{folder}: {_told(different)} came out otherwise than when it was saved.{_versions(saved)}")
-    same = "the same bytes" if saved.repeats else "the same converted graph (packages of Inductor vary in their bytes)"
+    same = "the same bytes" if saved.repeats else "the same converted graph (bytes of .pt2 files vary)"
     tell(
         {"artefact": saved.artefact, "same_bytes": saved.repeats},
         f"{folder}: all files are as saved; made again: {same}",

@@ -24,6 +24,7 @@ from ..report import explain
 from .budget import Budget, measured_sqnr, within_budget
 from .configuring import leaving, quantizer_of
 from .fingerprint import Fingerprint, of_graph, of_model
+from .graph_file import SUFFIX
 from .manifest import Manifest
 from .recipe import Recipe
 from .result import Quantized
@@ -138,7 +139,7 @@ def _carried_out(job: _Job, data: Data | None, wanted: _Wanted, verify: Any) -> 
         model=of_model(job.exported),
         data=None if data is None else str(seen),
         converted=of_graph(converted),
-        suffix="" if job.lowering is None else job.lowering.suffix,
+        suffix=SUFFIX if job.lowering is None else job.lowering.suffix,
         repeats=job.lowering is not None and job.lowering.repeats,
         seed=job.seed,
     )

@@ -30,7 +30,7 @@ class Manifest:
         model: of the float graph with its parameters.
         data: of the batches that calibrated it; None without any.
         converted: of the converted graph with its integers.
-        suffix: of the artefact's file; '' where there is none.
+        suffix: of the artefact's file.
         repeats: whether the same recipe gives the same bytes of the artefact; those of Inductor's packages vary.
         seed: of torch's random numbers.
         python, machine: that made it.

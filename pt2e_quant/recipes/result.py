@@ -8,10 +8,11 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from ..checks import checked
-from ..errors import FileError, RecipeError
+from ..errors import FileError
 from ..files import write_files
 from ..lowering.common.program import LoweredProgram
 from ..report import Report
+from .graph_file import file_of_graph
 from .manifest import Manifest
 from .recipe import Recipe
 
@@ -24,7 +25,7 @@ class Quantized:
 
     Args:
         model: the converted graph, which runs in torch.
-        program: what the target runs; None where a quantizer of the caller's says no lowering.
+        program: what the target runs; None where the quantizer says no lowering. The exported graph is saved then.
         report: what became of each operator.
         recipe: that was carried out; None for a quantizer of the caller's.
         manifest: versions, seed and hashes.
@@ -42,26 +43,31 @@ class Quantized:
 
     @checked(FileError)
     def save(self, folder: str | Path, name: str = "model") -> tuple[Path, ...]:
-        """Write the program, the report as `Report.save` does, the recipe and the manifest into a folder that exists.
+        """Write the program (or the graph), the report as `Report.save` does, the recipe and the manifest.
+
+        Args:
+            folder: that exists.
+            name: of the program's file, without its suffix.
 
         Returns:
             The paths. All are written or none.
 
         Raises:
-            RecipeError: there is no program to write.
+            LoweringError: there is no program, and torch cannot export the graph again.
             FileError: a file cannot be written; then all are as they were.
         """
-        if self.program is None:
-            raise RecipeError("this quantizer says no lowering, so there is no program to save; lower `model` yourself")
-        content = self.program._file()
         artefact = f"{name}{self.manifest.suffix}"
         report = self.report.contents(program=self.program)
-        report[".txt"] += f"{self.program.text()}\n".encode()
-        files = {artefact: content, **{f"report{suffix}": told for suffix, told in report.items()}}
+        if self.program is not None:
+            report[".txt"] += f"{self.program.text()}\n".encode()
+        files = {artefact: self._artefact(), **{f"report{suffix}": told for suffix, told in report.items()}}
         if self.recipe is not None:
             files["recipe.yaml"] = self.recipe.to_yaml().encode()
         files["manifest.json"] = self.manifest.of_files(artefact, files).to_json().encode()
         return write_files({Path(folder) / name: content for name, content in files.items()})
+
+    def _artefact(self) -> bytes:
+        return file_of_graph(self.model) if self.program is None else self.program._file()
 
     def __str__(self) -> str:
         counts = f"{len(self.report.quantized)} operators quantized, {len(self.report.skipped)} in float"

@@ -271,10 +271,18 @@ def test_a_full_disk_ends_with_one_line_and_leaves_nothing(run, tmp_path, monkey
         return save(self, folder)
 
     monkeypatch.setattr(Quantized, "save", fills)
-    code, _, told = run("quantize", "tests.cli.test_commands:large", *QUANTIZE[2:])
+    code, _, told = run("quantize", "tests.cli.test_commands:large", *QUANTIZE[2:], "--out", "new/folder")
     assert code == 2
     assert told.startswith("FileError: cannot write")
-    assert not (tmp_path / "quantized").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_target_without_a_lowering_gets_its_graph_written(run, tmp_path):
+    code, _, told = run("quantize", "model.pt2", "--target", "arm_inductor", "--data", "inputs.npz")
+    assert (code, told) == (0, "")
+    saved = torch.export.load(tmp_path / "quantized" / "model.pt2").module()
+    assert saved(torch.zeros(4, 10)).shape == (4, 6)
+    assert run("verify", "quantized")[0] == 0
 
 
 def test_a_folder_that_cannot_be_made_is_named(run):

@@ -7,6 +7,7 @@ import pytest
 from pt2e_quant.errors import RecipeError
 from pt2e_quant.recipes import Recipe, find_targets, read_recipe
 from pt2e_quant.recipes.images import Images
+from quantizers.cache import CacheQuantizer
 
 RECIPE = Recipe(
     target="xnnpack", options={"act_qmin": -100}, observer="minmax", ignored=("head.*", "stem"), sqnr=30.0, seed=3
@@ -68,13 +69,19 @@ def test_options_are_merged_with_overrides(tmp_path):
         ("target: onnx\nversion: 2", "recipe.yaml:2: this recipe has version 2"),
         ("target: onnx\nimages: {men: [0]}", "recipe.yaml:2: images: Images does not have 'men'"),
         ("target: onnx\nimages: {std: [0]}", "recipe.yaml:2: images: Images: mean and std need a number each"),
-        ("target: cache", "recipe.yaml:1: the quantizer of target 'cache' has no modes"),
+        ("target: cache\nmode: dynamic", "recipe.yaml:2: target 'cache' has no mode 'dynamic'"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_line(text, message, tmp_path):
     with pytest.raises(RecipeError) as raised:
         read(tmp_path, text)
     assert message in str(raised.value)
+
+
+def test_a_quantizer_that_names_no_modes_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(CacheQuantizer, "modes", {})
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: the quantizer of target 'cache' has no modes"):
+        read(tmp_path, "target: cache")
 
 
 def test_an_override_that_is_wrong_is_no_fault_of_a_line(tmp_path):
