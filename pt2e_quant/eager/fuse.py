@@ -13,14 +13,14 @@ from ..errors import ConversionError, TargetingError, did_you_mean
 from ..nn import intrinsic
 from .chains import find_chains
 
-__all__ = ["fuse_known_modules", "fuse_modules", "fuse_modules_qat", "is_known"]
+__all__ = ["FOLDED", "fuse_known_modules", "fuse_modules", "fuse_modules_qat", "is_known"]
 
 _Fuser = Callable[..., Sequence[nn.Module]]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONTAINERS = tuple(
     getattr(intrinsic, name) for name in intrinsic.__all__ if isinstance(getattr(intrinsic, name), type)
 )
-_FOLDED = (
+FOLDED = (
     *zip((nn.Conv1d, nn.Conv2d, nn.Conv3d), _NORMS, strict=True),
     *zip((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _NORMS, strict=True),
     (nn.Linear, nn.BatchNorm1d),
@@ -143,7 +143,7 @@ def is_known(modules: Sequence[nn.Module], is_qat: bool) -> bool:
 
 def _folds(modules: Sequence[nn.Module]) -> bool:
     return len(modules) > 1 and any(
-        isinstance(modules[0], product) and isinstance(modules[1], norm) for product, norm in _FOLDED
+        isinstance(modules[0], product) and isinstance(modules[1], norm) for product, norm in FOLDED
     )
 
 
