@@ -117,14 +117,16 @@ for bits in (8, 4):
     trained[bits], curves[bits] = train_with_rounding(bits)
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 3. Convert. What was trained is what runs: check_converted compares the two in steps of the output's grid, and raises
-#    where they are more than one step apart.
+# 3. Convert. What was trained is what runs: check_converted compares the two at each rounding, and raises where they
+#    are more than one step apart.
 
 for bits, prepared in trained.items():
     converted = convert_pt2e(prepared)
     parity = check_converted(prepared, converted, images[held_back].split(199))
     print(f"accuracy of {bits} bits, trained      {accuracy(converted):.2f}%")
-    print(f"largest difference of {bits} bits from what was trained: {parity.largest:.2f} steps of the output's grid")
+    print(
+        f"largest difference of {bits} bits from what was trained: {max(parity.steps):.2f} steps of the output's grid"
+    )
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 4. The plot: each curve begins at the accuracy of calibration.

@@ -1,4 +1,4 @@
-"""Switches of a whole model, train and eval, checkpoints, and check_converted."""
+"""Switches of a whole model, train and eval, and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pt2e_quant import (
     prepare_qat_pt2e,
     update_bn_stats,
 )
-from pt2e_quant.errors import CalibrationError, CaptureError, ConversionError, TargetingError
+from pt2e_quant.errors import CaptureError, ConversionError, TargetingError
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import ConvNet, export
 from tests.pt2e.kit import STATIC, Toy, calls, the_call
-from tests.qat.kit import TRAINED, images, prepared, settle, sgd
+from tests.qat.kit import TRAINED, images, prepared, settle
 
 aten = torch.ops.aten
 
@@ -119,67 +119,7 @@ def test_training_resumes_from_a_checkpoint_bit_by_bit():
     assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
 
 
-# --- check_converted --------------------------------------------------------------------------------------------------
-
-
-def test_a_converted_model_that_is_not_of_this_training_is_refused():
-    graph, x = convnet(), images(2, 4, 3, 16, 16)
-    sgd(graph.train(), [x])
-    converted = convert_pt2e(settle(graph))
-    parity = check_converted(graph, converted, [x, x * 0.5])
-    assert parity.largest == max(parity.steps) <= 1.0
-    assert parity.values == 2 * 4 * 5
-    with torch.no_grad():
-        graph.get_parameter("head.weight").mul_(1.3)
-    with pytest.raises(ConversionError, match=r"(?s)is [\d.e+]+ steps off.*Convert it again"):
-        check_converted(graph, converted, [x])
-
-
-def test_the_check_leaves_both_models_as_they_were():
-    graph, x = convnet().train(), images(2, 4, 3, 16, 16)
-    graph(x)
-    converted = convert_pt2e(graph)
-    before = copy.deepcopy(graph.state_dict())
-    check_converted(graph, converted, [x * 3])
-    assert graph.training
-    assert all(torch.equal(value, before[name]) for name, value in graph.state_dict().items())
-
-
-def test_a_check_of_nothing_is_an_error():
-    graph, x = convnet(), images(2, 4, 3, 16, 16)
-    graph(x)
-    with pytest.raises(CalibrationError, match="no batch"):
-        check_converted(graph, convert_pt2e(graph), [])
-    with pytest.raises(ConversionError, match="second argument"):
-        check_converted(graph, graph, [x])
-
-
-@pytest.mark.parametrize("first", [lambda _, made: made, lambda *_: ConvNet()], ids=["converted", "float"])
-def test_the_check_is_against_a_model_that_rounds(first):
-    graph, x = convnet(), images(2, 4, 3, 16, 16)
-    graph(x)
-    converted = convert_pt2e(graph)
-    with pytest.raises(ConversionError, match="first argument"):
-        check_converted(first(graph, converted), converted, [x])
-
-
-def test_numbers_of_bfloat16_may_differ_by_their_last_bits_as_well():
-    torch.manual_seed(1)
-    graph, x = prepared(ConvNet().bfloat16(), images(1, 4, 3, 16, 16).bfloat16()), images(51, 4, 3, 16, 16).bfloat16()
-    graph(x)
-    converted = convert_pt2e(settle(graph))
-    parity = check_converted(graph, converted, [x])
-    assert parity.largest <= 3.0  # one step, and two numbers of 256 steps with 8 bits
-
-
-def test_the_error_counts_the_values_that_are_off():
-    graph, x = convnet(), images(2, 4, 3, 16, 16)
-    graph(x)
-    converted = convert_pt2e(settle(graph))
-    with torch.no_grad():
-        graph.get_parameter("head.weight")[0].neg_()
-    with pytest.raises(ConversionError, match=r"4 of its values are further off"):  # one output of four images
-        check_converted(graph, converted, [x])
+# --- convert_pt2e -----------------------------------------------------------------------------------------------------
 
 
 def test_parameters_that_are_nan_are_not_hidden_in_integers():

@@ -6,8 +6,9 @@ Before this: `convert_pt2e`. After it: lowering, whose own check compares the ar
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -15,36 +16,46 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ...arguments import bind
 from ...checks import checked
 from ...errors import ConversionError
 from ...fake_quantize import is_fake_quantizer
+from ...graph.nested import every_node
 from ...graph.run import batches_of, run_batch
 from ...grid import Grid
+from ...ops import is_dequantize, is_quantize
+from ...where import locate, node_id
 from ..record import record_of
+from .following import Follower
 
 __all__ = ["Parity", "check_converted"]
 
 _PARTS = 256
 """Of the range of an output in float: one of them is a step of 8 bits."""
 
+_MOST = 8
+
 
 @dataclass(frozen=True)
 class Parity:
     """How far a converted model is from the prepared one.
 
-    steps: of each output, in the order of the model's leaves, the largest difference in units of its grid; of an output
-           in float, in 256ths of the range that it has in the data
-    values: how many values were compared
-    off: of each output, how many of them differ by more than the steps that were allowed
+    own:    of each tensor that is rounded, and each output in float, by the name of the node that computes it: the
+            largest difference in steps of its grid that it brings by itself, computed on what the prepared model has
+            before it. Steps of an output in float are 256ths of the range that it has in the data
+    steps:  of each output, in the order of the model's leaves: the same where each model computes on its own values
+            all the way, so that differences add up
+    values: how many values of outputs were compared
     """
 
+    own: Mapping[str, float]
     steps: tuple[float, ...]
     values: int
-    off: tuple[int, ...] = ()
 
     @property
     def largest(self) -> float:
-        return max(self.steps, default=0.0)
+        """Of `own`."""
+        return max(self.own.values(), default=0.0)
 
 
 @torch.no_grad()
@@ -52,51 +63,127 @@ class Parity:
 def check_converted(prepared: nn.Module, converted: GraphModule, data: Iterable[Any], *, within: float = 1.0) -> Parity:
     """Compare a converted model with the prepared one in evaluation, with its ranges as they are.
 
-    A float sum that rounds otherwise can fall on the other side of a border between two integers, so one step is no
-    fault; more is, unless that happened in the middle of the model, and what follows made a few values larger. The
-    error counts those. Two numbers of half precision are no closer than their last bit: up to 2 steps more in
-    bfloat16. Both models stay as they were.
+    Between two roundings, both compute the same real number from the same inputs, but not in the same order: the one
+    divides the weight and normalizes, the other has folded that. The results differ by d, a few last bits, which is far
+    less than a step s. Then round(x / s) and round((x + d) / s) differ by 1 at most, and only where x lies within d of
+    a border between two integers. So one step at each rounding is no fault, and more is.
+
+    For outputs there is no such bound. That one step changes by s what the layers behind it read; each multiplies it by
+    its gain and may push other values over borders, so that a model without a fault can be 10 steps off in a few
+    outputs. So `within` is asked of each rounding by itself, computed on what the prepared model has before it, and of
+    outputs in float likewise; `Parity.steps` tells what adds up.
+
+    Two numbers in floating point are no closer than their last bits: in a grid of n steps, n * eps steps are allowed on
+    top, which counts in half precision (n = 256: 2 steps in bfloat16, 0.25 in float16). Both models stay as they were.
 
     Args:
         prepared: what `prepare_qat_pt2e` returned, trained; or `prepare_pt2e`, with specs that make fake quantizers.
         converted: what `convert_pt2e` made of it.
         data: batches, as `graph.run.batches_of` takes them.
-        within: steps of an output's grid that it may be off.
+        within: steps that each rounding, and each output in float, may be off by itself.
 
     Raises:
-        ConversionError: an output is further off, `converted` is not a converted model, or `prepared` does not round.
+        ConversionError: one is further off, `converted` is not a converted model, or `prepared` does not round.
         CalibrationError: there is no batch.
     """
     outputs = _output_nodes(converted)
-    if not any(map(is_fake_quantizer, prepared.modules())):
+    reference = _at_rest(prepared)
+    result = copy.deepcopy(converted).eval()
+    own = _Own(within)
+    follower = Follower(reference, copy.deepcopy(result), own.see)
+    runs = [
+        [_tensors(leaves) for leaves in (*follower.run(batch), run_batch(result, batch))]
+        for batch in batches_of(data, "check_converted")
+    ]
+    steps, values = _of_outputs(outputs, runs, own)
+    own.check({node_id(node): node for node in every_node(converted)})
+    return Parity(own.steps, steps, values)
+
+
+def _of_outputs(outputs: list[Node], runs: list[list[list[Tensor]]], own: _Own) -> tuple[tuple[float, ...], int]:
+    """(steps of each output where differences add up, how many values there are); shows `own` the rest.
+
+    runs: of each batch, the outputs of the trained model, of the one that follows it, and of the converted one
+    """
+    steps, values = [], 0
+    for index, node in enumerate(outputs):
+        expected, following, alone = (
+            torch.cat([one[index].flatten() for one in run]) for run in zip(*runs, strict=True)
+        )
+        step = _step(node, expected)
+        own.see(node, (following - expected).abs() / step, node.meta["val"].dtype)
+        steps.append(_largest((alone - expected).abs() / step))
+        values += len(expected)
+    return tuple(steps), values
+
+
+def _at_rest(prepared: nn.Module) -> GraphModule:
+    """A copy in evaluation whose ranges stay as they are.
+
+    Raises:
+        ConversionError: it does not round.
+    """
+    model = getattr(prepared, "_orig_mod", prepared)  # of torch.compile
+    found = [module for module in model.modules() if is_fake_quantizer(module)]
+    if not found or not isinstance(model, GraphModule):
         raise ConversionError("the first argument of check_converted is the model that was trained, which rounds")
-    reference = copy.deepcopy(prepared).eval()
+    if any(module.fake_quant_enabled[0] != 1 for module in found):  # type: ignore[index]
+        raise ConversionError(
+            "the first argument of check_converted does not round everywhere, as the converted model does: call "
+            "enable_fake_quant(prepared) before."
+        )
+    reference = copy.deepcopy(model).eval()
     for module in filter(is_fake_quantizer, reference.modules()):
         module.enable_observer(getattr(module, "is_dynamic", False))  # type: ignore[operator]
-    result = copy.deepcopy(converted).eval()
-    runs = [(_leaves(reference, batch), _leaves(result, batch)) for batch in batches_of(data, "check_converted")]
-    parity = _parity(outputs, runs, within)
-    if any(parity.off):
-        raise ConversionError(_apart(parity, outputs, within))
-    return parity
+    return reference
 
 
-def _parity(outputs: list[Node], runs: list[tuple[list[Tensor], list[Tensor]]], within: float) -> Parity:
-    steps, off, values = [], [], 0
-    for index, node in enumerate(outputs):
-        expected = torch.cat([run[0][index].flatten() for run in runs])
-        got = torch.cat([run[1][index].flatten() for run in runs])
-        apart = (got - expected).abs() / _step(node, expected)
-        steps.append(float(apart.max()) if len(got) else 0.0)
-        off.append(int((~(apart <= within + _rounding(node))).sum()))  # NaN is off
-        values += len(got)
-    return Parity(tuple(steps), values, tuple(off))
+@dataclass
+class _Own:
+    """What each rounding brings by itself, with those of its values that are further off than allowed."""
+
+    within: float
+    steps: dict[str, float] = field(default_factory=dict)
+    off: dict[str, int] = field(default_factory=dict)
+
+    def see(self, node: Node, apart: Tensor, dtype: torch.dtype) -> None:
+        name = node_id(_rounded(node))
+        self.steps[name] = max(self.steps.get(name, 0.0), _largest(apart))
+        off = int((~(apart <= self.within + _last_bits(node, dtype))).sum())  # NaN is off
+        if off:
+            self.off[name] = self.off.get(name, 0) + off
+
+    def check(self, nodes: Mapping[str, Node]) -> None:
+        if not self.off:
+            return
+        lines = [
+            f"the converted model is not the one that was trained: {self.within:g} steps are allowed of each rounding."
+        ]
+        for name, off in list(self.off.items())[:_MOST]:
+            steps = self.steps[name]
+            lines.append(f"  {name} is {steps:.3g} steps off; {off} of its values are further off than allowed")
+            lines.append(indent(locate(nodes[name]), "    "))
+        lines.append(
+            "  Was the prepared model trained, or run with its observers on, after convert_pt2e? Convert it again then."
+        )
+        raise ConversionError("\n".join(lines))
 
 
-def _rounding(node: Node) -> float:
-    """Steps that two numbers of up to 256 steps can be further apart than their integers are: the last bits of both."""
-    dtype = node.meta["val"].dtype
-    return _PARTS * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+def _rounded(node: Node) -> Node:
+    """The tensor whose rounded values a node has; itself where it rounds nothing."""
+    while is_quantize(node) or is_dequantize(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _last_bits(node: Node, dtype: torch.dtype) -> float:
+    """Steps that two numbers can be further apart than their integers are: the last bits of both."""
+    parts = bind(node)["quant_max"] - bind(node)["quant_min"] + 1 if is_quantize(node) else _PARTS
+    return parts * float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
+
+
+def _largest(apart: Tensor) -> float:
+    return float(apart.max()) if apart.numel() else 0.0
 
 
 def _output_nodes(converted: GraphModule) -> list[Node]:
@@ -107,8 +194,8 @@ def _output_nodes(converted: GraphModule) -> list[Node]:
     return [node for node in found if isinstance(node.meta.get("val"), Tensor)]
 
 
-def _leaves(model: nn.Module, batch: Any) -> list[Tensor]:
-    return [leaf.double() for leaf in run_batch(model, batch) if isinstance(leaf, Tensor)]
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _step(node: Node, values: Tensor) -> float:
@@ -117,15 +204,3 @@ def _step(node: Node, values: Tensor) -> float:
         return grid.scale
     ends = torch.aminmax(values)
     return float(ends.max - ends.min) / _PARTS or 1.0
-
-
-def _apart(parity: Parity, outputs: list[Node], within: float) -> str:
-    lines = [f"the converted model is not the one that was trained: {within:g} steps of an output's grid are allowed."]
-    for node, steps, off in zip(outputs, parity.steps, parity.off, strict=True):
-        if off:
-            lines.append(f"  {node.name} is {steps:.3g} steps off; {off} of its values are further off than allowed")
-    lines.append(
-        "  Was the prepared model trained, or run with its observers on, after convert_pt2e? Convert it again then.\n"
-        "  Are few values off? A rounding in the middle may have met a border between two integers: pass within=."
-    )
-    return "\n".join(lines)
