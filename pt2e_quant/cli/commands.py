@@ -14,6 +14,7 @@ from ..report import Report
 from ..testing import check_quantizer
 from .bench import bench_files
 from .looking import compare_model, rank_layers
+from .migrating import migrate_files
 from .output import tell
 from .quantizing import quantize_model, recipe_of, verify_folder
 
@@ -164,6 +165,20 @@ def check_quantizer_(
     text = "\n".join(map(str, found)) or f"{name}, {mode}: no rule is broken"
     tell([vars(finding) for finding in found], text, json)
     if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    paths: Annotated[list[Path], typer.Argument(help="Python files, and folders of them.")],
+    write: Annotated[bool, typer.Option("--write", help="Write the files after showing the changes.")] = False,
+    json: Json = False,
+) -> None:
+    """Rewrite imports of torch.ao.quantization and the other old roots; ends with 1 when something is left to do.
+
+    Example: pt2e-quant migrate src --write
+    """
+    if not migrate_files(paths, write, json):
         raise typer.Exit(1)
 
 

@@ -9,15 +9,19 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+from .. import quantization
 from ..errors import LegacyImportError, did_you_mean
 
-__all__ = ["ALIASES", "ROOTS", "home_of", "is_legacy", "missing", "modules_below", "new_module"]
+__all__ = ["ALIASES", "FUNCTIONS", "ROOTS", "home_of", "is_legacy", "missing", "new_module"]
 
 ROOTS = (
     "torch.ao", "torch.quantization",
     *(f"torch.nn.{room}" for room in ("intrinsic", "qat", "quantizable", "quantized")),
 )  # fmt: skip
 """All that the reference has is below one of these. torch imports them itself, and so do other libraries."""
+
+FUNCTIONS = ("dequantize", "quantize_per_channel", "quantize_per_tensor")
+"""Of torch, and of pt2e_quant; they go with torch's quantized types."""
 
 _QUANTIZATION = {
     "": "quantization",
@@ -107,26 +111,25 @@ def new_module(module: str) -> ModuleType | None:
     return None if name is None else importlib.import_module(name)
 
 
-def modules_below(module: str) -> list[str]:
-    """The last parts of the old modules directly below one."""
-    depth = module.count(".") + 1
-    return [name.rpartition(".")[2] for name in ALIASES if name.startswith(f"{module}.") and name.count(".") == depth]
-
-
 def home_of(module: str, name: str) -> str | None:
-    """The module of this package to import a name of an old module from; None where we have none of that name."""
+    """The module of this package to import a name of an old module (or of torch) from; None for a name we lack."""
+    if module == "torch":
+        return "pt2e_quant" if name in FUNCTIONS else None
     ours = new_module(module)
     if ours is None or isinstance(getattr(ours, name, None), ModuleType) or not hasattr(ours, name):
         return None
-    find_home = getattr(ours, "find_home", None)
-    return ours.__name__ if find_home is None else find_home(name)
+    return quantization.find_home(name) if ours is quantization else ours.__name__
 
 
 def missing(name: str) -> LegacyImportError:
     """What to raise for a name, or a module, below the old roots that this package has not."""
     module, _, last = name.rpartition(".")
     ours = new_module(module) if module in ALIASES else None
-    known = [*modules_below(module), *getattr(ours, "__all__", ())]
-    return LegacyImportError(
-        f"pt2e_quant has no {name}, and pt2e_quant.compat serves {module} in torch's place.{did_you_mean(last, known)}"
-    )
+    known = [*_modules_below(module), *getattr(ours, "__all__", ())]
+    return LegacyImportError(f"pt2e_quant has nothing in the place of {name}.{did_you_mean(last, known)}")
+
+
+def _modules_below(module: str) -> list[str]:
+    """The last parts of the old modules directly below one."""
+    depth = module.count(".") + 1
+    return [name.rpartition(".")[2] for name in ALIASES if name.startswith(f"{module}.") and name.count(".") == depth]

@@ -16,15 +16,12 @@ from typing import Any
 
 import torch
 
-from .aliases import ALIASES, ROOTS, is_legacy, missing, new_module
+from .aliases import ALIASES, FUNCTIONS, ROOTS, is_legacy, missing, new_module
 
 __all__ = ["install", "is_installed", "uninstall"]
 
 _LIBRARIES = ("torch", "torchao", "executorch")
 """They import from the old roots what no program does. Where we lack such a name, they get torch's."""
-
-_PROVIDED = ("dequantize", "quantize_per_channel", "quantize_per_tensor")
-"""Functions of torch that go with its quantized types."""
 
 _SERVED = tuple(root for root in ROOTS if root in ALIASES)
 
@@ -46,7 +43,7 @@ def install() -> None:
     sys.meta_path.insert(0, _FINDER)
     for root in _SERVED:
         importlib.import_module(root)  # which makes it an attribute of torch
-    _FINDER.provided = [name for name in _PROVIDED if not hasattr(torch, name)]
+    _FINDER.provided = [name for name in FUNCTIONS if not hasattr(torch, name)]
     for name in _FINDER.provided:
         setattr(torch, name, getattr(importlib.import_module("pt2e_quant"), name))
 
