@@ -3,10 +3,16 @@
 from .elementwise import add, add_scalar, cat, matmul, multiply, multiply_scalar, on_grid
 from .embedding import embedding, embedding_bag
 from .explain import explain, using
+from .gates import GATES, Gates, Held
 from .products import Geometry, Post, Product, Weight
+from .recurrent import Layers
 
 __all__ = [
+    "GATES",
+    "Gates",
     "Geometry",
+    "Held",
+    "Layers",
     "Post",
     "Product",
     "Weight",

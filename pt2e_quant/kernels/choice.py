@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..qtensor.tensor import is_traced
 from . import carried, exact, graph, int_mm, onednn
-from .kernel import Kernel
+from .kernel import NAMED, Kernel
 
 if TYPE_CHECKING:
     from .products import Product
 
-__all__ = ["NAMED", "TABLE", "choose"]
+__all__ = ["TABLE", "choose"]
 
 _ORDER = (graph.KERNEL, carried.SMALL, onednn.KERNEL, int_mm.KERNEL, carried.KERNEL, exact.KERNEL)
 
 TABLE: dict[str, Kernel] = {kernel.name: kernel for kernel in _ORDER}
 """The kernels, in the order in which they are asked."""
 
-NAMED: ContextVar[str | None] = ContextVar("named_kernel", default=None)
-"""The kernel that `using` names."""
-
 
 def choose(product: Product) -> Kernel:
     """The first kernel that fits; the one that `using` names, where it does."""
     if is_traced():
         return graph.KERNEL
-    named = NAMED.get()
+    named = TABLE.get(NAMED.get() or "")
     if named is not None:
-        return TABLE[named]
+        return named
     x, switches = product.x, (torch._C._get_mkldnn_enabled(), torch._C._get_float32_matmul_precision())
     codes = x.codes
     key = ("choice", codes.dtype, codes.device, codes.shape, x.scale, x.zero_point, product.out, *switches)

@@ -1,8 +1,9 @@
-"""What the table of kernels holds: one way to compute a product."""
+"""What the table of kernels holds: one way to compute a product; and which one a caller names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .products import Product
 
-__all__ = ["Kernel"]
+__all__ = ["NAMED", "Kernel"]
+
+NAMED: ContextVar[str | None] = ContextVar("named_kernel", default=None)
+"""The kernel that `using` names."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Post:
     function: Callable[[Tensor], Tensor] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Weight:
     """An int8 weight with its bias in float32, and what kernels derive from them, made when first needed.
 

@@ -11,20 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from ..checks import checked
 from ..errors import QuantizedTensorError
-from ..qtensor import from_torch, quantize_per_tensor
-from .gates import GATES, Gates, Held, as_parameters, hold, stored_type, unroll
+from ..kernels import GATES, Gates, Layers
+from .held import as_parameters, blank, cell_of, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
-from .weighted import moved
 
 __all__ = ["GRU", "LSTM", "PackedParameter", "RNNBase"]
-
-_TYPES = (torch.qint8, torch.float16)
 
 
 class PackedParameter(nn.Module):
@@ -47,48 +43,10 @@ class PackedParameter(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         if prefix + "param" in state_dict:
-            self.param = [hold(*one) for one in _cell(state_dict.pop(prefix + "param"))]
+            self.param = [hold(*one) for one in cell_of(state_dict.pop(prefix + "param"))]
         else:
             rest[2].append(prefix + "param")
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def moved_held(held: Held, fn: Any) -> Held:
-    """A weight on the device that `fn` moves tensors to."""
-    if not isinstance(held, tuple):
-        return moved(held, fn)
-    device = fn(held[0]).device
-    return held[0].to(device), None if held[1] is None else held[1].to(device)
-
-
-def linear_of(stored: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, as a state dict holds them: a pair, or the reference's script object."""
-    weight, bias = _state(stored)[0][:2] if isinstance(stored, torch.ScriptObject) else stored
-    return from_torch(weight), bias
-
-
-def _cell(stored: Any) -> list[tuple[Tensor, Tensor | None]]:
-    linears = _state(stored)[0][4] if isinstance(stored, torch.ScriptObject) else stored
-    return [linear_of(one) for one in linears]
-
-
-def _state(script_object: Any) -> Any:
-    return script_object.__getstate__()
-
-
-def blank(rows: int, columns: int, dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """A weight of zeros, to be set or loaded."""
-    weight, zeros = torch.zeros(rows, columns), torch.zeros(rows) if bias else None
-    return quantize_per_tensor(weight, 0.1, 0, torch.qint8) if dtype is torch.qint8 else weight, zeros
-
-
-def check_type(owner: object, dtype: torch.dtype) -> None:
-    """
-    Raises:
-        QuantizedTensorError: no weight of a recurrent layer has this type.
-    """
-    if dtype not in _TYPES:
-        raise QuantizedTensorError(f"{owner}: dtype is torch.qint8 or torch.float16, not {dtype}")
 
 
 class RNNBase(nn.Module):
@@ -189,20 +147,17 @@ class RNNBase(nn.Module):
                 f"{self.input_size} features, got {tuple(input.shape)}"
             )
         given = hx if hx is None or not alone else self._each(hx, lambda one: one.unsqueeze(1))
-        state = self._state(given, x.shape[1], x)
-        out, last = self._run(x.flatten(0, 1), [x.shape[1]] * x.shape[0], state)
-        out = out.unflatten(0, x.shape[:2])
+        out, last = self._run(x, None, self._state(given, x.shape[1], x))
         if alone:
             return out.squeeze(1), self._each(last, lambda one: one.squeeze(1))
         return out.transpose(0, 1) if self.batch_first else out, last
 
     def _packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
-        data, batch_sizes, order, back = input
-        sizes = batch_sizes.tolist()
+        data, sizes, order, back = input
         given = hx if hx is None or order is None else self._each(hx, lambda one: one.index_select(1, order))
-        out, last = self._run(data, sizes, self._state(given, sizes[0], data))
+        out, last = self._run(data, sizes, self._state(given, int(sizes[0]), data))
         last = last if back is None else self._each(last, lambda one: one.index_select(1, back))
-        return PackedSequence(out, batch_sizes, order, back), last
+        return PackedSequence(out, sizes, order, back), last
 
     def _each(self, state: Any, change: Any) -> Any:
         return tuple(map(change, state)) if self._gates.states == 2 else change(state)
@@ -218,22 +173,13 @@ class RNNBase(nn.Module):
             )
         return tuple(one.float() for one in given)
 
-    def _run(self, data: Tensor, sizes: list[int], state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        x, last = data.float(), []
-        for layer in range(self.num_layers):
-            made = []
-            for direction in range(self._directions):
-                at = layer * self._directions + direction
-                weights: Any = self._all_weight_values[at].param
-                before = tuple(one[at] for one in state)
-                out, end = unroll(self._gates, weights, x, sizes, before, reverse=direction == 1)
-                made.append(out)
-                last.append(end)
-            x = torch.cat(made, -1) if len(made) > 1 else made[0]
-            if self.dropout and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        ends = tuple(torch.stack(one).to(data.dtype) for one in zip(*last, strict=True))
-        return x.to(data.dtype), ends if self._gates.states == 2 else ends[0]
+    def _run(self, x: Tensor, sizes: Tensor | None, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        weights: Any = [holder.param for holder in self._all_weight_values]
+        layers = Layers(self.mode, weights, self._directions, self.dropout if self.training else 0.0)
+        out, last = layers.run(x.float(), sizes, state)
+        if x.dtype is not torch.float32:
+            out, last = out.to(x.dtype), tuple(one.to(x.dtype) for one in last)
+        return out, last if len(last) > 1 else last[0]
 
     # --- weights ------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..checks import checked
 from ..errors import QuantizedTensorError
-from .gates import GATES, Gates, Held, as_parameters, hold, stored_type, unroll
+from ..kernels import GATES, Gates, Held, Layers
+from .held import as_parameters, blank, check_type, hold, linear_of, moved_held, stored_type
 from .observed import quantized_or_float
-from .recurrent import blank, check_type, linear_of, moved_held
 from .rows import ROWS
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell", "RNNCellBase"]
@@ -66,8 +66,13 @@ class RNNCellBase(nn.Module):
         return as_parameters(self._packed_weight_hh)[1]
 
     @property
+    def _mode(self) -> str:
+        """A key of GATES."""
+        return type(self).__name__.removesuffix("Cell")
+
+    @property
     def _gates(self) -> Gates:
-        raise NotImplementedError
+        return GATES[self._mode]
 
     def _get_name(self) -> str:
         return f"DynamicQuantized{type(self).__name__}"
@@ -88,7 +93,7 @@ class RNNCellBase(nn.Module):
                 f"got {tuple(input.shape)}"
             )
         weights = (self._packed_weight_ih, self._packed_weight_hh)
-        _, after = unroll(self._gates, weights, x.float(), [len(x)], state, reverse=False)
+        after = Layers(self._mode, [weights]).step(x.float(), state)
         made = tuple((one.squeeze(0) if alone else one).to(input.dtype) for one in after)
         return made if len(made) > 1 else made[0]
 
@@ -199,8 +204,8 @@ class RNNCell(RNNCellBase):
         self.nonlinearity = nonlinearity
 
     @property
-    def _gates(self) -> Gates:
-        return GATES[self.nonlinearity]
+    def _mode(self) -> str:
+        return self.nonlinearity
 
 
 class LSTMCell(RNNCellBase):
@@ -211,10 +216,6 @@ class LSTMCell(RNNCellBase):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, dtype=dtype)
 
-    @property
-    def _gates(self) -> Gates:
-        return GATES["LSTM"]
-
 
 class GRUCell(RNNCellBase):
     """torch.nn.GRUCell with int8 products. Arguments: those of RNNCellBase without num_chunks."""
@@ -223,7 +224,3 @@ class GRUCell(RNNCellBase):
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, dtype=dtype)
-
-    @property
-    def _gates(self) -> Gates:
-        return GATES["GRU"]

@@ -254,9 +254,12 @@ def wrap(
     return made
 
 
+_is_compiling, _context = torch.compiler.is_compiling, torch._guards.TracingContext.try_get
+
+
 def is_traced() -> bool:
     """Whether a compiler or torch.export looks on, so that what runs here becomes part of a graph."""
-    return torch.compiler.is_compiling() or torch._guards.TracingContext.try_get() is not None
+    return _is_compiling() or _context() is not None
 
 
 def _skip_when_compiled(function: Any) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pt2e_quant import QuantizationError, quantize_per_channel, quantize_per_tensor
 from pt2e_quant.kernels import Geometry, Post, Product, Weight, explain, onednn, using
 from pt2e_quant.kernels.choice import TABLE, choose
+from pt2e_quant.kernels.recurrent import RECURRENT
 from pt2e_quant.qtensor import QTensor
 
 RELU = Post("relu", torch.relu)
@@ -138,7 +139,7 @@ def test_a_transposed_convolution_takes_the_carried_kernel_and_says_why() -> Non
 
 
 def test_the_table_gives_a_reason_for_each_kernel() -> None:
-    assert explain().count("\n") + 1 == len(TABLE)
+    assert explain().count("\n") + 1 == len(TABLE) + len(RECURRENT)
     with pytest.raises(QuantizationError, match="Did you mean 'exact'"), using("exakt"):
         pass
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pt2e_quant import QuantizationError
+from pt2e_quant.kernels import recurrent, using
 from pt2e_quant.nn import load_quantized
 from pt2e_quant.nn.quantized import dynamic, reference
 from pt2e_quant.qconfig import default_dynamic_qconfig, float16_dynamic_qconfig, per_channel_dynamic_qconfig
@@ -223,3 +224,41 @@ def test_an_exported_layer_computes_the_same(name: str) -> None:
     x = batch(made)[:2]
     program = torch.export.export(made, (x,)).module()
     assert all(map(_near, leaves(program(x)), leaves(made(x))))
+
+
+@pytest.mark.parametrize("qconfig", [per_channel_dynamic_qconfig, float16_dynamic_qconfig], ids=["int8", "float16"])
+@pytest.mark.parametrize("name", FLOAT)
+def test_the_loop_computes_what_torchs_kernels_do(name: str, qconfig: Any) -> None:
+    made = quantized(floating(name, qconfig))
+    wanted = leaves(made(batch(made)))
+    with using("loop"):
+        assert decibels(made(batch(made)), wanted) > 90  # float32, but for a code that falls on the other side
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_the_loop_runs_packed_sequences_as_torchs_kernel_does(enforce_sorted: bool) -> None:
+    made, lengths = quantized(floating("LSTM, 2 layers both ways")), [7, 4, 2] if enforce_sorted else [2, 7, 4]
+    packed = nn.utils.rnn.pack_padded_sequence(batch(made), lengths, enforce_sorted=enforce_sorted)
+    out, state = made(packed)
+    with using("loop"):
+        other, other_state = made(packed)
+    assert decibels((other.data, other_state), (out.data, state)) > 50  # a step of an input, here and there
+
+
+def test_without_torchs_quantized_tensors_recurrent_layers_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = quantized(floating("LSTM"))
+    wanted = leaves(made(batch(made)))
+    monkeypatch.delattr(torch, "_make_per_tensor_quantized_tensor")
+    monkeypatch.delattr(torch, "_make_per_channel_quantized_tensor")
+    recurrent._absent.cache_clear()
+    try:
+        assert decibels(quantized(floating("LSTM"))(batch(made)), wanted) > 90
+    finally:
+        recurrent._absent.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_an_input_that_is_not_finite_is_refused(name: str) -> None:
+    made = quantized(floating(name))
+    with pytest.raises(QuantizationError, match="no NaN and no infinity"):
+        made(batch(made) * float("nan"))

@@ -1,24 +1,18 @@
-"""How the gates of recurrent layers make the next state, and the products with quantized weights that feed them.
-
-`recurrent` has the modules. Products of 8 bits take all 8 bits of the input: no kernel of ours saturates.
-"""
+"""What one step of each kind of recurrent layer computes, and the loop over the steps: runs wherever torch does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kernels import Product, Weight
-from ..qtensor import QTensor, quantize_per_tensor_dynamic
-from .rows import POSTS
-from .weighted import prepared, rounded_to_half
+from ..qtensor import quantize_per_tensor_dynamic
+from .products import Post, Product, Weight
 
-__all__ = ["GATES", "Gates", "Held", "as_parameters", "hold", "product", "stored_type", "unroll"]
+__all__ = ["GATES", "Gates", "Held", "State", "unroll"]
 
 State = tuple[Tensor, ...]
 Held = Weight | tuple[Tensor, Tensor | None]
@@ -40,40 +34,10 @@ class Gates:
     step: Callable[[Tensor, Tensor, State], State]
 
 
-def hold(weight: Tensor, bias: Tensor | None) -> Held:
-    """A weight, quantized or float, in the form that `product` takes.
-
-    Raises:
-        QuantizedTensorError: it is neither int8 nor floating-point.
-    """
-    if isinstance(weight, QTensor) or weight.is_quantized:
-        return prepared(weight, bias)
-    return rounded_to_half(weight.detach().float()), None if bias is None else bias.detach()
-
-
-def stored_type(held: Held) -> torch.dtype:
-    """torch.qint8, or torch.float16."""
-    return torch.float16 if isinstance(held, tuple) else torch.qint8
-
-
-def as_parameters(held: Held) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, as `hold` takes them."""
-    return held if isinstance(held, tuple) else (held.quantized, held.bias)
-
-
-def product(held: Held, x: Tensor) -> Tensor:
-    """x @ weight.T + bias in float32; x is quantized with the scale of its own range."""
-    if isinstance(held, tuple):
-        return F.linear(x, *held)
-    if not x.numel():
-        return F.linear(x, held.quantized.dequantize(), held.bias)
-    return Product.compute_real(held, POSTS["none"], quantize_per_tensor_dynamic(x, torch.quint8))
-
-
 def unroll(
-    gates: Gates, weights: Sequence[Held], x: Tensor, sizes: Sequence[int], state: State, *, reverse: bool
+    gates: Gates, weights: Sequence[Held], x: Tensor, sizes: Sequence[int], state: State, *, reverse: bool = False
 ) -> tuple[Tensor, State]:
-    """Run one layer in one direction over all steps.
+    """Run one layer in one direction over all steps; the product with the input is one for all of them.
 
     Args:
         weights: of the input, of the output before, and of the projection where there is one.
@@ -85,16 +49,25 @@ def unroll(
     Returns:
         The outputs in the order of x, and the state at the end of each sequence.
     """
-    inputs = product(weights[0], x).split(list(sizes))
-    outputs: list[Any] = [None] * len(inputs)
+    inputs = _product(weights[0], x).split(list(sizes))
+    outputs: list[Tensor] = []
     for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
         running = tuple(one[: sizes[t]] for one in state)
-        after = gates.step(inputs[t], product(weights[1], running[0]), running)
+        after = gates.step(inputs[t], _product(weights[1], running[0]), running)
         if len(weights) > 2:
-            after = (product(weights[2], after[0]), *after[1:])
-        outputs[t] = after[0]
+            after = (_product(weights[2], after[0]), *after[1:])
+        outputs.append(after[0])
         state = tuple(_with_head(one, head) for one, head in zip(state, after, strict=True))
-    return torch.cat(outputs), state
+    return torch.cat(outputs[::-1] if reverse else outputs), state
+
+
+def _product(held: Held, x: Tensor) -> Tensor:
+    """x @ weight.T + bias in float32; x is quantized with the scale of its own range."""
+    if isinstance(held, tuple):
+        return F.linear(x, *held)
+    if not x.numel():
+        return F.linear(x, held.quantized.dequantize(), held.bias)
+    return Product.compute_real(held, Post(), quantize_per_tensor_dynamic(x, torch.quint8))
 
 
 def _with_head(whole: Tensor, head: Tensor) -> Tensor:
