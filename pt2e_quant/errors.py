@@ -17,6 +17,7 @@ __all__ = [
     "CaptureError",
     "CaptureWarning",
     "ConversionError",
+    "ConversionWarning",
     "CoverageError",
     "DistributedError",
     "FileError",
@@ -93,6 +94,10 @@ class LegacyImportError(QuantizationError, ModuleNotFoundError):
 
 class ConversionError(QuantizationError):
     """A prepared graph cannot be converted."""
+
+
+class ConversionWarning(UserWarning):
+    """A converted model will stop where a float tensor meets a quantized one."""
 
 
 class LoweringError(QuantizationError):

@@ -21,7 +21,7 @@ from torch import nn
 from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.calibration import save_calibration
 from pt2e_quant.debug import Budget
-from pt2e_quant.eager import quantize_dynamic
+from pt2e_quant.eager import prepare, quantize_dynamic
 from pt2e_quant.fake_quantize import FakeQuantize
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
@@ -91,6 +91,12 @@ def configured(module: Any) -> nn.Module:
     return module  # type: ignore[no-any-return]
 
 
+def calibrated() -> nn.Module:
+    made = prepare(configured(nn.Linear(4, 3)))
+    made(torch.rand(2, 4))
+    return made
+
+
 RELU = op(torch.ops.aten.relu.default)
 QCONFIG = QConfig(MinMaxObserver, MinMaxObserver.with_args(dtype=torch.qint8))
 GOOD: dict[str, Callable[[], Any]] = {
@@ -102,6 +108,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "batches": lambda: [(torch.rand(2, 4),)],
     "budget": lambda: Budget(sqnr=10.0),
     "by": lambda: "a rule",
+    "calib_data": list,
     "cell": lambda: Cell("int8", "tensor", "static"),
     "code": lambda: "shape",
     "codes": lambda: torch.ones(2, dtype=torch.int8),
@@ -167,6 +174,8 @@ GOOD: dict[str, Callable[[], Any]] = {
     "ref_results": dict,
     "record": lambda: explain(converted()).record,
     "reference": lambda: None,
+    "run_args": list,
+    "run_fn": lambda: lambda model: None,
     "runtime": lambda: None,
     "scale": lambda: torch.tensor(0.5),
     "scales": lambda: torch.tensor([0.5, 0.25]),
@@ -190,6 +199,9 @@ OTHERWISE = {
     "FixedQParamsQuantizationSpec": {"scale": 0.5, "zero_point": 3},
     "FixedQParamsFakeQuantize": {"observer": FixedQParamsObserver.with_args(scale=0.5, zero_point=3)},
     "quantize_dynamic": {"model": nn.Sequential(nn.Linear(4, 3))},
+    "prepare": {"model": configured(nn.Linear(4, 3))},
+    "convert": {"module": calibrated()},
+    "default_eval_fn": {"model": nn.Linear(4, 3)},
     "swap_module": {"mod": configured(nn.Linear(4, 3))},
     "swap_report": {"model": quantize_dynamic(nn.Linear(4, 3))},
     "why": {"name": "linear"},

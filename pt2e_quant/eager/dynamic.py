@@ -19,9 +19,10 @@ from ..qconfig import (
     float_qparams_weight_only_qconfig_4bit,
     per_channel_dynamic_qconfig,
 )
+from .mappings import default_dynamic_mapping
 from .propagate import propagate_qconfig_, unused_types
 from .report import SwapReport, keep_report
-from .swap import default_dynamic_mapping, swap_all
+from .swap import Forms, swap_all
 
 __all__ = ["quantize_dynamic"]
 
@@ -73,7 +74,7 @@ def quantize_dynamic(
     if unused and len(unused) == len(wanted):
         present = {type(module).__name__ for module in model.modules()}
         raise TargetingError(f"{type(model).__name__} has no module of {unused}.{did_you_mean(unused[0], present)}")
-    forms = default_dynamic_mapping() if mapping is None else mapping
+    forms = Forms(default_dynamic_mapping() if mapping is None else mapping, {})
     made, report = swap_all(model, forms, inplace=inplace)
     for module in made.modules():
         module.__dict__.pop("qconfig", None)

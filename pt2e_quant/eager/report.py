@@ -9,7 +9,7 @@ from torch import nn
 from ..checks import checked
 from ..errors import ConversionError
 
-__all__ = ["Stayed", "SwapReport", "Swapped", "keep_report", "swap_report"]
+__all__ = ["Meeting", "Stayed", "SwapReport", "Swapped", "keep_report", "swap_report"]
 
 _ATTRIBUTE = "_swap_report"
 
@@ -33,22 +33,42 @@ class Stayed:
 
 
 @dataclass(frozen=True)
+class Meeting:
+    """A place where float and quantized tensors meet, at which the converted model stops.
+
+    name:   the module that runs there, '' for the model itself
+    what:   why it stops, and the way out
+    source: the line of code, where it is not the module itself
+    """
+
+    name: str
+    what: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or '(model)'}: {self.what}" + (f"\n    {self.source}" if self.source else "")
+
+
+@dataclass(frozen=True)
 class SwapReport:
     """All of them, in the order of the model.
 
-    unused: keys of the user's specification that no module of the model answers to.
+    unused:   keys of the user's specification that no module of the model answers to.
+    meetings: what the first calibration run found that converted modules cannot compute; None where there was none.
     """
 
     swapped: tuple[Swapped, ...]
     stayed: tuple[Stayed, ...]
     unused: tuple[str, ...] = ()
+    meetings: tuple[Meeting, ...] | None = None
 
     def text(self) -> str:
         """The whole report, a line for each module."""
         lines = [f"{len(self.swapped)} modules quantized, {len(self.stayed)} with parameters stayed float"]
         lines += [f"  {one.name or '(model)'}: {one.before} -> {one.after}" for one in self.swapped]
         lines += [f"  {one.name or '(model)'}: {one.kind} stays float: {one.reason}" for one in self.stayed]
-        return "\n".join([*lines, *(f"  no module is a {key}" for key in self.unused)])
+        lines += [f"  no module is a {key}" for key in self.unused]
+        return "\n".join([*lines, *(f"  {one}" for one in self.meetings or ())])
 
     def __str__(self) -> str:
         return self.text()
@@ -69,6 +89,7 @@ def swap_report(model: nn.Module) -> SwapReport:
     report = model.__dict__.get(_ATTRIBUTE)
     if not isinstance(report, SwapReport):
         raise ConversionError(
-            f"{type(model).__name__} has no report: it is not what quantize_dynamic returned. Ask the outermost model"
+            f"{type(model).__name__} has no report: it is not what quantize_dynamic or convert returned. "
+            "Ask the outermost model"
         )
     return report

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..checks import checked
 from ..errors import ConversionError, QuantizationError
-from ..nn.rows import dynamic_classes, quantized_classes
+from ..nn.intrinsic.containers import FusedModule
+from ..nn.observed import weight_grid, weight_observer
 from .fast_paths import close_fast_paths, reader_of_child
+from .hooks import is_watching
 from .report import Stayed, Swapped, SwapReport
 
-__all__ = ["default_dynamic_mapping", "swap_all", "swap_module"]
+__all__ = ["OBSERVERS", "Forms", "form_of", "is_unit", "swap_all", "swap_module"]
+
+OBSERVERS = ("activation_post_process", "weight_fake_quant")
+"""Children that are no layers of the model."""
 
 _NO_QCONFIG = "it has no qconfig: nothing that was given names it, its class or a module around it"
 
 
-def default_dynamic_mapping() -> dict[type[nn.Module], type[nn.Module]]:
-    """Float class of torch.nn -> quantized class that takes and returns float tensors, from the table of rows."""
-    weights_alone = {name: quantized_classes()[name] for name in ("Embedding", "EmbeddingBag")}
-    forms = {**dynamic_classes(), **weights_alone}
-    return {getattr(nn, name): kind for name, kind in forms.items() if "." not in name}
+@dataclass(frozen=True)
+class Forms:
+    """What modules become.
+
+    mapping:     class -> class with `from_float`
+    custom:      class of an observed module -> class with `from_observed`
+    precomputed: weights are not shown to their observers again
+    """
+
+    mapping: Mapping[Any, Any]
+    custom: Mapping[Any, Any]
+    precomputed: bool = False
 
 
 @checked(ConversionError)
@@ -45,14 +58,13 @@ def swap_module(
     Raises:
         QuantizationError: `from_float` refuses the module.
     """
-    if _why_float(mod, mapping, custom_module_class_mapping or {}) is not None:
-        return mod
-    return _swapped(mod, mapping, custom_module_class_mapping or {}, use_precomputed_fake_quant)
+    forms = Forms(mapping, custom_module_class_mapping or {}, use_precomputed_fake_quant)
+    return mod if _why_float(mod, forms) is not None else _swapped(mod, forms)
 
 
-def swap_all(model: nn.Module, mapping: Mapping[Any, Any], *, inplace: bool) -> tuple[nn.Module, SwapReport]:
+def swap_all(model: nn.Module, forms: Forms, *, inplace: bool) -> tuple[nn.Module, SwapReport]:
     """Swap every module of a model in place; the model itself, too, unless that must stay the same object."""
-    walk = _Walk(mapping, model if inplace else None)
+    walk = _Walk(forms, model if inplace else None)
     made = walk.visit(model, "", None)
     close_fast_paths(made)
     return made, SwapReport(tuple(walk.swapped), tuple(walk.stayed))
@@ -61,8 +73,8 @@ def swap_all(model: nn.Module, mapping: Mapping[Any, Any], *, inplace: bool) -> 
 class _Walk:
     """One pass over a model. A module that stands in several places is swapped once."""
 
-    def __init__(self, mapping: Mapping[Any, Any], fixed: nn.Module | None) -> None:
-        self.mapping, self.fixed = mapping, fixed
+    def __init__(self, forms: Forms, fixed: nn.Module | None) -> None:
+        self.forms, self.fixed = forms, fixed
         self.swapped: list[Swapped] = []
         self.stayed: list[Stayed] = []
         self.done: dict[nn.Module, nn.Module] = {}
@@ -73,22 +85,24 @@ class _Walk:
         return self.done[module]
 
     def _visit(self, module: nn.Module, path: str, reader: str | None) -> nn.Module:
-        reason = reader or _why_float(module, self.mapping, {})
+        reason = reader or _why_float(module, self.forms)
         if reason is None and module is self.fixed:
             reason = "the model itself cannot be replaced in place; take what the call returns, with inplace=False"
-        if reason is None:
-            return self._swap(module, path)
-        if next(module.parameters(recurse=False), None) is not None:
+        if reason is not None and next(module.parameters(recurse=is_unit(module)), None) is not None:
             self.stayed.append(Stayed(path, type(module).__name__, reason))
+        if not (is_unit(module) or type(module) in self.forms.custom):
+            self._visit_children(module, path)
+        return self._swap(module, path) if reason is None else module
+
+    def _visit_children(self, module: nn.Module, path: str) -> None:
         for name, child in list(module._modules.items()):
-            if child is not None:
+            if child is not None and name not in OBSERVERS:
                 where = f"{path}.{name}" if path else name
                 module._modules[name] = self.visit(child, where, reader_of_child(module, name))
-        return module
 
     def _swap(self, module: nn.Module, path: str) -> nn.Module:
         try:
-            made = _swapped(module, self.mapping, {}, False)
+            made = _swapped(module, self.forms)
         except QuantizationError as error:
             raise ConversionError(
                 f"module {path or '(model)'!r}, {type(module).__name__}: {error}. To leave it in float, give its path "
@@ -98,43 +112,61 @@ class _Walk:
         return made
 
 
-def _form(module: nn.Module, mapping: Mapping[Any, Any]) -> Any:
-    return next((kind for kind in type(module).__mro__ if kind in mapping), None)
+def is_unit(module: nn.Module) -> bool:
+    """Whether a module is swapped and observed as a whole: one that fuses others."""
+    return isinstance(module, FusedModule)
 
 
-def _why_float(module: nn.Module, mapping: Mapping[Any, Any], custom: Mapping[Any, Any]) -> str | None:
+def form_of(module: nn.Module, kinds: Any) -> Any:
+    """The class among `kinds` that a module is of; None where it is of none, or has a `forward` of its own."""
+    kind = _nearest(module, kinds)
+    return kind if kind is not None and type(module).forward is kind.forward else None
+
+
+def _nearest(module: nn.Module, kinds: Any) -> Any:
+    return next((kind for kind in type(module).__mro__ if kind in kinds), None)
+
+
+def _why_float(module: nn.Module, forms: Forms) -> str | None:
     if not hasattr(module, "qconfig"):
         return _NO_QCONFIG
     if module.qconfig is None:
         return f"{_NO_QCONFIG}, or they are given None"
-    if type(module) in custom:
+    if type(module) in forms.custom or form_of(module, forms.mapping) is not None:
         return None
-    kind = _form(module, mapping)
+    kind, name = _nearest(module, forms.mapping), type(module).__name__
     if kind is None:
-        return f"the mapping has no quantized form of {type(module).__name__}"
-    if type(module).forward is not kind.forward:
-        name = type(module).__name__
-        return (
-            f"{name} has a forward of its own, which the quantized form of {kind.__name__} would drop; name a form of "
-            f"yours with mapping={{**default_dynamic_mapping(), {name}: ...}}"
-        )
-    return None
+        return f"the mapping has no quantized form of {name}"
+    return (
+        f"{name} has a forward of its own, which the quantized form of {kind.__name__} would drop; name a form of "
+        f"yours with mapping={{**default_dynamic_mapping(), {name}: ...}}, or default_static_mapping()"
+    )
 
 
-def _swapped(module: nn.Module, mapping: Mapping[Any, Any], custom: Mapping[Any, Any], precomputed: bool) -> nn.Module:
-    if type(module) in custom:
-        made = custom[type(module)].from_observed(module)
-    else:
-        make = mapping[_form(module, mapping)].from_float
-        takes = "use_precomputed_fake_quant" in inspect.signature(make).parameters
-        made = make(module, use_precomputed_fake_quant=precomputed) if takes else make(module)
-    return _like(module, made)
+def _swapped(module: nn.Module, forms: Forms) -> nn.Module:
+    if type(module) in forms.custom:
+        return _like(module, forms.custom[type(module)].from_observed(module))
+    kind = forms.mapping[form_of(module, forms.mapping)]
+    if getattr(kind, "_IS_REFERENCE", False):
+        return _like(module, kind.from_float(module, _weight_grids(module)))
+    takes = "use_precomputed_fake_quant" in inspect.signature(kind.from_float).parameters
+    options = {"use_precomputed_fake_quant": forms.precomputed} if takes else {}
+    return _like(module, kind.from_float(module, **options))
+
+
+def _weight_grids(module: nn.Module) -> dict[str, Any]:
+    """What a reference module is told: of its weight, or by name of each of several."""
+    names = [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight")]
+    grids = {name: weight_grid(getattr(module, name), weight_observer(module, module)) for name in names}
+    return grids["weight"] if names == ["weight"] else grids
 
 
 def _like(module: nn.Module, made: nn.Module) -> nn.Module:
     for hook in module._forward_pre_hooks.values():
-        made.register_forward_pre_hook(hook)
+        if not is_watching(hook):
+            made.register_forward_pre_hook(hook)
     for after in module._forward_hooks.values():
-        made.register_forward_hook(after)
+        if not is_watching(after):
+            made.register_forward_hook(after)
     parameter = next(module.parameters(), None)
     return made.train(module.training) if parameter is None else made.train(module.training).to(parameter.device)

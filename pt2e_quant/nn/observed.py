@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from ..errors import QuantizedTensorError
 from ..qtensor import QTensor, from_torch, quantize_per_channel, quantize_per_tensor
+from ..specs import is_per_channel, is_symmetric
 
-__all__ = ["activation_grid", "as_quantized", "folded", "quantize_weight", "quantized_or_float", "weight_observer"]
+__all__ = [
+    "activation_grid",
+    "as_quantized",
+    "folded",
+    "quantize_weight",
+    "quantized_or_float",
+    "weight_grid",
+    "weight_observer",
+]
 
 
 def as_quantized(x: Any, module: object) -> QTensor:
@@ -79,6 +88,20 @@ def quantize_weight(weight: Tensor, observer: Any, *, watch: bool = True) -> QTe
     low, high = made.limits
     bounds = max(low, inner.quant_min), min(high, inner.quant_max)
     return made if bounds == (low, high) else made.with_codes(made.codes.clamp(*bounds))
+
+
+def weight_grid(weight: Tensor, observer: Any) -> dict[str, Any]:
+    """The grid that an observer chooses for a weight, as modules of nn.quantized.reference keep it."""
+    observer(weight)
+    inner = getattr(observer, "activation_post_process", observer)
+    if inner.dtype.is_floating_point:
+        return {"qscheme": None, "dtype": inner.dtype}
+    scale, zero_point = observer.calculate_qparams()
+    scheme = inner.qscheme
+    if is_symmetric(scheme):  # a state dict has a zero point in any case
+        scheme = torch.per_channel_affine if is_per_channel(scheme) else torch.per_tensor_affine
+    grid = {"qscheme": scheme, "dtype": inner.dtype}
+    return {**grid, "scale": scale, "zero_point": zero_point, "axis": getattr(inner, "ch_axis", 0)}
 
 
 def quantized_or_float(module: nn.Module, weight: Tensor) -> Tensor:

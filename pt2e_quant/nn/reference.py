@@ -40,6 +40,8 @@ _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_affine_float_qparams
 class ReferenceQuantizedModule(nn.Module):
     """Weights with a grid each: what the reference classes share."""
 
+    _IS_REFERENCE = True  # the reference's name: `from_float` takes the grid of the weight
+
     def _keep_grid(self, name: str, given: dict[str, Any] | None) -> None:
         """The grid of one weight.
 

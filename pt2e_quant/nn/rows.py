@@ -15,7 +15,18 @@ from torch import nn
 
 from ..kernels import Post
 
-__all__ = ["POSTS", "ROWS", "Row", "dynamic_classes", "quantized_classes", "reference_classes", "row_of"]
+__all__ = [
+    "POSTS",
+    "ROWS",
+    "Row",
+    "dynamic_classes",
+    "float_class",
+    "qat_classes",
+    "quantized_classes",
+    "reference_classes",
+    "row_of",
+    "trained_classes",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,7 @@ class Row:
     shown:     the name of the quantized class in repr, after 'Quantized'
     version:   of the quantized module's state dict
     first:     float class of the product in a fused one: its fields are those of this class
+    trained:   what the `qat` class becomes, where that is not `quantized`
     """
 
     float: str
@@ -45,6 +57,7 @@ class Row:
     shown: str = ""
     version: int = 1
     first: str | None = None
+    trained: str | None = None
 
 
 def _leaky(slope: float) -> Any:
@@ -70,6 +83,12 @@ def _fused(name: str, first: str, **facts: Any) -> Row:
     return Row(float=f"intrinsic.{name}", first=first, **named, **facts)
 
 
+def _with_norm(first: str, name: str, trained: str, **facts: Any) -> Row:
+    """A product and a batch norm, which are one module in training alone."""
+    forms: Any = {"qat": f"intrinsic.qat.{name}", "trained": trained}
+    return Row(float=f"intrinsic.{name}", first=first, **forms, **facts)
+
+
 _ROWS = (
     _everything("Linear", kernel="linear", axis=0, shown="Linear", version=3, qat="qat.Linear"),
     *(
@@ -86,6 +105,18 @@ _ROWS = (
         )
         for n in (1, 2, 3)
     ),
+    *(
+        _with_norm(f"Conv{n}d", f"ConvBn{n}d", f"quantized.Conv{n}d", kernel="conv", dims=n, axis=0)
+        for n in (1, 2, 3)
+    ),
+    *(
+        _with_norm(
+            f"Conv{n}d", f"ConvBnReLU{n}d", f"intrinsic.quantized.ConvReLU{n}d", kernel="conv", dims=n, axis=0,
+            post="relu",
+        )
+        for n in (1, 2, 3)
+    ),
+    _with_norm("Linear", "LinearBn1d", "quantized.Linear", kernel="linear", axis=0),
     _fused(
         "LinearReLU", "Linear", kernel="linear", axis=0, post="relu", version=3, qat="intrinsic.qat.LinearReLU",
         dynamic="intrinsic.quantized.dynamic.LinearReLU",
@@ -143,6 +174,21 @@ def dynamic_classes() -> dict[str, type[nn.Module]]:
 def reference_classes() -> dict[str, type[nn.Module]]:
     """Float class -> reference class: float arithmetic with a weight that is rounded to its grid."""
     return _view("reference")
+
+
+def qat_classes() -> dict[str, type[nn.Module]]:
+    """Float class -> class that rounds its weight while it is trained."""
+    return _view("qat")
+
+
+def trained_classes() -> dict[str, str]:
+    """Name of the class in training, as in the column `qat` -> name of the quantized class."""
+    return {row.qat: row.trained or row.quantized for row in ROWS.values() if row.qat}  # type: ignore[misc]
+
+
+def float_class(name: str) -> type[nn.Module]:
+    """The float class of a row."""
+    return resolve(name) if "." in name else getattr(nn, name)  # type: ignore[return-value]
 
 
 def _view(column: str) -> dict[str, type[nn.Module]]:

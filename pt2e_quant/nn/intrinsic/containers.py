@@ -21,6 +21,7 @@ __all__ = [
     "ConvReLU2d",
     "ConvReLU3d",
     "Fused",
+    "FusedModule",
     "LinearBn1d",
     "LinearLeakyReLU",
     "LinearReLU",
@@ -28,7 +29,11 @@ __all__ = [
 ]
 
 
-class Fused(nn.Sequential):
+class FusedModule(nn.Module):
+    """A module that stands for several: it is observed and replaced as a whole."""
+
+
+class Fused(FusedModule, nn.Sequential):
     """What the containers have in common.
 
     parts: classes of the modules, in their order.

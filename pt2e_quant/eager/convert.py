@@ -1,0 +1,69 @@
+"""convert: modules that `prepare` observed become quantized ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..checks import checked
+from ..errors import ConversionError
+from .custom import check_keys
+from .mappings import default_custom_config, default_reference_mapping, default_static_mapping
+from .observe import remove_observers
+from .report import SwapReport, keep_report
+from .swap import Forms, swap_all
+
+__all__ = ["convert"]
+
+_SHOWN = 5
+
+
+@checked(ConversionError)
+def convert(
+    module: nn.Module,
+    mapping: Mapping[Any, Any] | None = None,
+    inplace: bool = False,
+    remove_qconfig: bool = True,
+    is_reference: bool = False,
+    convert_custom_config_dict: Mapping[str, Any] | None = None,
+    use_precomputed_fake_quant: bool = False,
+) -> nn.Module:
+    """Replace modules that were prepared and calibrated, or trained, by quantized ones.
+
+    Args:
+        mapping: class -> quantized class with `from_float`; None for `default_static_mapping()`. A class stands for
+            its subclasses that keep `forward`.
+        inplace: change the model that was given. It cannot be replaced itself.
+        remove_qconfig: take qconfigs and observers from what stays float.
+        is_reference: modules of nn.quantized.reference, which compute in float with rounded weights.
+        convert_custom_config_dict: 'observed_to_quantized_custom_module_class' is class -> class with `from_observed`.
+        use_precomputed_fake_quant: do not show weights to their observers again.
+
+    Returns:
+        The quantized model; `swap_report` tells what stayed float and why.
+
+    Raises:
+        ConversionError: nothing could be quantized, or a module cannot be: it saw no data, or its qconfig does not fit.
+    """
+    custom = default_custom_config() if convert_custom_config_dict is None else convert_custom_config_dict
+    check_keys(custom, "convert_custom_config_dict")
+    if mapping is None:
+        mapping = default_reference_mapping() if is_reference else default_static_mapping()
+    if not inplace:
+        module = copy.deepcopy(module)
+    observed = custom.get("observed_to_quantized_custom_module_class", {})
+    made, report = swap_all(module, Forms(mapping, observed, use_precomputed_fake_quant), inplace=inplace)
+    _check_any(made, report)
+    if remove_qconfig:
+        remove_observers(made)
+    keep_report(made, report)
+    return made
+
+
+def _check_any(model: nn.Module, report: SwapReport) -> None:
+    if not report.swapped:
+        why = "; ".join(f"{one.name or '(model)'}: {one.reason}" for one in report.stayed[:_SHOWN])
+        raise ConversionError(f"convert: nothing of {type(model).__name__} would be quantized. {why}")
