@@ -101,6 +101,16 @@ class Convolution(WeightedModule):
             fields["output_padding"] = module.output_padding
         return cls(**fields, bias=module.bias is not None)
 
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            super().__setstate__(state)  # type: ignore[no-untyped-call]
+            return
+        super().__init__()  # the reference has a tuple
+        *fields, weight, bias, self.scale, self.zero_point, self.training = state
+        for name, value in zip(_STATE, fields, strict=True):
+            setattr(self, name, value)
+        self.set_weight_bias(weight, bias)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Convolution:
         self._weight = moved(self._weight, fn)
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
@@ -117,6 +127,10 @@ class Convolution(WeightedModule):
         else:
             missing.append(prefix + "weight")
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+
+
+_STATE = (*Convolution._FIELDS[:6], "transposed", "output_padding", *Convolution._FIELDS[6:])
+"""The reference's order."""
 
 
 class _Forward(Convolution):

@@ -13,6 +13,7 @@ from ..qconfig import float_qparams_weight_only_qconfig
 from ..qtensor import QTensor, quantize_per_channel
 from .observed import as_quantized, quantize_weight, weight_observer
 from .rows import ROWS
+from .stored import table_of
 
 __all__ = ["Embedding", "EmbeddingBag", "EmbeddingPackedParams"]
 
@@ -44,6 +45,11 @@ class EmbeddingPackedParams(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Nothing: it holds parameters."""
         return x
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "_packed_weight" in vars(self):  # of the reference
+            self.set_weight(table_of(vars(self).pop("_packed_weight")))
 
     def _apply(self, fn: Any, recurse: bool = True) -> EmbeddingPackedParams:
         self.table = self.table.to(fn(self.table.codes).device)  # type: ignore[assignment]

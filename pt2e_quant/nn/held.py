@@ -1,4 +1,4 @@
-"""How recurrent layers and cells hold a weight: from a checkpoint, in any form that one has, to what kernels take."""
+"""How recurrent layers and cells hold a weight, in the form that kernels take."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from torch import Tensor
 
 from ..errors import QuantizedTensorError
 from ..kernels import Held
-from ..qtensor import QTensor, from_torch, quantize_per_tensor
+from ..qtensor import QTensor, quantize_per_tensor
 from .weighted import moved, prepared, rounded_to_half
 
 __all__ = [
     "as_parameters",
     "blank",
-    "cell_of",
     "check_type",
     "hold",
-    "linear_of",
     "moved_held",
     "stored_type",
 ]
@@ -53,22 +51,6 @@ def moved_held(held: Held, fn: Any) -> Held:
         return moved(held, fn)
     device = fn(held[0]).device
     return held[0].to(device), None if held[1] is None else held[1].to(device)
-
-
-def linear_of(stored: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, as a state dict holds them: a pair, or the reference's script object."""
-    weight, bias = _state(stored)[0][:2] if isinstance(stored, torch.ScriptObject) else stored
-    return from_torch(weight), bias
-
-
-def cell_of(stored: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """The linears of one layer in one direction: a list of pairs, or the reference's script object."""
-    linears = _state(stored)[0][4] if isinstance(stored, torch.ScriptObject) else stored
-    return [linear_of(one) for one in linears]
-
-
-def _state(script_object: Any) -> Any:
-    return script_object.__getstate__()
 
 
 def blank(rows: int, columns: int, dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:

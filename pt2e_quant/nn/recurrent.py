@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 from ..checks import checked
 from ..errors import QuantizedTensorError
 from ..kernels import GATES, Gates, Layers
-from .held import as_parameters, blank, cell_of, check_type, hold, moved_held, stored_type
+from .held import as_parameters, blank, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
+from .stored import cell_of, is_script
 
 __all__ = ["GRU", "LSTM", "PackedParameter", "RNNBase"]
 
@@ -33,6 +34,11 @@ class PackedParameter(nn.Module):
     def __init__(self, param: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         self.param = [hold(*one) for one in param]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if is_script(self.param):
+            self.param = [hold(*one) for one in cell_of(self.param)]
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedParameter:
         self.param = [moved_held(one, fn) for one in self.param]
@@ -97,6 +103,9 @@ class RNNBase(nn.Module):
         self._all_weight_values = nn.ModuleList(
             PackedParameter(self._blank(layer, dtype)) for layer in range(num_layers) for _ in range(self._directions)
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"proj_size": 0, **state})  # type: ignore[no-untyped-call]  # the reference has none
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ..checks import checked
 from ..errors import QuantizedTensorError
 from ..kernels import GATES, Gates, Held, Layers
-from .held import as_parameters, blank, check_type, hold, linear_of, moved_held, stored_type
+from .held import as_parameters, blank, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
+from .stored import is_script, linear_of
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell", "RNNCellBase"]
 
@@ -49,6 +50,12 @@ class RNNCellBase(nn.Module):
         rows = num_chunks * hidden_size
         self._packed_weight_ih: Held = hold(*blank(rows, input_size, dtype, bias))
         self._packed_weight_hh: Held = hold(*blank(rows, hidden_size, dtype, bias))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for name, stored in vars(self).copy().items():
+            if is_script(stored):
+                setattr(self, name, hold(*linear_of(stored)))
 
     @property
     def weight_dtype(self) -> torch.dtype:

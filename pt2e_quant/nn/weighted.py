@@ -16,6 +16,7 @@ from ..kernels import Geometry, Post, Product, Weight
 from ..qtensor import QTensor, from_torch, quantize_per_tensor
 from .observed import activation_grid, as_quantized, folded, quantize_weight, weight_observer
 from .rows import POSTS, ROWS, Row
+from .stored import linear_of
 
 __all__ = ["Linear", "LinearPackedParams", "Quantized", "WeightedModule", "moved", "prepared", "rounded_to_half"]
 
@@ -188,6 +189,11 @@ class LinearPackedParams(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Nothing: it holds parameters."""
         return x
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "_packed_params" in vars(self):  # of the reference
+            self.set_weight_bias(*linear_of(vars(self).pop("_packed_params")))
 
     def _apply(self, fn: Any, recurse: bool = True) -> LinearPackedParams:
         if self.packed is not None:

@@ -73,9 +73,9 @@ if __name__ == "__main__":
 
         main(sys.argv[2:])
     else:
-        from pt2e_quant.compat import install
+        from pt2e_quant.compat import install, load_file
 
         for name in ("quantize_per_tensor", "quantize_per_channel", "dequantize"):
             delattr(torch, name)
         install()
-        print(json.dumps(walk()))
+        print(json.dumps({**walk(), "loaded": repr(load_file(sys.argv[2]))}))

@@ -1,5 +1,7 @@
 """The same as pt2e_quant.nn.quantized.dynamic, under the reference's longer path."""
 
+from ....recurrent import PackedParameter, RNNBase
+from ....recurrent_cells import RNNCellBase
 from .. import (
     GRU,
     LSTM,
@@ -27,5 +29,8 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "Linear",
+    "PackedParameter",
+    "RNNBase",
     "RNNCell",
+    "RNNCellBase",
 ]
