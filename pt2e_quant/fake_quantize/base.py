@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..checks import checked
 from ..errors import CaptureError, TargetingError
+from ..observer.base import keeping_types
 from ..observer.factory import PartialWrapper
 
 __all__ = [
@@ -72,6 +73,9 @@ class FakeQuantizeBase(ABC, nn.Module):
 
     def disable_observer(self) -> None:
         self.enable_observer(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantizeBase:
+        return super()._apply(keeping_types(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def _watches(self) -> bool:
         """Whether the range follows the tensor of this forward."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import bind, dropout_argument, set_argument, training_argument
-from ..meta import AROUND_KEY, DROPOUT_P_KEY, FROZEN_NORMS_KEY, mark, marks
+from ..errors import CaptureError
+from ..meta import AROUND_KEY, DROPOUT_P_KEY, FROZEN_NORMS_KEY, RECORD_KEY, mark, marks
 from ..ops import BATCH_NORM
 from .attributes import constant, set_attribute
 from .devices import device_of, move_graph, recorded_device
@@ -36,6 +37,7 @@ __all__ = [
     "is_guard",
     "set_training",
     "tidy",
+    "uncompiled",
 ]
 
 
@@ -64,7 +66,12 @@ class ExportedModule(GraphModule):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedModule:
-        """What to(), cuda() and the like call; the devices that the graph names move along."""
+        """What to(), cuda() and the like call; the devices that the graph names move along.
+
+        Raises:
+            CaptureError: a prepared or converted model would get numbers of another type.
+        """
+        _expect_same_types(self, fn)
         before = recorded_device(self.graph) or device_of(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = device_of(self)
@@ -105,6 +112,20 @@ class ExportedModule(GraphModule):
 
     def __str__(self) -> str:
         return f"{nn.Module.__str__(self)}\n\n{self.code}"
+
+
+def _expect_same_types(gm: GraphModule, fn: Callable[[Tensor], Tensor]) -> None:
+    if RECORD_KEY not in gm.meta:
+        return
+    values = (constant(node) for node in gm.graph.find_nodes(op="get_attr"))
+    for dtype in {value.dtype for value in values if value is not None and value.is_floating_point()}:
+        wanted = fn(torch.empty(0, dtype=dtype)).dtype
+        if wanted is not dtype:
+            raise CaptureError(
+                f"this graph was exported in {dtype}, which its operators and what is known of its tensors depend on, "
+                f"so it cannot become one in {wanted}. Cast the model, and its example inputs, before torch.export; or "
+                "train under torch.autocast."
+            )
 
 
 def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) -> ExportedModule:
@@ -173,6 +194,11 @@ def clone(gm: GraphModule) -> ExportedModule:
     for target, body in bodies(gm):
         set_attribute(module, target, clone(body))
     return module
+
+
+def uncompiled(model: Any) -> Any:
+    """The module that torch.compile made one of; any other as it is."""
+    return getattr(model, "_orig_mod", model)
 
 
 def tidy(gm: GraphModule) -> GraphModule:

@@ -26,7 +26,7 @@ from ..qparams import FLOAT32_EPS, affine_qparams, float_qparams, min_max, symme
 from ..specs import FLOAT8, PER_CHANNEL, PER_TENSOR, integer_range, is_symmetric
 from .factory import PartialWrapper
 
-__all__ = ["ObserverBase", "UniformQuantizationObserverBase"]
+__all__ = ["ObserverBase", "UniformQuantizationObserverBase", "keeping_types"]
 
 
 FLOAT32_MAX: float = torch.finfo(torch.float32).max
@@ -101,6 +101,9 @@ class ObserverBase(ABC, nn.Module):
         self._peers(self, x)
         return x
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ObserverBase:
+        return super()._apply(keeping_types(fn), recurse)  # type: ignore[no-any-return, no-untyped-call]
+
     def _merge(self, other: Any) -> None:
         """Take in what `other`, known to fit, saw. Observers that keep nothing have nothing to do."""
 
@@ -125,6 +128,16 @@ class ObserverBase(ABC, nn.Module):
     @property
     def _where(self) -> str:
         return self.site or f"a {type(self).__name__} outside of any graph"
+
+
+def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `Module._apply` does to a tensor, but for a change of its type: ranges and scales stay in float32."""
+
+    def kept(tensor: Tensor) -> Tensor:
+        made = fn(tensor)
+        return made if made.dtype is tensor.dtype else tensor.to(made.device)
+
+    return kept
 
 
 class RangeObserverBase(ObserverBase):

@@ -16,7 +16,7 @@ from ..checks import checked
 from ..errors import CalibrationError, ConversionError
 from ..graph.attributes import attribute, own_state, own_written, set_attribute, state_bytes
 from ..graph.constants import Constants
-from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy
+from ..graph.module import ExportedModule, clone, collector_paused, finish, tidy, uncompiled
 from ..graph.nested import graphs
 from ..graph.values import copy_value
 from ..meta import ANNOTATION_KEY, AROUND_KEY, RECORD_KEY, REFUSALS_KEY, WEIGHT_OBSERVERS_KEY
@@ -58,7 +58,7 @@ def convert_pt2e(
 
     Args:
         model: what `prepare_pt2e` returned, after calibration data ran through it, or `prepare_qat_pt2e`, after
-            training. Dynamic and weight-only configurations need no data to calibrate.
+            training; compiled or not. Dynamic and weight-only configurations need no data to calibrate.
         fold_quantize: store quantized weights as integers; False leaves weight -> quantize -> dequantize in the graph.
         quantized_io: inputs and outputs of the model that are to be integers; `explain(converted).inputs` and
             `.outputs` have their scale and zero point.
@@ -77,7 +77,7 @@ def convert_pt2e(
             them, or an input, output or buffer cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
-    record = with_histograms(_checked(model), model)
+    record = with_histograms(_checked(model := uncompiled(model)), model)
     gm = run_pass(to_operators, clone(model))
     if record.trained:
         gm = run_everywhere(observe_dropouts, run_everywhere(fold_trained, gm.eval()))

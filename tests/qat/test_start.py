@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, enable_observer, explain, prepare_pt2e, prepare_qat_pt2e
-from pt2e_quant.calibration import load_calibration, save_calibration
+from pt2e_quant.calibration import save_calibration
 from pt2e_quant.errors import CalibrationError
 from pt2e_quant.fake_quantize import FusedMovingAvgObsFakeQuantize
-from pt2e_quant.observer import MovingAverageMinMaxObserver
+from pt2e_quant.observer import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
 from pt2e_quant.quantizer import QuantizationConfig, for_training, with_learned_scales
 from pt2e_quant.specs import QuantizationSpec
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import ConvNet, export
-from tests.pt2e.kit import PER_CHANNEL, Toy
+from tests.pt2e.kit import PER_CHANNEL, STATIC, Toy
 from tests.qat.kit import images, sgd
 
 BATCHES = [images(seed, 4, 3, 16, 16) for seed in range(3)]
@@ -92,11 +92,30 @@ def test_a_calibration_from_a_file_starts_training(program, calibrated, tmp_path
     pytest.importorskip("safetensors")
     save_calibration(calibrated, tmp_path / "calibration")
     config = quantizer(for_training(FOUR_BITS))
-    with pytest.raises(CalibrationError, match="load_calibration"):
-        prepare_qat_pt2e(program, config, calibration=tmp_path / "calibration")
-    loaded = prepare_pt2e(program, quantizer(FOUR_BITS))
-    load_calibration(loaded, tmp_path / "calibration")
-    assert ranges(prepare_qat_pt2e(program, config, calibration=loaded)) == ranges(calibrated)
+    assert ranges(prepare_qat_pt2e(program, config, calibration=tmp_path / "calibration")) == ranges(calibrated)
+
+
+@pytest.mark.parametrize("kind", [HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver])
+def test_a_file_of_any_observer_starts_training(program, tmp_path, kind):
+    pytest.importorskip("safetensors")
+    act = QuantizationSpec(torch.int8, kind, -120, 115, torch.per_tensor_affine)
+    config = QuantizationConfig(act, act, PER_CHANNEL)
+    calibrated = prepare_pt2e(program, Toy().set_global(config))
+    calibrated(BATCHES[0])
+    save_calibration(calibrated, tmp_path / "calibration")
+    graph = prepare_qat_pt2e(program, Toy().set_global(for_training(config)), calibration=str(tmp_path / "calibration"))
+    assert ranges(graph) == ranges(calibrated)
+
+
+def test_a_file_of_another_model_starts_nothing(program, tmp_path):
+    pytest.importorskip("safetensors")
+    other = prepare_pt2e(export(nn.Linear(3, 3), images(1, 2, 3)), Toy().set_global(STATIC))
+    other(images(1, 2, 3))
+    save_calibration(other, tmp_path / "calibration")
+    with pytest.raises(
+        CalibrationError, match=r"(?s)the calibration has nothing for MSEObserver on x:.*input x.*no observer there"
+    ):
+        prepare_qat_pt2e(program, quantizer(for_training(FOUR_BITS)), calibration=tmp_path / "calibration")
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -119,6 +119,29 @@ def test_training_resumes_from_a_checkpoint_bit_by_bit():
     assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
 
 
+# --- types of numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+def test_a_graph_cannot_become_one_of_another_type_and_stays_as_it_was(cast):
+    graph, x = convnet(), images(2, 4, 3, 16, 16)
+    before = graph(x)
+    with pytest.raises(
+        CaptureError, match=r"exported in torch\.float32.*before torch\.export; or train under torch\.auto"
+    ):
+        cast(nn.Sequential(graph))
+    assert torch.equal(graph(x), before)
+
+
+def test_ranges_and_scales_stay_in_float32_whatever_the_model_computes_in():
+    x = images(1, 4, 3, 16, 16).bfloat16()
+    graph = prepared(ConvNet().bfloat16(), x)
+    before = graph(x)
+    graph.bfloat16()
+    assert torch.equal(graph(x), before)
+    assert {value.dtype for name, value in graph.named_buffers() if name.endswith(("scale", "_val"))} == {torch.float32}
+
+
 # --- convert_pt2e -----------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +152,13 @@ def test_parameters_that_are_nan_are_not_hidden_in_integers():
         graph.get_parameter("head.weight")[0, 0] = float("nan")
     with pytest.raises(ConversionError, match=r"(?s)NaN.*: head\.weight\..*diverged"):
         convert_pt2e(graph)
+
+
+def test_a_compiled_model_is_converted_as_it_was_before():
+    graph, x = convnet(), images(2, 4, 3, 16, 16)
+    graph(x)
+    compiled = torch.compile(settle(graph), backend="eager")
+    assert torch.equal(convert_pt2e(compiled)(x), convert_pt2e(graph)(x))
 
 
 def test_a_wrapper_is_told_to_hand_out_what_it_wraps():

@@ -20,6 +20,7 @@ from ...arguments import bind
 from ...checks import checked
 from ...errors import ConversionError
 from ...fake_quantize import is_fake_quantizer
+from ...graph.module import uncompiled
 from ...graph.nested import every_node
 from ...graph.run import batches_of, run_batch
 from ...grid import Grid
@@ -123,11 +124,11 @@ def _at_rest(prepared: nn.Module) -> GraphModule:
     Raises:
         ConversionError: it does not round.
     """
-    model = getattr(prepared, "_orig_mod", prepared)  # of torch.compile
+    model = uncompiled(prepared)
     found = [module for module in model.modules() if is_fake_quantizer(module)]
     if not found or not isinstance(model, GraphModule):
         raise ConversionError("the first argument of check_converted is the model that was trained, which rounds")
-    if any(module.fake_quant_enabled[0] != 1 for module in found):  # type: ignore[index]
+    if any(module.fake_quant_enabled[0] != 1 for module in found):
         raise ConversionError(
             "the first argument of check_converted does not round everywhere, as the converted model does: call "
             "enable_fake_quant(prepared) before."

@@ -56,9 +56,9 @@ def prepare_qat_pt2e(
             XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True)).
         require, allow_empty, decompose: as in `prepare_pt2e`.
         calibration: what activations are rounded to from the start, instead of what training shows: a calibrated model
-            that `prepare_pt2e` returned for the same export (a file goes into one by `load_calibration`), or batches,
-            in which MSEObserver finds the ranges. The observers of activations rest then, until `enable_observer`;
-            scales that are parameters (`with_learned_scales`) are learned from there on.
+            that `prepare_pt2e` returned for the same export; the path of a file that `save_calibration` wrote of one;
+            or batches, in which MSEObserver finds the ranges. The observers of activations rest then, until
+            `enable_observer`; scales that are parameters (`with_learned_scales`) are learned from there on.
 
     Returns:
         A module with the calling convention and in the mode of `model`, on which train() and eval() work.

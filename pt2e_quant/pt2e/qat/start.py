@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from textwrap import indent
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +22,13 @@ from ...graph.constants import Constants
 from ...graph.module import clone, finish
 from ...graph.nested import graphs
 from ...graph.run import batches_of, run_batch
-from ...observer import MSEObserver, PerTensor
+from ...observer import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MSEObserver,
+    PerTensor,
+)
 from ...qparams import storage_dtype
 from ...specs import is_per_channel, is_symmetric
 from ..observed import ObserverReading, QParams, read_observer, read_qparams
@@ -44,6 +51,9 @@ class _Site(NamedTuple):
 Sites = dict[str, _Site]
 """By the name of the fake quantizer."""
 
+_KINDS: tuple[type[Any], ...] = (MSEObserver, HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver)
+"""Those that a calibration file may teach, the best informed first."""
+
 
 def start_from_calibration(prepared: GraphModule, calibration: Any) -> None:
     """Let the static activations of a freshly prepared model round as calibration found, and keep to that.
@@ -52,11 +62,12 @@ def start_from_calibration(prepared: GraphModule, calibration: Any) -> None:
     other weights are rounded to the grid of their values of the moment, as ever.
 
     Args:
-        calibration: a calibrated model that `prepare_pt2e` made of the same export by the same rules; or batches, as
-            `calibration_report` takes them, in which MSEObserver finds the ranges.
+        calibration: a calibrated model that `prepare_pt2e` made of the same export by the same rules; the path of a
+            file that `save_calibration` wrote of one; or batches, as `calibration_report` takes them, in which
+            MSEObserver finds the ranges.
 
     Raises:
-        CalibrationError: it is neither, saw no data at a tensor, or has another number format there.
+        CalibrationError: it is none of these, saw no data at a tensor, or has another number format there.
     """
     record: Record = record_of(prepared)  # type: ignore[assignment]
     weights = _weights(prepared)
@@ -67,10 +78,12 @@ def start_from_calibration(prepared: GraphModule, calibration: Any) -> None:
             "the model in calibration= is converted, and has no observers left. Pass the calibrated model that it was "
             "made of, or batches."
         )
-    if other is None:
-        readings = _of_batches(prepared, record, sites, calibration)
-    else:
+    if other is not None:
         readings = {name: _of_prepared(calibration, other, site) for name, site in sites.items()}
+    elif isinstance(calibration, (str, os.PathLike)):
+        readings = _of_file(prepared, sites, calibration)
+    else:
+        readings = _of_batches(prepared, record, sites, calibration)
     for name, reading in readings.items():
         _start(attribute(prepared, name), read_qparams(reading))
     for name, weight in weights.items():
@@ -136,11 +149,6 @@ def _of_prepared(calibrated: GraphModule, record: Record, site: _Site) -> Observ
 
 def _of_batches(prepared: GraphModule, record: Record, sites: Sites, data: Any) -> dict[str, ObserverReading]:
     """What MSEObserver finds while the model runs in evaluation, without rounding. The model stays as it was."""
-    if isinstance(data, (str, os.PathLike)):
-        raise CalibrationError(
-            f"calibration= is a calibrated model or batches, got the path {str(data)!r}. Load the file into the "
-            "former: calibrated = prepare_pt2e(exported, quantizer), then load_calibration(calibrated, path)."
-        )
     watching = {name: _watching(site.reading) for name, site in sites.items()}
     gm = clone(prepared)
     own_written(gm)
@@ -152,9 +160,30 @@ def _of_batches(prepared: GraphModule, record: Record, sites: Sites, data: Any) 
     return {name: _fitting(read_observer(one), sites[name]) for name, one in watching.items()}
 
 
-def _watching(reading: ObserverReading) -> MSEObserver:
+def _of_file(prepared: GraphModule, sites: Sites, path: str | os.PathLike[str]) -> dict[str, ObserverReading]:
+    """What the first of several kinds of observers makes of the file that it can be taught by."""
+    from ...calibration.merge import merged  # it knows pt2e
+    from ...calibration.stored import from_file
+    from ...calibration.watched import watched
+
+    entries = from_file(path)
+
+    def taught(site: Any, reading: ObserverReading) -> Any:
+        problems = []
+        for kind in _KINDS:
+            try:
+                return merged(replace(site, observer=_watching(reading, kind)), [entries])
+            except CalibrationError as problem:
+                problems.append(problem)
+        raise problems[0]
+
+    found = {one.name: one for one in watched(prepared)}
+    return {name: _fitting(read_observer(taught(found[name], site.reading)), site) for name, site in sites.items()}
+
+
+def _watching(reading: ObserverReading, kind: type[Any] = MSEObserver) -> Any:
     low, high = reading.bounds or (None, None)
-    observer = MSEObserver(dtype=reading.dtype, qscheme=reading.qscheme, quant_min=low, quant_max=high)
+    observer = kind(dtype=reading.dtype, qscheme=reading.qscheme, quant_min=low, quant_max=high)
     observer.site = reading.place
     return observer
 
