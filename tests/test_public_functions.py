@@ -201,6 +201,7 @@ OTHERWISE = {
     "quantize_dynamic": {"model": nn.Sequential(nn.Linear(4, 3))},
     "prepare": {"model": configured(nn.Linear(4, 3))},
     "convert": {"module": calibrated()},
+    "prepare_qat": {"model": configured(nn.Linear(4, 3))},
     "default_eval_fn": {"model": nn.Linear(4, 3)},
     "swap_module": {"mod": configured(nn.Linear(4, 3))},
     "swap_report": {"model": quantize_dynamic(nn.Linear(4, 3))},

@@ -10,16 +10,13 @@ from torch import nn
 
 from ..checks import checked
 from ..errors import ConversionError, TargetingError, did_you_mean
-from ..nn import intrinsic
+from ..nn.intrinsic.containers import container_of
 from .chains import find_chains
 
 __all__ = ["FOLDED", "fuse_known_modules", "fuse_modules", "fuse_modules_qat", "is_known"]
 
 _Fuser = Callable[..., Sequence[nn.Module]]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CONTAINERS = tuple(
-    getattr(intrinsic, name) for name in intrinsic.__all__ if isinstance(getattr(intrinsic, name), type)
-)
 FOLDED = (
     *zip((nn.Conv1d, nn.Conv2d, nn.Conv3d), _NORMS, strict=True),
     *zip((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _NORMS, strict=True),
@@ -136,8 +133,8 @@ def fuse_known_modules(
 def is_known(modules: Sequence[nn.Module], is_qat: bool) -> bool:
     """Whether `fuse_known_modules` fuses these, in this order."""
     if not is_qat and _folds(modules):
-        return len(modules) == 2 or _container([modules[0], *modules[2:]]) is not None
-    found = _container(modules)
+        return len(modules) == 2 or container_of([modules[0], *modules[2:]]) is not None
+    found = container_of(modules)
     return found is not None and (is_qat or not any(issubclass(part, _NORMS) for part in found.parts[1:]))
 
 
@@ -147,15 +144,10 @@ def _folds(modules: Sequence[nn.Module]) -> bool:
     )
 
 
-def _container(modules: Sequence[nn.Module]) -> Any:
-    fits = (kind for kind in _CONTAINERS if len(kind.parts) == len(modules))
-    return next((kind for kind in fits if all(map(isinstance, modules, kind.parts))), None)
-
-
 def _made(modules: list[Any], is_qat: bool) -> Any:
     if not is_qat and _folds(modules):
         modules = [_folded(*modules[:2]), *modules[2:]]
-    return modules[0] if len(modules) == 1 else _container(modules)(*modules).train(modules[0].training)
+    return modules[0] if len(modules) == 1 else container_of(modules)(*modules).train(modules[0].training)
 
 
 def _folded(product: Any, norm: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..nn import qat
 from ..nn.quantized import DeQuantize, FloatFunctional, QFunctional, Quantize
 from ..nn.rows import (
     dynamic_classes,
@@ -41,9 +42,10 @@ _STUBS: _Mapping = {QuantStub: Quantize, DeQuantStub: DeQuantize}
 
 
 def default_dynamic_mapping() -> _Mapping:
-    """Float class -> quantized class that takes and returns float tensors."""
+    """Float class, or class of training -> quantized class that takes and returns float tensors."""
     static = quantized_classes()
-    return _by_class({**dynamic_classes(), **{name: static[name] for name in _EMBEDDINGS}})
+    made = _by_class({**dynamic_classes(), **{name: static[name] for name in _EMBEDDINGS}})
+    return {**made, qat.dynamic.Linear: made[nn.Linear]}
 
 
 def default_static_mapping() -> _Mapping:

@@ -125,7 +125,7 @@ def folded(module: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias, with the batch norm of a module from quantization-aware training folded in."""
     norm = getattr(module, "bn", None)
     if norm is None:
-        return module.weight, module.bias
+        return module.weight, getattr(module, "bias", None)
     fusion = nn.utils.fusion
     fold = fusion.fuse_linear_bn_weights if module.weight.dim() == 2 else fusion.fuse_conv_bn_weights
     statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -23,7 +23,7 @@ from pt2e_quant import (
     freeze_bn_stats,
     prepare_qat_pt2e,
 )
-from pt2e_quant.pt2e.qat.batch_norm import by_channel, gamma_over_sigma
+from pt2e_quant.batch_norm import by_channel, gamma_over_sigma
 from pt2e_quant.quantizer import QuantizationConfig, QuantizationSpec
 from tests.nets import export, randomize
 from tests.pt2e.kit import Toy, calls, relative_error, symmetric_by_hand, the_call

@@ -1,6 +1,6 @@
 """Fused modules. Their quantized forms are in `quantized`. The names of torch.ao.nn.intrinsic."""
 
-from . import quantized
+from . import qat, quantized
 from .containers import (
     BNReLU2d,
     BNReLU3d,
@@ -35,5 +35,6 @@ __all__ = [
     "LinearLeakyReLU",
     "LinearReLU",
     "LinearTanh",
+    "qat",
     "quantized",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -26,6 +27,7 @@ __all__ = [
     "LinearLeakyReLU",
     "LinearReLU",
     "LinearTanh",
+    "container_of",
 ]
 
 
@@ -171,3 +173,12 @@ class LinearTanh(Fused):
 
     def __init__(self, linear: nn.Module, tanh: nn.Module) -> None:
         super().__init__(linear, tanh)
+
+
+def container_of(modules: Sequence[nn.Module]) -> Any:
+    """The class that holds these modules in this order; None where there is none."""
+    fits = (kind for kind in _CONTAINERS if len(kind.parts) == len(modules))
+    return next((kind for kind in fits if all(map(isinstance, modules, kind.parts))), None)
+
+
+_CONTAINERS = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Fused) and kind.parts]

@@ -1,15 +1,6 @@
 """Batch norm in training: a layer is rounded as it will be once the batch norm after it is folded into it.
 
-With scale = gamma / sqrt(running_var + eps), one value per output channel:
-
-    batch_norm(layer(x, fake_quantize(weight * scale) / scale, bias))
-
-What is rounded is the weight that will be stored, with the scale of the running statistics, which move little from
-batch to batch; the division undoes that scale, so that the batch's own statistics train as in the float model
-(Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference: A whitepaper", arXiv:1806.08342,
-section 3.2.2; Jacob et al., arXiv:1712.05877, section 3.2). They divide the output of the layer; it is linear, so the
-same comes of dividing its weight, which is smaller, and autograd need not keep the output twice. In evaluation this is
-the folded layer, but for float rounding.
+The formula is in `pt2e_quant.batch_norm`.
 
 Three steps. `fold_for_training` folds as for calibration, so that a quantizer sees the same graph; `unfold_batch_norm`
 brings the batch norms back once the observers are in; `fold_trained` folds them again at convert.
@@ -19,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,11 +20,12 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind, set_argument, training_argument
+from ...batch_norm import by_channel, gamma_over_sigma
 from ...errors import PlanError, QuantizationError
 from ...graph.attributes import attribute, constant, insert_attribute, set_attribute
 from ...graph.module import counts_batches, tidy
 from ...graph.values import is_float_tensor
-from ...graph.write import Symbol, Writer, call
+from ...graph.write import Symbol, Writer
 from ...meta import SET_ASIDE_KEY, TRAINED_KEY
 from ...ops import is_conv_transpose
 from ...passes.fold_batch_norm import NORM_TENSORS, fold_batch_norm, folded_bias, is_batch_norm
@@ -47,31 +39,6 @@ aten = torch.ops.aten
 _LAYER_TENSORS = ("weight", "bias")
 Parameters = dict[str, tuple[str, Tensor] | None]
 """Name and value of the parameters of a node, by argument; None where it has none."""
-
-
-# --- the formula ------------------------------------------------------------------------------------------------------
-
-
-def gamma_over_sigma(gamma: Any, running_var: Any, eps: float) -> Any:
-    """What folding multiplies each output channel with; 1 where gamma is 0, so that a division undoes it there too."""
-    variance = running_var + eps
-    sigma = call(aten.sqrt.default, variance)
-    scale = sigma / variance if gamma is None else gamma / sigma
-    return call(aten.where.ScalarSelf, call(aten.eq.Scalar, scale, 0), 1.0, scale)
-
-
-def by_channel(operation: Callable[[Any, Any], Any], weight: Any, scale: Any, groups: int | None) -> Any:
-    """operation(weight, scale) by output channel.
-
-    `groups` is given for a transposed convolution, whose weight is (in, out / groups, *kernel); all others have the
-    output channels in dimension 0.
-    """
-    inputs, outputs, *kernel = weight.shape
-    if groups is None:
-        return operation(weight, scale.reshape([-1, 1, *[1] * len(kernel)]))
-    per_group = weight.reshape([groups, inputs // groups, outputs, *kernel])
-    factor = scale.reshape([groups, 1, outputs, *[1] * len(kernel)])
-    return operation(per_group, factor).reshape([inputs, outputs, *kernel])
 
 
 # --- capture ----------------------------------------------------------------------------------------------------------
