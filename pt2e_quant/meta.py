@@ -15,6 +15,7 @@ __all__ = [
     "DROPPED_KEY",
     "FOLDED_KEY",
     "FROZEN_NORMS_KEY",
+    "FX_KEY",
     "HANDLE_KEY",
     "INITIALIZED_KEY",
     "MERGED_KEY",
@@ -94,6 +95,9 @@ DROPOUTS_KEY = "pt2e_quant_dropouts"
 
 FROZEN_NORMS_KEY = "pt2e_quant_frozen_norms"
 """GraphModule.meta key: present where batch norms keep their running statistics, in training too."""
+
+FX_KEY = "pt2e_quant_fx"
+"""GraphModule.meta key: the FXState of a model that FX mode prepared."""
 
 ANNOTATION_KEY = "quantization_annotation"
 """The node.meta key under which a Quantizer leaves its QuantizationAnnotation."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import types
 from collections.abc import Iterable
 from textwrap import indent
 
@@ -28,6 +29,7 @@ __all__ = [
     "module_type",
     "node_id",
     "source_line",
+    "target_name",
     "type_name",
 ]
 
@@ -59,7 +61,7 @@ def locate(node: Node) -> str:
     """
     arguments = ", ".join(_short(argument) for argument in (*node.args, *node.kwargs.values()))
     first = (
-        f"node {node_id(node)} = {_target_name(node)}({arguments})"
+        f"node {node_id(node)} = {target_name(node)}({arguments})"
         if node.op != "placeholder"
         else f"input {node_id(node)}"
     )
@@ -110,10 +112,12 @@ def source_line(node: Node) -> str | None:
     return _user_frame(trace) if trace else None
 
 
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
 
 
-_TORCH_FILE = re.compile(r"[/\\]torch[/\\](nn|_dynamo|export|fx|_export)[/\\]")
+_TORCH_FILE = re.compile(r"[/\\]torch[/\\]((nn|_dynamo|export|fx|_export)[/\\]|overrides\.py|_tensor\.py)")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,8 +137,11 @@ def _clean_path(path: str) -> str:
     return re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path).replace("_modules.", "").lstrip(".")
 
 
-def _target_name(node: Node) -> str:
-    return str(node.target) if node.op == "call_function" else f"{node.op}[{node.target}]"
+def target_name(node: Node) -> str:
+    """What a node calls: an operator in full, a function of Python by its name, else 'call_module[conv1]'."""
+    if node.op != "call_function":
+        return f"{node.op}[{node.target}]"
+    return node.target.__name__ if isinstance(node.target, _FUNCTIONS) else str(node.target)
 
 
 def _short(argument: object) -> str:

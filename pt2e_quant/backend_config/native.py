@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..eager.fuse import FOLDED, fuse_known_modules, is_known
 from ..nn import intrinsic
-from ..nn.rows import ROWS, Row, resolve
+from ..nn.rows import ROWS, Row, float_class, resolve
 from .config import BackendConfig, BackendPatternConfig
 from .dtypes import DTypeConfig, DTypeWithConstraints, ObservationType
 
@@ -47,13 +47,13 @@ _PAIRS: tuple[Any, ...] = (operator.add, torch.add, operator.mul, torch.mul)
 _OWN_GRID: tuple[Any, ...] = (F.elu, F.hardswish, F.leaky_relu, F.dropout, F.instance_norm, F.group_norm, torch.matmul)
 _SAME_GRID = (
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.Flatten, nn.Hardtanh, nn.Identity, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.PixelShuffle,
-    nn.PixelUnshuffle, nn.ReLU, nn.ReLU6, nn.Upsample, torch.cat, torch.adaptive_avg_pool1d, F.adaptive_avg_pool1d,
+    nn.Hardtanh, nn.Identity, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.PixelShuffle,
+    nn.PixelUnshuffle, nn.ReLU, nn.ReLU6, torch.cat, torch.adaptive_avg_pool1d, F.adaptive_avg_pool1d,
     F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.hardtanh, F.hardtanh_, F.interpolate, F.max_pool1d, F.max_pool2d,
     F.max_pool3d, F.pixel_shuffle, F.pixel_unshuffle, F.relu, F.relu6, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
     torch.relu, torch.clamp, torch.flatten, torch.mean, torch.narrow, torch.repeat_interleave, torch.transpose,
-    torch.squeeze, torch.stack, torch.unsqueeze, operator.floordiv, "chunk", "clamp", "contiguous", "detach",
-    "detach_", "flatten", "mean", "permute", "relu", "relu_", "repeat", "repeat_interleave", "reshape", "resize_",
+    torch.squeeze, torch.stack, torch.unsqueeze, operator.floordiv, "clamp", "contiguous", "detach",
+    "detach_", "mean", "permute", "relu", "relu_", "repeat", "repeat_interleave", "reshape", "resize_",
     "squeeze", "squeeze_", "transpose", "unsqueeze", "unsqueeze_", "view",
 )  # fmt: skip
 _INTO_0_1 = (
@@ -87,13 +87,12 @@ def _config(pattern: Any, types: Sequence[DTypeConfig], observation: Observation
 def _of_row(row: Row) -> Iterator[BackendPatternConfig]:
     """The float class, and the class that it is trained in."""
     types = (_FLOAT_WEIGHT,) if row.float == "LayerNorm" else _OF_KERNELS[row.kernel]
-    room, _, name = row.float.rpartition(".")
-    if room == "quantized" or row.post in ("leaky_relu", "tanh"):
+    if row.float.startswith("quantized.") or row.post in ("leaky_relu", "tanh"):
         return
-    first = getattr(nn, row.first or name)
+    first = float_class(row.first or row.float)
     reference = resolve((ROWS[row.first] if row.first else row).reference or "")
     trained = resolve(row.qat) if row.qat else None
-    for kind in filter(None, (resolve(row.float) if room else getattr(nn, name), trained)):
+    for kind in filter(None, (float_class(row.float), trained)):
         config = _config(kind, types).set_qat_module(None if kind is trained else trained)
         if reference is not None:
             config.set_root_module(first).set_reference_quantized_module(reference)
@@ -101,7 +100,7 @@ def _of_row(row: Row) -> Iterator[BackendPatternConfig]:
 
 
 def _fusions() -> Iterator[BackendPatternConfig]:
-    """Rows of modules that become one, and the containers of training with a batch norm inside."""
+    """Modules in a row that become one."""
     containers = [getattr(intrinsic, name) for name in intrinsic.__all__]
     fused = {kind.parts: kind for kind in containers if getattr(kind, "parts", ())}
     for parts in (*FOLDED, *fused):
@@ -111,12 +110,6 @@ def _fusions() -> Iterator[BackendPatternConfig]:
         for last in _RELUS if parts[-1] is nn.ReLU else (parts[-1],):
             config = BackendPatternConfig((*parts[:-1], last)).set_fuser_method(_fused).set_fused_module(container)
             yield config.set_dtype_configs(list(_OF_KERNELS[_kernel(parts[0])]))
-        if container is not None and f"intrinsic.{container.__name__}" not in ROWS:
-            trained = resolve(f"intrinsic.qat.{container.__name__}")
-            for kind in filter(None, (container, trained)):
-                config = _config(kind, _OF_KERNELS[_kernel(parts[0])])
-                config.set_root_module(parts[0]).set_reference_quantized_module(_reference(parts[0]))
-                yield config.set_qat_module(None if kind is trained else trained)
 
 
 def _functions() -> Iterator[BackendPatternConfig]:
@@ -142,10 +135,6 @@ _PARAMETERS: dict[Any, dict[str, int]] = {
 
 def _kernel(product: type[nn.Module]) -> str:
     return ROWS[product.__name__].kernel if product.__name__ in ROWS else "norm"
-
-
-def _reference(product: type[nn.Module]) -> type[nn.Module] | None:
-    return resolve(ROWS[product.__name__].reference or "")
 
 
 def _fused(is_qat: bool, *modules: nn.Module) -> nn.Module | None:

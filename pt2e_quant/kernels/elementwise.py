@@ -33,7 +33,9 @@ def quantized(
 ) -> QTensor:
     """Real numbers (or numbers of steps) on a grid, in the integer type of `like`. The values may be overwritten."""
     low, high = like.limits
-    if relu:
+    if relu and isinstance(zero_point, Tensor):  # as traced; the result is the same
+        values = torch.relu(values)
+    elif relu:
         low = max(low, zero_point)
     stored = like.codes.dtype
     if is_traced():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import QuantizedTensorError
-from ..qtensor import quantize_per_channel, quantize_per_tensor
+from ..qtensor import QTensor, quantize_per_channel, quantize_per_tensor
 
 __all__ = [
     "GRU",
@@ -64,6 +64,7 @@ class ReferenceQuantizedModule(nn.Module):
         self.register_buffer(f"{name}_scale", torch.as_tensor(scale, dtype=torch.float32).detach().clone())
         self.register_buffer(f"{name}_zero_point", zeros.detach().clone())
         self.register_buffer(f"{name}_axis", torch.tensor(int(axis), dtype=torch.int32))
+        self._axes = {**getattr(self, "_axes", {}), name: int(axis)}  # as compilers cannot read buffers
 
     def _quantized(self, name: str) -> Tensor:
         """One weight on its grid: a QTensor, or float16, or the weight as it is."""
@@ -74,13 +75,14 @@ class ReferenceQuantizedModule(nn.Module):
             return weight  # type: ignore[no-any-return]
         scale, zero_point = getattr(self, f"{name}_scale"), getattr(self, f"{name}_zero_point")
         if scheme in _PER_CHANNEL:
-            return quantize_per_channel(weight.detach(), scale, zero_point, int(getattr(self, f"{name}_axis")), dtype)
-        return quantize_per_tensor(weight.detach(), float(scale), int(zero_point), dtype)
+            return quantize_per_channel(weight.detach(), scale, zero_point, self._axes[name], dtype)
+        made: Tensor = quantize_per_tensor(weight.detach(), scale, zero_point, dtype)
+        return made
 
     def _rounded(self, name: str) -> Tensor:
         """The real numbers that one weight's codes stand for."""
         made = self._quantized(name)
-        return made.dequantize() if made.is_quantized else made.to(getattr(self, name).dtype)
+        return made.dequantize() if isinstance(made, QTensor) else made.to(getattr(self, name).dtype)
 
     def get_weight(self) -> Tensor:
         """The weight, rounded to its grid, in float."""
@@ -108,6 +110,7 @@ class ReferenceQuantizedModule(nn.Module):
             for end in ("scale", "zero_point", "axis", "qscheme", "dtype"):
                 if f"{prefix}{name}_{end}" in state_dict:  # set, not copied: a scale per channel has another shape
                     setattr(self, f"{name}_{end}", state_dict.pop(f"{prefix}{name}_{end}"))
+            self._axes[name] = int(getattr(self, f"{name}_axis"))
         held = {name: self._buffers.pop(name) for name in list(self._buffers)}
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._buffers.update(held)

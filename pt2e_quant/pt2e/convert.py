@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from .quantized_io import QuantizedIO, quantize_io
 from .record import PointRecord, Record, record_of
 from .representation import reference_representation_rewrite
 
-__all__ = ["convert_pt2e"]
+__all__ = ["convert_pt2e", "converted_record", "prepared_record", "replace_observers"]
 
 Readings = dict[str, ObserverReading]
 """Of the observers that one graph calls, by name."""
@@ -77,14 +77,11 @@ def convert_pt2e(
             them, or an input, output or buffer cannot become integers.
         CalibrationError: observers of static tensors never saw data; each is named.
     """
-    record = with_histograms(_checked(model := uncompiled(model)), model)
+    record = with_histograms(prepared_record(model := uncompiled(model)), model)
     gm = run_pass(to_operators, clone(model))
     if record.trained:
         gm = run_everywhere(observe_dropouts, run_everywhere(fold_trained, gm.eval()))
-    _restore_observers(gm)
-    gm.meta.pop(AROUND_KEY, None)
-    own_written(gm, record.state)
-    qparams = _replace_observers(gm, record, allow_uncalibrated)
+    qparams = replace_observers(gm, record, allow_uncalibrated)
     gm = run_pass(move_constants_out, run_everywhere(fold_weights if fold_quantize else tidy, gm))
     record = make_buffers_integer(gm, integer_buffers, record)
     if quantized_io is not None:
@@ -92,25 +89,34 @@ def convert_pt2e(
     finish(gm)
     if record.trained:
         own_state(gm)  # training may go on
-    groups = [with_qparams(group, qparams.get(group.observer)) for group in record.groups]
-    gm.meta[RECORD_KEY] = replace(record, stage="converted", state={}, groups=groups, bytes_after=state_bytes(gm))
+    gm.meta[RECORD_KEY] = converted_record(gm, record, qparams)
     return reference_representation_rewrite(gm) if use_reference_representation else gm
 
 
 _HOW_TO_PREPARE = "Call prepared = prepare_pt2e(exported, quantizer), run calibration data through it, then convert it."
 
 
-def _checked(model: object) -> Record:
+def converted_record(gm: GraphModule, record: Record, qparams: Mapping[str, QParams]) -> Record:
+    """The record of a finished graph, with what its observers have settled on, by their names."""
+    groups = [with_qparams(group, qparams.get(group.observer)) for group in record.groups]
+    return replace(record, stage="converted", state={}, groups=groups, bytes_after=state_bytes(gm))
+
+
+def prepared_record(model: object, by: str = "convert_pt2e", of: str = "prepare_pt2e") -> Record:
+    """The record of a prepared model, which can be converted.
+
+    Raises:
+        ConversionError: it was not prepared, is converted already, or has no weights.
+    """
     record = record_of(model)
     if record is None:
         is_wrapper = record_of(getattr(model, "module", None)) is not None
         way_out = "It wraps a prepared model: pass its .module." if is_wrapper else _HOW_TO_PREPARE
         raise ConversionError(
-            f"convert_pt2e needs what prepare_pt2e returned, got {type(model).__name__} without a record of it. "
-            + way_out
+            f"{by} needs what {of} returned, got {type(model).__name__} without a record of it. " + way_out
         )
     if record.stage == "converted":
-        raise ConversionError("this model is converted already; convert_pt2e takes the prepared model")
+        raise ConversionError(f"this model is converted already; {by} takes the prepared model")
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
@@ -142,8 +148,15 @@ def _restore_observers(gm: ExportedModule) -> None:
             set_attribute(gm, name, observer)
 
 
-def _replace_observers(gm: GraphModule, record: Record, allow_uncalibrated: bool) -> dict[str, QParams]:
-    """Put q/dq pairs in the place of the observers of all graphs; the qparams by the names of the observers."""
+def replace_observers(gm: ExportedModule, record: Record, allow_uncalibrated: bool) -> dict[str, QParams]:
+    """Put q/dq pairs in the place of the observers of all graphs; the qparams by the names of the observers.
+
+    Raises:
+        CalibrationError: an observer of a static tensor never saw data.
+    """
+    _restore_observers(gm)
+    gm.meta.pop(AROUND_KEY, None)
+    own_written(gm, record.state)
     points = record.points_by_graph()
     calls: dict[str, list[Node]] = {}
     readings: dict[str, Readings] = {}

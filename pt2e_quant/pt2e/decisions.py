@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from torch.fx import GraphModule, Node
 
+from ..graph.module import is_guard
 from ..graph.nested import graphs
 from ..graph.values import is_float_tensor
 from ..ops import BATCH_NORM, EMBEDDING, RNN, RNN_CELL
 from ..quantizer.reading import AnnotationReading
 from ..reasons import WAYS_OUT, Refusal, refusals
 from ..specs import EdgeOrNode
-from ..where import exported_name, locate_all, module_path, node_id, source_line
+from ..where import exported_name, locate_all, module_path, node_id, source_line, target_name
 from .record import Decision
 from .rounded_indices import rounded_indices
 from .sharing import Resolved
@@ -24,6 +25,9 @@ __all__ = ["PLAN", "decisions", "nothing_quantized", "opaque_decisions"]
 
 PLAN = "plan"
 """Who refuses what an annotation asks for and the graph does not allow."""
+
+_CALLS = ("call_function", "call_module", "call_method")
+"""Exported graphs have the first alone; symbolic ones have modules and methods, too."""
 
 _WITH_PARTS = frozenset((*RNN, *RNN_CELL, *EMBEDDING, *BATCH_NORM))
 
@@ -79,7 +83,7 @@ def nothing_quantized(parts: Iterable[GraphModule], decided: list[Decision], qua
 
 
 def _is_decided(node: Node, annotations: Mapping[Node, AnnotationReading]) -> bool:
-    if node.op != "call_function" or _is_part(node):
+    if node.op not in _CALLS or _is_part(node) or is_guard(node):
         return False
     return is_float_tensor(node) or node in annotations or node.target in _WITH_PARTS
 
@@ -102,7 +106,7 @@ def _decision(
     reason, code = (None, None) if quantized else _reason(node, quantizer, is_claimed, refused)
     return Decision(
         node=node_id(node),
-        op=str(node.target),
+        op=target_name(node),
         quantized=quantized,
         rule=(rule or quantizer) if quantized else None,
         reason=None if reason is None else reason + _stored_twice(node, resolved) + rounded_indices(node, resolved),

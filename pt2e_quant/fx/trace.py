@@ -1,0 +1,138 @@
+"""From a model to a symbolic graph of its modules, functions and methods, with the value of each node."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node, Tracer
+from torch.utils import _pytree as pytree
+
+from ..errors import CaptureError
+from ..graph.module import ExportedModule, finish
+from ..nn.functional_modules import FloatFunctional, FXFloatFunctional
+from .custom_config import PrepareCustomConfig, QuantType
+
+__all__ = ["finish_in_modes", "record_values", "trace"]
+
+_WHOLE = ("torch.nn.", "pt2e_quant.nn.")
+
+
+def trace(model: nn.Module, custom: PrepareCustomConfig) -> ExportedModule:
+    """A draft of a graph whose nodes call the modules of torch.nn, and those that `custom` names, as they are.
+
+    The model stays as it was: the graph has a copy.
+
+    Raises:
+        Whatever the model raises on symbols, such as torch.fx.proxy.TraceError.
+    """
+    if isinstance(model, GraphModule):
+        model = copy.copy(model)
+    root = copy.deepcopy(model)
+    for module in list(root.modules()):
+        for name, child in module.named_children():
+            if type(child) is FloatFunctional:
+                setattr(module, name, FXFloatFunctional())
+    tracer = _Tracer(custom)
+    graph = tracer.trace(root)
+    made = ExportedModule(root, graph, type(model).__name__, draft=True)
+    nn.Module.train(made, model.training)
+    for name, module in root.named_modules():  # each keeps its own mode
+        if name and name in dict(made.named_modules()):
+            made.get_submodule(name).training = module.training
+    return made
+
+
+def finish_in_modes(gm: ExportedModule, training: bool) -> ExportedModule:
+    """`finish` for a symbolic graph, whose modules keep the modes that they have; `training` is that of the whole."""
+    modes = {module: module.training for module in gm.modules()}
+    finish(gm)
+    for module in gm.modules():
+        module.training = modes.get(module, training)
+    gm.training = training
+    return gm
+
+
+class _Tracer(Tracer):
+    def __init__(self, custom: PrepareCustomConfig) -> None:
+        super().__init__()
+        self.record_stack_traces = True
+        self._paths = {*custom.non_traceable_module_names, *custom.standalone_module_names}
+        self._kinds = {
+            *custom.non_traceable_module_classes,
+            *custom.standalone_module_classes,
+            *custom.float_to_observed_mapping.get(QuantType.STATIC, {}),
+        }
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self._paths or type(m) in self._kinds:
+            return True
+        whole = type(m).__module__.startswith(_WHOLE) and not isinstance(m, FXFloatFunctional)
+        return whole and type(m) is not nn.Sequential
+
+
+def record_values(gm: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModule:
+    """Note on each node what its value looks like, as torch.export does: meta["val"] holds fake tensors.
+
+    Raises:
+        CaptureError: the model does not run on the example inputs.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _evaluating(gm), torch.no_grad():
+        try:
+            with mode:
+                _Recorder(gm, mode).run(*_faked(example_inputs, mode))
+        except Exception:  # noqa: BLE001  # code of the model that reads values: then it runs
+            _run(gm, mode, example_inputs)
+    return gm
+
+
+def _run(gm: GraphModule, mode: FakeTensorMode, example_inputs: tuple[Any, ...]) -> None:
+    state = {name: value.clone() for name, value in gm.state_dict().items() if isinstance(value, Tensor)}
+    try:
+        _Recorder(gm, mode).run(*example_inputs)
+    except Exception as error:
+        raise CaptureError(
+            f"the model does not run on its example inputs: {type(error).__name__}: {error}\n  Pass a tuple of "
+            "arguments that it can be called with: example_inputs=(torch.randn(1, 3, 224, 224),)"
+        ) from error
+    finally:
+        gm.load_state_dict(state, strict=False)
+
+
+def _faked(values: Any, mode: FakeTensorMode) -> Any:
+    return pytree.tree_map_only(Tensor, mode.from_tensor, values)
+
+
+class _Recorder(Interpreter):
+    def __init__(self, gm: GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(gm)
+        self._mode = mode
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        n.meta["val"] = pytree.tree_map_only(Tensor, self._fake, result)
+        return result
+
+    def _fake(self, value: Tensor) -> Tensor:
+        if isinstance(value, FakeTensor) and value.fake_mode is self._mode:
+            return value
+        return self._mode.from_tensor(value.detach(), static_shapes=True)
+
+
+@contextmanager
+def _evaluating(gm: nn.Module) -> Iterator[None]:
+    """Without dropout and statistics of batches: values look the same, and no buffer is written to."""
+    modes = {module: module.training for module in gm.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
