@@ -174,7 +174,9 @@ def test_copies_and_pickles_know_what_attention_drops_in_training():
 
 
 def test_a_model_whose_attention_alone_drops_is_in_the_mode_of_its_export():
-    assert [attention_in(mode).training for mode in (True, False)] == [True, False]
+    assert attention_in(True).training
+    with pytest.warns(CaptureWarning, match="dropout of 1 nn.MultiheadAttention"):
+        assert not attention_in(False).training
     with pytest.warns(CaptureWarning, match="scaled_dot_product_attention"):
         prepare_pt2e(export(Attention(), ROWS, train=True), Toy(STATIC))
 

@@ -75,9 +75,16 @@ def test_branches_on_the_mode_are_named_with_their_lines_in_one_warning(strict, 
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_what_follows_the_mode_is_not_named(train):
-    assert messages(Innocent(), images(1, 3, 2, 4), train=train) == []
+def test_what_follows_the_mode_is_not_named():
+    assert messages(Innocent(), images(1, 3, 2, 4), train=True) == []
+
+
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_attention_exported_in_evaluation_is_named_once(strict):
+    (message,) = messages(Innocent(), images(1, 3, 2, 4), train=False, strict=strict)
+    assert "the dropout of 2 nn.MultiheadAttention" in message
+    assert "in module 'attention' (MultiheadAttention), test_fixed_by_export.py:" in message
+    assert "export the model in training mode" in message
 
 
 def test_norms_without_momentum_are_named():

@@ -1,4 +1,5 @@
-"""What an export fixed, so that train() cannot change it: the user's own branches on `self.training`, momentum=None.
+"""What an export fixed, so that train() cannot change it: the user's own branches on `self.training`, momentum=None,
+and attention of torch.nn that was exported in evaluation, where its dropout leaves no trace.
 
 The graph holds one side of a branch alone, and no trace of the other. What tells of it is the source: nodes know the
 lines that computed them, and so the functions, in which a test reads `self.training`, or a parameter `training`.
@@ -20,17 +21,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
 from ...errors import CaptureWarning
 from ...graph.nested import every_node
+from ...ops import DROPOUT
 from ...passes.fold_batch_norm import is_batch_norm
-from ...where import locate
+from ...where import locate, module_path, module_type, type_name
 
 __all__ = ["warn_of_what_is_fixed"]
 
 _FRAME = re.compile(r'File "([^"<]+)", line (\d+), in ')
+_ATTENTION = type_name(nn.MultiheadAttention)
 _TORCH = str(Path(torch.__file__).parent)
 _CALLER = 6  # frames between a warning and the call of prepare_qat_pt2e: its two decorators are some
 _MOST = 8
@@ -38,8 +42,11 @@ _MOST = 8
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def warn_of_what_is_fixed(gm: GraphModule) -> None:
-    """One warning with the lines of branches on `self.training`, one for batch norms whose statistics never move."""
+def warn_of_what_is_fixed(gm: GraphModule, training: bool) -> None:
+    """One warning each: lines of branches on `self.training`, batch norms that keep their statistics, attention.
+
+    training: the mode of the export
+    """
     nodes = every_node(gm)
     branches = sorted(_branches(nodes))
     if branches:
@@ -55,6 +62,22 @@ def warn_of_what_is_fixed(gm: GraphModule) -> None:
             f"{locate(still[0])}\n  BatchNorm(momentum=None), an average over all batches, is exported so in "
             "evaluation. Give it a momentum, such as 0.1, before export."
         )
+    attending = [] if training else _without_dropout(nodes)
+    if attending:
+        _warn(
+            f"train() cannot bring back the dropout of {len(attending)} nn.MultiheadAttention, which an export in "
+            f"evaluation leaves out:\n{locate(attending[0])}\n  Where they have one (nn.TransformerEncoderLayer has "
+            "0.1), export the model in training mode; train() and eval() switch it then."
+        )
+
+
+def _without_dropout(nodes: Iterable[Node]) -> list[Node]:
+    """The first node of each nn.MultiheadAttention without a dropout in it."""
+    inside: dict[str | None, list[Node]] = {}
+    for node in nodes:
+        if node.op == "call_function" and module_type(node) == _ATTENTION:
+            inside.setdefault(module_path(node), []).append(node)
+    return [first for first, *rest in inside.values() if not any(one.target in DROPOUT for one in (first, *rest))]
 
 
 def _warn(message: str) -> None:

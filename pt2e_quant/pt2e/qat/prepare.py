@@ -47,7 +47,8 @@ def prepare_qat_pt2e(
 
     A layer before a batch norm is rounded as it will be once that is folded into it, and the batch norm goes on
     training; see `batch_norm` beside this file. Those that cannot be folded train as they are, and `explain` says why.
-    A CaptureWarning names branches on `self.training` that the export fixed, and batch norms without a momentum.
+    A CaptureWarning names branches on `self.training` that the export fixed, batch norms without a momentum, and
+    attention whose dropout an export in evaluation left out.
 
     Args:
         model: an exported float model, in training or in evaluation mode. It stays as it was: the result has
@@ -76,7 +77,7 @@ def prepare_qat_pt2e(
         raise CoverageError(_nothing_rounded(name))
     _unfold(gm, norms)
     finish(gm)
-    warn_of_what_is_fixed(gm)
+    warn_of_what_is_fixed(gm, captured.training)
     shape_learned_scales(gm)
     if calibration is not None:
         start_from_calibration(gm, calibration)
