@@ -168,12 +168,9 @@ def _zeros(gm: GraphModule, site: Site) -> Tensor:
     return weight.new_zeros(int(site.node.meta["val"].shape[site.channels])).detach()
 
 
-def settle(gm: GraphModule, name: str, qparams: QParams) -> None:
+def settle(gm: GraphModule, name: str, scale: Tensor, zero_point: Tensor) -> None:
     """Let an observer give this grid, and all that derive from it see that."""
     old: nn.Module = attribute(gm, name)
-    scale, zero_point = qparams.scale, qparams.zero_point
-    if scale is None or zero_point is None:
-        raise CaptureError(f"{name} has no static grid to settle on")
     _exchange(gm, name, SettledObserver(old, scale, zero_point))
     new = attribute(gm, name)
     for other, observer in list(gm.named_children()):

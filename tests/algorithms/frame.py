@@ -47,13 +47,16 @@ def batches(count: int = 4, rows: int = 8) -> list[tuple[Tensor]]:
 @functools.cache
 def exported(kind: type[nn.Module] = Pair) -> ExportedProgram:
     torch.manual_seed(1)
-    return export(kind(), *batches()[0])
+    shapes = ({0: torch.export.Dim("rows", min=2, max=512)},)
+    return export(kind(), *batches()[0], dynamic_shapes=shapes)
 
 
-def calibrated(program: ExportedProgram, weight_bits: int = 4, bits: int = 8) -> GraphModule:
+def calibrated(
+    program: ExportedProgram, weight_bits: int = 4, bits: int = 8, rows: Tensor | None = None
+) -> GraphModule:
     prepared = prepare_pt2e(program, quantizer(weight_bits, bits))
     with torch.no_grad():
-        for batch in batches():
+        for batch in batches() if rows is None else [(rows,)]:
             prepared(*batch)
     return prepared
 

@@ -1,0 +1,103 @@
+"""SoftRounding: the integers of a weight on its grid as something that gradients can move, up or down by one half each.
+
+q = clamp(floor(w / s) + h(v) + z), h(v) = clamp(1.2 sigmoid(v) - 0.1, 0, 1), and in the end h is 0 or 1: equations 21
+to 24 of Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020, arXiv:2004.10568.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..pt2e.observed import QParams
+
+__all__ = ["SoftRounding", "clipped"]
+
+_LOW, _HIGH = -0.1, 1.1
+_FACTORS = tuple(1 - step / 40 for step in range(20))
+
+
+class SoftRounding(nn.Module):
+    """A weight between the two integers next to each of its values.
+
+    Args:
+        weight: in float.
+        qparams: its grid, with static scales.
+    """
+
+    def __init__(self, weight: Tensor, qparams: QParams) -> None:
+        super().__init__()
+        self._dtype, self._bounds = weight.dtype, (qparams.quant_min, qparams.quant_max)
+        self._scale, self._zero_point = _along(weight, qparams)
+        steps = weight.detach().float() / self._scale
+        self._floor = steps.floor()
+        part = (steps - self._floor - _LOW) / (_HIGH - _LOW)
+        self.v = nn.Parameter(torch.logit(part))
+
+    def upward(self) -> Tensor:
+        """h(v): the part of a step that each value lies above the integer below it."""
+        return (torch.sigmoid(self.v) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+
+    def forward(self) -> Tensor:
+        """The weight in between."""
+        return self._valued(self.upward())
+
+    def decided(self) -> Tensor:
+        """The weight with each value on the nearer of its two integers."""
+        return self._valued((self.upward() >= 0.5).float()).detach()
+
+    def undecided(self, beta: float) -> Tensor:
+        """Mean over values of 1 - |2 h - 1|^beta, which is 0 when all lie on integers."""
+        return 1 - (2 * self.upward() - 1).abs().pow(beta).mean()
+
+    def _valued(self, upward: Tensor) -> Tensor:
+        codes = (self._floor + upward + self._zero_point).clamp(*self._bounds)
+        return ((codes - self._zero_point) * self._scale).to(self._dtype)
+
+
+def clipped(weight: Tensor, qparams: QParams) -> QParams:
+    """The grid with steps as small as is best for each channel or group: the squared error of the weight is least.
+
+    Scales shrink to half of theirs at most. A grid whose zero point is not constant stays as it is.
+    """
+    if (
+        qparams.scale is None
+        or qparams.zero_point is None
+        or bool((qparams.zero_point != qparams.zero_point.flatten()[0]).any())
+    ):
+        return qparams
+    found = [replace(qparams, scale=qparams.scale * factor) for factor in _FACTORS]
+    errors = torch.stack([_errors(weight, one) for one in found])
+    best = errors.argmin(0).reshape(qparams.scale.shape)
+    factors = torch.tensor(_FACTORS, device=qparams.scale.device)[best]
+    return replace(qparams, scale=(qparams.scale * factors).to(qparams.scale.dtype))
+
+
+def _errors(weight: Tensor, qparams: QParams) -> Tensor:
+    """The squared error of all values that share a scale."""
+    scale, zero_point = _along(weight, qparams)
+    codes = (weight.detach().float() / scale + zero_point).round().clamp(qparams.quant_min, qparams.quant_max)
+    errors: Tensor = ((codes - zero_point) * scale - weight.detach().float()).square()
+    if qparams.group_size is not None:
+        return errors.unflatten(-1, (-1, qparams.group_size)).sum(-1)  # type: ignore[no-any-return]
+    if qparams.axis is not None:
+        return errors.movedim(qparams.axis, 0).flatten(1).sum(1)
+    return errors.sum()
+
+
+def _along(weight: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
+    """Scale and zero point in shapes that broadcast over the weight, in float32."""
+    both = []
+    for one in (qparams.scale, qparams.zero_point):
+        values: Tensor = one.to(weight.device, torch.float32)  # type: ignore[union-attr]  # static grids have both
+        if qparams.group_size is not None:
+            both.append(values.repeat_interleave(qparams.group_size, -1))
+        elif qparams.axis is not None:
+            both.append(
+                values.reshape([-1 if dim == qparams.axis % weight.dim() else 1 for dim in range(weight.dim())])
+            )
+        else:
+            both.append(values.reshape(()))
+    return both[0], both[1]
