@@ -25,6 +25,7 @@ from pt2e_quant.eager import prepare, quantize_dynamic
 from pt2e_quant.fake_quantize import FakeQuantize
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
+from pt2e_quant.lowering.onnx import lower_to_onnx
 from pt2e_quant.nn.quantized import dynamic
 from pt2e_quant.observer import FixedQParamsObserver, MappingType, MinMaxObserver, PerTensor
 from pt2e_quant.observer.factory import PartialWrapper
@@ -362,9 +363,9 @@ def test_what_is_of_no_kind_is_refused_by_every_argument_of_a_simple_kind(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lower", [lower_to_executorch, lower_to_inductor])
+@pytest.mark.parametrize("lower", [lower_to_executorch, lower_to_inductor, lower_to_onnx])
 def test_lowering_refuses_forty_wrong_values_of_each_argument(lower):
-    assert untyped(lower.__name__, functools.partial(lower, converted()), list(WRONG.values())) == []
+    assert untyped(lower.__name__, functools.partial(lower, model=converted()), list(WRONG.values())) == []
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def test_a_graph_with_observers_is_refused(exported: torch.export.ExportedProgra
 
 
 def test_an_unknown_backend_is_refused(exported: torch.export.ExportedProgram) -> None:
-    with pytest.raises(LoweringError, match="must be 'xnnpack' or None, got 'coreml'"):
+    with pytest.raises(LoweringError, match="backend must be one of 'xnnpack' or None, got 'coreml'"):
         lower_to_executorch(exported, backend="coreml")  # type: ignore[arg-type]
 
 

@@ -309,7 +309,7 @@ def test_bfloat16_is_refused_by_name():
 
 @pytest.mark.parametrize("opset", [20, True, "21"])
 def test_an_opset_without_integers_of_4_bits_is_refused(graph, opset):
-    with pytest.raises(LoweringError, match="opset must be a number from 21 on"):
+    with pytest.raises(LoweringError, match=r"opset must be (a number from 21 on|an int)"):
         lower_to_onnx(graph, opset=opset)
 
 

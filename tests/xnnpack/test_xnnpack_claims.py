@@ -204,6 +204,37 @@ DYNAMIC: dict[str, tuple[Row, tuple[str, ...]]] = {
     "grouped conv relu": (
         Row(chain(lambda: nn.Conv2d(4, 6, 3, groups=2), nn.ReLU), ((1, 4, 6, 6),), "dynamic"), ("conv_only", "float")
     ),
+    "two convs": (Row(chain(conv, lambda: nn.Conv2d(4, 5, 3)), ((1, 3, 6, 6),), "dynamic"), ("conv_only",) * 2),
+    "conv, then linear": (
+        Row(lambda: Net(lambda n, x: n.f(n.c(x).permute(0, 2, 3, 1)), c=conv(), f=nn.Linear(4, 5)), ((1, 3, 6, 6),),
+            "dynamic"),
+        ("conv_only", "float", "linear_only"),
+    ),
+    "grouped conv, gelu, linear": (
+        Row(lambda: Net(lambda n, x: n.f(F.gelu(n.c(x)).permute(0, 2, 3, 1)), c=nn.Conv2d(4, 4, 3, groups=2),
+                        f=nn.Linear(4, 5)), ((1, 4, 6, 6),), "dynamic"),
+        ("conv_only", "float", "float", "linear_only"),
+    ),
+    "depthwise conv between linears": (
+        Row(lambda: Net(lambda n, x: n.g(n.c(n.f(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)), f=nn.Linear(3, 4),
+                        c=nn.Conv2d(4, 4, 3, groups=4), g=nn.Linear(4, 5)), ((1, 6, 6, 3),), "dynamic"),
+        ("linear_only", "float", "float", "float", "linear_only"),
+    ),
+    "conv behind a linear": (
+        Row(lambda: Net(lambda n, x: n.c(n.f(x).permute(0, 3, 1, 2)), f=nn.Linear(3, 4), c=nn.Conv2d(4, 5, 3)),
+            ((1, 6, 6, 3),), "dynamic"),
+        ("linear_only", "float", "conv_only"),
+    ),
+    "conv1d, then linear": (
+        Row(lambda: Net(lambda n, x: n.f(n.c(x).transpose(1, 2)), c=nn.Conv1d(3, 4, 3), f=nn.Linear(4, 5)),
+            ((1, 3, 9),), "dynamic"),
+        ("float", "float", "linear_only"),
+    ),
+    "one image for a conv and a linear": (
+        Row(lambda: Net(lambda n, x: n.c(x) + n.f(x), c=nn.Conv2d(3, 3, 3, padding=1), f=nn.Linear(6, 6)),
+            ((1, 3, 6, 6),), "dynamic"),
+        ("conv_only", "linear_only", "float"),
+    ),
 }  # fmt: skip
 
 TABLES = {"per channel": CLAIMS, "more": MORE, "per tensor": PER_TENSOR, "dynamic": DYNAMIC}

@@ -7,6 +7,7 @@ be joined with what the user knows.
 from __future__ import annotations
 
 import logging
+import reprlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +43,9 @@ def take(
 
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
-        LoweringError: there are no example inputs, or they are no tuple.
+        LoweringError: there are no example inputs, or they are no tuple and no dict of names.
     """
+    _check_kinds(args, kwargs)
     record = record_of(model)
     held = record.example_inputs if record is not None else None
     if isinstance(model, ExportedProgram):
@@ -68,14 +70,20 @@ def take(
                 "prepare the ExportedProgram instead of its module"
             )
         args, kwargs = held
-    if not isinstance(args, (tuple, list, type(None))):
-        raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
     gm = clone(model)
     own_written(gm)  # without the history that autograd hangs on buffers when the model runs outside of no_grad
     for node in every_node(name_nested(gm)):
         node.meta.pop("from_node", None)  # every later pass would deep-copy the whole chain, for every node
         mark(node, ORIGIN_KEY, node_id(node))
     return gm, (tuple(args or ()), dict(kwargs or {}))
+
+
+def _check_kinds(args: object, kwargs: object) -> None:
+    if not isinstance(args, (tuple, list, type(None))):
+        raise LoweringError(f"example_inputs must be a tuple of the positional arguments, got {type(args).__name__}")
+    named = kwargs if isinstance(kwargs, dict) else {}
+    if not isinstance(kwargs, (dict, type(None))) or not all(isinstance(name, str) for name in named):
+        raise LoweringError(f"example_kwargs must be a dict of arguments by name, got {reprlib.repr(kwargs)}")
 
 
 def origin(node: Node) -> str:

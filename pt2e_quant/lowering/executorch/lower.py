@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from ...checks import checked
 from ...errors import LoweringError
 from ...graph.module import ExportedModule, clone, finish
 from ...graph.nested import every_node
@@ -41,6 +42,7 @@ from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
 from .taps import find_taps
 from .xnnpack.contract import Violation, check_xnnpack_contract, keep_outside, raise_fatal
 from .xnnpack.delegates import check_delegates
+from .xnnpack.layouts import copying_before_quantize
 
 __all__ = ["lower_to_executorch"]
 
@@ -74,6 +76,7 @@ def lower_to_executorch(
 ) -> ExecutorchMethods: ...
 
 
+@checked(LoweringError, but=("model",))
 def lower_to_executorch(
     model: Model | Mapping[str, Model],
     example_inputs: Any = None,
@@ -82,7 +85,7 @@ def lower_to_executorch(
     dynamic_shapes: Any = None,
     backend: Backend = "xnnpack",
     preflight: bool = True,
-    verify: Any = True,
+    verify: bool | Iterable[Any] = True,
 ) -> ExecutorchProgram | ExecutorchMethods:
     """Lower a converted model, or a float one, to an ExecuTorch program.
 
@@ -110,8 +113,6 @@ def lower_to_executorch(
             quantizes bfloat16; a dynamic dimension has no upper bound; methods disagree on a buffer that they share;
             ExecuTorch cannot lower the graph; or the program cannot run, or computes something else than the graph.
     """
-    if backend not in ("xnnpack", None):
-        raise LoweringError(f"backend must be 'xnnpack' or None, got {backend!r}")
     given = {
         "example_inputs": example_inputs,
         "example_kwargs": example_kwargs,
@@ -241,7 +242,8 @@ def _lower(ready: dict[str, _Ready], shared: tuple[str, ...], backend: Backend, 
     if backend == "xnnpack":
         partitioners = {name: [_executorch.xnnpack_partitioner(name, rejections)] for name in ready}
     kept = keeping_bounds(method.exported for method in ready.values())
-    with explaining("ExecuTorch cannot lower this graph"), rejections.listen(), kept:
+    repaired = copying_before_quantize()
+    with explaining("ExecuTorch cannot lower this graph"), rejections.listen(), kept, repaired:
         edge = to_edge_transform_and_lower(
             {name: method.exported for name, method in ready.items()},
             partitioner=partitioners or None,

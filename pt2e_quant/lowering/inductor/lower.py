@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from ...checks import checked
 from ...errors import LoweringError
 from ...graph.attributes import attribute, written_attributes
 from ...graph.module import ExportedModule, clone, finish
@@ -40,6 +41,7 @@ from .remarks import overflows, remarks_on
 __all__ = ["InductorProgram", "lower_to_inductor"]
 
 
+@checked(LoweringError, but=("model", "example_inputs", "example_kwargs"))
 def lower_to_inductor(
     model: GraphModule | ExportedProgram,
     example_inputs: tuple[Any, ...] | None = None,
@@ -73,8 +75,6 @@ def lower_to_inductor(
         LoweringError: the graph breaks Inductor's contract, a quantized operator fell back to float (each node is
             named), Inductor cannot compile the graph, or the program computes something else than the graph.
     """
-    if mode not in ("compile", "aoti"):
-        raise LoweringError(f"mode must be 'compile' or 'aoti', got {mode!r}")
     taken = take(model, example_inputs, example_kwargs, "lower_to_inductor")
     graph = clone(taken[0])
     program = _compiled(taken, dynamic_shapes, mode, allow_float, autotune, profile)

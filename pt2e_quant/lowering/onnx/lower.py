@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from ...checks import checked
 from ...errors import LoweringError
 from ...graph.module import ExportedModule, clone, finish
 from ...graph.run import Arguments
@@ -35,6 +36,7 @@ _OLDEST = 21
 """The first opset with integers of 4 bits and scales of blocks."""
 
 
+@checked(LoweringError, but=("model", "example_inputs", "example_kwargs"))
 def lower_to_onnx(
     model: GraphModule | ExportedProgram,
     example_inputs: tuple[Any, ...] | None = None,
@@ -63,7 +65,7 @@ def lower_to_onnx(
             not; torch cannot export the graph, or onnx.checker refuses the model; a quantized operator would run in
             float (each node is named); or the file computes something else than the graph.
     """
-    if isinstance(opset, bool) or not isinstance(opset, int) or opset < _OLDEST:
+    if opset < _OLDEST:
         raise LoweringError(
             f"opset must be a number from {_OLDEST} on, which brought integers of 4 bits; got {opset!r}"
         )
