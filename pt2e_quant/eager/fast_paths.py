@@ -9,13 +9,13 @@ __all__ = ["close_fast_paths", "reader_of_child"]
 
 def reader_of_child(parent: nn.Module, name: str) -> str | None:
     """Why a child must keep its float weight; None where it need not."""
-    if isinstance(parent, nn.MultiheadAttention) and name == "out_proj":
+    if type(parent).forward is nn.MultiheadAttention.forward and name == "out_proj":
         return "MultiheadAttention computes with its weight and never calls it"
     return None
 
 
 def close_fast_paths(model: nn.Module) -> None:
-    """Let transformer layers whose linears are quantized call these, where torch's fused kernel reads float weights."""
+    """Let transformer layers call what was observed or quantized in them; torch's fused kernel reads float weights."""
     closed = False
     for layer in model.modules():
         if isinstance(layer, nn.TransformerEncoderLayer) and not _is_float(layer):
@@ -27,4 +27,10 @@ def close_fast_paths(model: nn.Module) -> None:
 
 
 def _is_float(layer: nn.TransformerEncoderLayer) -> bool:
-    return isinstance(layer.linear1, nn.Linear) and isinstance(layer.linear2, nn.Linear)
+    plain = type(layer.self_attn) is nn.MultiheadAttention and not _is_observed(layer)
+    return plain and isinstance(layer.linear1, nn.Linear) and isinstance(layer.linear2, nn.Linear)
+
+
+def _is_observed(layer: nn.Module) -> bool:
+    """Whether something inside has an observer."""
+    return any(name.endswith("activation_post_process") for name, _ in layer.named_modules())

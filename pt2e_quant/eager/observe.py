@@ -13,6 +13,7 @@ from ..checks import checked
 from ..errors import ConversionError, CoverageError
 from ..fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default_fixed_qparams_range_neg1to1_fake_quant
 from .custom import check_keys
+from .fast_paths import close_fast_paths
 from .hooks import is_watching, observe_input, observe_output, remove_hooks
 from .mappings import FUNCTIONALS, default_custom_config, observable_classes
 from .propagate import propagate_qconfig_
@@ -68,7 +69,9 @@ def prepare(
     classes = observable_classes() if allow_list is None else frozenset(allow_list)
     wholes = frozenset(() if observer_non_leaf_module_list is None else observer_non_leaf_module_list)
     observed = custom.get("float_to_observed_custom_module_class", {})
-    return _Walk(classes, wholes, observed, _device(model)).visit(model, "")
+    made = _Walk(classes, wholes, observed, _device(model)).visit(model, "")
+    close_fast_paths(made)
+    return made
 
 
 def remove_observers(module: nn.Module) -> None:

@@ -1,36 +1,14 @@
-"""Where a model enters and leaves integers: modules that do nothing in float, and that `convert` replaces."""
+"""Modules between stubs, where a model enters and leaves integers."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..checks import checked
 from ..errors import ConversionError
+from ..nn.stubs import DeQuantStub, QuantStub
 
 __all__ = ["DeQuantStub", "QuantStub", "QuantWrapper", "add_quant_dequant"]
-
-
-class QuantStub(nn.Module):
-    """Here real numbers become integers.
-
-    Args:
-        qconfig: observes the tensor; None for that of the parent.
-    """
-
-    def __init__(self, qconfig: Any = None) -> None:
-        super().__init__()
-        if qconfig is not None:
-            self.qconfig = qconfig
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x."""
-        return x
-
-
-class DeQuantStub(QuantStub):
-    """Here integers become real numbers. Arguments: those of QuantStub."""
 
 
 class QuantWrapper(nn.Module):

@@ -59,6 +59,8 @@ class FloatFunctional(FXFloatFunctional):
     Results with a number as operand are not observed: their grid follows from that of the tensor.
     """
 
+    _takes_numbers = False
+
     def __init__(self) -> None:
         super().__init__()
         self.activation_post_process: nn.Module = nn.Identity()
@@ -77,6 +79,14 @@ class FloatFunctional(FXFloatFunctional):
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         return self._seen(super().matmul(x, y))
+
+    def add_scalar(self, x: Tensor, y: float) -> Tensor:
+        self._takes_numbers = True
+        return super().add_scalar(x, y)
+
+    def mul_scalar(self, x: Tensor, y: float) -> Tensor:
+        self._takes_numbers = True
+        return super().mul_scalar(x, y)
 
     def _seen(self, result: Tensor) -> Tensor:
         return self.activation_post_process(result)  # type: ignore[no-any-return]
@@ -139,5 +149,7 @@ class QFunctional(Quantized):
     def from_float(cls, mod: FloatFunctional, use_precomputed_fake_quant: bool = False) -> QFunctional:
         """The quantized form of an observed FloatFunctional."""
         made = cls()
-        made.scale, made.zero_point = activation_grid(mod)
+        unseen = not getattr(mod.activation_post_process, "has_data", True)
+        if not (unseen and mod._takes_numbers):  # which need no grid
+            made.scale, made.zero_point = activation_grid(mod)
         return made

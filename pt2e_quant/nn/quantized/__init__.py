@@ -38,6 +38,9 @@ from ..pointwise import (
     Sigmoid,
     Softmax,
 )
+from ..quantizable.attention import QuantizedMultiheadAttention as MultiheadAttention
+from ..quantizable.lstm import QuantizedLSTM as LSTM
+from ..quantizable.lstm import QuantizedLSTMCell as LSTMCell
 from ..weighted import (
     Linear,
 )
@@ -45,6 +48,7 @@ from . import dynamic, functional, reference
 
 __all__ = [
     "ELU",
+    "LSTM",
     "BatchNorm2d",
     "BatchNorm3d",
     "Conv1d",
@@ -64,9 +68,11 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "MultiheadAttention",
     "PReLU",
     "QFunctional",
     "Quantize",

@@ -8,6 +8,7 @@ from ...weighted import (
 )
 from .. import (
     ELU,
+    LSTM,
     BatchNorm2d,
     BatchNorm3d,
     Conv1d,
@@ -30,6 +31,8 @@ from .. import (
     LayerNorm,
     LeakyReLU,
     Linear,
+    LSTMCell,
+    MultiheadAttention,
     PReLU,
     QFunctional,
     Quantize,
@@ -40,6 +43,7 @@ from .. import (
 
 __all__ = [
     "ELU",
+    "LSTM",
     "BatchNorm2d",
     "BatchNorm3d",
     "Conv1d",
@@ -60,10 +64,12 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearPackedParams",
+    "MultiheadAttention",
     "PReLU",
     "QFunctional",
     "Quantize",
