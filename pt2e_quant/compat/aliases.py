@@ -6,7 +6,6 @@ After this: `finder` serves imports from it, and `pt2e-quant migrate` rewrites p
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 from .. import quantization
@@ -72,7 +71,7 @@ _FILES = {
 }  # fmt: skip
 """Below torch.ao.nn and torch.nn -> the reference's files in it, which pickles name."""
 
-_AT_HOME_IN = {"intrinsic.modules": "intrinsic"}
+_AT_HOME_IN = {f"{room}.modules": room for room in ("intrinsic", "intrinsic.qat", "qat", "qat.dynamic")}
 """Below pt2e_quant.nn, where that is not the same."""
 
 
@@ -87,13 +86,7 @@ def _aliases() -> dict[str, str | None]:
             old = f"{root}.{room}".replace("torch.nn.quantized.reference", "torch.nn.quantized._reference")
             new = f"pt2e_quant.nn.{_AT_HOME_IN.get(room, room)}"
             made |= dict.fromkeys((old, *(f"{old}.{file}" for file in files)), new)
-    return {old: new for old, new in made.items() if new is None or _is_built(new)}
-
-
-def _is_built(module: str) -> bool:
-    """Without importing it."""
-    path = Path(__file__).parents[2].joinpath(*module.split("."))
-    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+    return made
 
 
 ALIASES: dict[str, str | None] = _aliases()

@@ -11,8 +11,8 @@ from torch import nn
 
 import pt2e_quant
 from pt2e_quant import QuantizationError, eager
-from pt2e_quant.nn import quantizable, quantized
-from pt2e_quant.qconfig import get_default_qconfig
+from pt2e_quant.nn import qat, quantizable, quantized
+from pt2e_quant.qconfig import get_default_qat_qconfig, get_default_qconfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
 torch_ao = torch.ao.quantization
@@ -146,6 +146,16 @@ def test_split_gates_have_a_grid_each():
     torch.testing.assert_close(observed(x)[0], layer(x)[0], rtol=1e-5, atol=1e-6)
     made = quantized.LSTM.from_observed(observed)
     assert len({one.scale for one in made.layers[0].layer_fw.cell.gates.values()}) == 4
+
+
+def test_layers_in_training_round_their_weights():
+    layer = lstm().train()
+    layer.qconfig = get_default_qat_qconfig("x86")
+    observed = quantizable.LSTM.from_float(layer)
+    observed(OF[nn.LSTM])[0].sum().backward()
+    gates = observed.layers[0].layer_fw.cell.igates
+    assert isinstance(gates, qat.Linear)
+    assert gates.weight.grad is not None
 
 
 def test_a_cell_is_quantized_by_itself():
