@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ..checks import checked
-from ..errors import ConversionError
+from ..errors import ConversionError, ConversionWarning
 from .custom import check_keys
+from .hooks import remove_hooks
 from .mappings import default_custom_config, default_reference_mapping, default_static_mapping
 from .observe import remove_observers
-from .report import SwapReport, keep_report
+from .rehearsal import rehearsal_of
+from .report import Meeting, SwapReport, keep_report
 from .swap import Forms, swap_all
 
 __all__ = ["convert"]
@@ -47,6 +51,9 @@ def convert(
 
     Raises:
         ConversionError: nothing could be quantized, or a module cannot be: it saw no data, or its qconfig does not fit.
+
+    Warns:
+        ConversionWarning: where a float tensor meets a quantized one, as the first calibration run has shown.
     """
     custom = default_custom_config() if convert_custom_config_dict is None else convert_custom_config_dict
     check_keys(custom, "convert_custom_config_dict")
@@ -54,13 +61,34 @@ def convert(
         mapping = default_reference_mapping() if is_reference else default_static_mapping()
     if not inplace:
         module = copy.deepcopy(module)
+    meetings = _meetings(module, mapping)
     observed = custom.get("observed_to_quantized_custom_module_class", {})
     made, report = swap_all(module, Forms(mapping, observed, use_precomputed_fake_quant), inplace=inplace)
     _check_any(made, report)
+    remove_hooks(made)
     if remove_qconfig:
         remove_observers(made)
-    keep_report(made, report)
+    keep_report(made, dataclasses.replace(report, meetings=meetings))
+    if meetings:
+        _warn(made, meetings)
     return made
+
+
+def _meetings(prepared: nn.Module, mapping: Mapping[Any, Any]) -> tuple[Meeting, ...] | None:
+    """What the first run has shown, where it holds for what is made now."""
+    rehearsal = rehearsal_of(prepared)
+    return rehearsal.meetings if rehearsal is not None and rehearsal.mapping == mapping else None
+
+
+def _warn(model: nn.Module, meetings: tuple[Meeting, ...]) -> None:
+    shown = [*map(str, meetings[:_SHOWN]), *([f"and {len(meetings) - _SHOWN} more"] if len(meetings) > _SHOWN else [])]
+    text = "\n  ".join(shown)
+    warnings.warn(
+        f"convert: as the calibration run shows, {type(model).__name__} will stop where float and quantized tensors "
+        f"meet:\n  {text}",
+        ConversionWarning,
+        stacklevel=4,  # the caller of convert, past its check of arguments
+    )
 
 
 def _check_any(model: nn.Module, report: SwapReport) -> None:

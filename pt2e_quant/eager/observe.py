@@ -15,8 +15,9 @@ from ..fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default
 from .custom import check_keys
 from .fast_paths import close_fast_paths
 from .hooks import is_watching, observe_input, observe_output, remove_hooks
-from .mappings import FUNCTIONALS, default_custom_config, observable_classes
+from .mappings import FUNCTIONALS, default_custom_config, default_static_mapping, observable_classes
 from .propagate import propagate_qconfig_
+from .rehearsal import Rehearsal
 from .stubs import DeQuantStub
 from .swap import OBSERVERS, form_of, is_unit
 
@@ -71,6 +72,7 @@ def prepare(
     observed = custom.get("float_to_observed_custom_module_class", {})
     made = _Walk(classes, wholes, observed, _device(model)).visit(model, "")
     close_fast_paths(made)
+    Rehearsal(default_static_mapping(), frozenset(observed.values())).attach(made)
     return made
 
 

@@ -36,17 +36,15 @@ class Stayed:
 class Meeting:
     """A place where float and quantized tensors meet, at which the converted model stops.
 
-    name:   the module that runs there, '' for the model itself
-    what:   why it stops, and the way out
-    source: the line of code, where it is not the module itself
+    name: the module whose code runs there, '' for the model itself
+    what: why it stops, the line of code and the way out
     """
 
     name: str
     what: str
-    source: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name or '(model)'}: {self.what}" + (f"\n    {self.source}" if self.source else "")
+        return f"{self.name or '(model)'}: {self.what}"
 
 
 @dataclass(frozen=True)

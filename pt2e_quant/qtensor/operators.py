@@ -21,7 +21,7 @@ from ..errors import QuantizedTensorError
 from ..qparams import narrowed
 from .tensor import QTensor, is_traced, wrap
 
-__all__ = ["dispatch"]
+__all__ = ["calling_line", "dispatch"]
 
 aten = torch.ops.aten
 
@@ -56,12 +56,12 @@ def _no_form(func: OpOverload) -> str:
     else:
         way = "put a DeQuantStub before it (and a QuantStub after it), or use the module of nn.quantized that does it"
     return (
-        f"{func} has no form on quantized tensors: its result would need a scale of its own.\n  {_calling_line()}\n"
+        f"{func} has no form on quantized tensors: its result would need a scale of its own.\n  {calling_line()}\n"
         f"  Way out: {way}; or `with dequantizing():`, which computes with real numbers."
     )
 
 
-def _calling_line() -> str:
+def calling_line() -> str:
     """The line of the user's code that is running, as 'model.py:41: x = x + y'."""
     ours = (__file__.rpartition("qtensor")[0], torch.__file__.rpartition("__init__")[0])
     frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(ours)]
@@ -285,7 +285,7 @@ def _first(args: Any, kwargs: Any) -> QTensor:
 def _need_one_scale(func: OpOverload, q: QTensor) -> None:
     if q.axis is not None or q.stored_as is torch.quint4x2:
         raise QuantizedTensorError(
-            f"{func} has no form on tensors of {q.stored_as} with {q.qscheme()}: dequantize()\n  {_calling_line()}"
+            f"{func} has no form on tensors of {q.stored_as} with {q.qscheme()}: dequantize()\n  {calling_line()}"
         )
 
 
