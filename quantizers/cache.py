@@ -38,7 +38,8 @@ def get_cache_config() -> QuantizationConfig:
 
 
 def no_buffer(match: Match) -> str | None:
-    return None if match.memory.op == "get_attr" else f"it writes to {match.memory}, which is not a buffer of the model"
+    why = f"it writes to {match.memory}, which is not a buffer of the model"
+    return None if match.memory.op == "get_attr" else because("computed_operand", why)
 
 
 def static_only(match: Match) -> str | None:
@@ -49,7 +50,8 @@ def static_only(match: Match) -> str | None:
 
 
 def accumulates(match: Match) -> str | None:
-    return "it adds to what the buffer holds" if match.argument(index_put, "accumulate") else None
+    adds = match.argument(index_put, "accumulate")
+    return because("accumulate", "it adds to what the buffer holds") if adds else None
 
 
 @rule(x=INPUT, unless=[static_only, no_buffer])

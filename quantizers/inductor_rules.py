@@ -219,16 +219,16 @@ def not_in_place_sum(match: Match) -> str | None:
     """oneDNN adds into the memory of the other operand; Inductor checks that when it compiles."""
     other, x = match.captures["other"], match.captures["x"]
     if other is x:
-        return "it adds its own input; the kernel would overwrite what it still reads"
+        return because("sum_in_float", "it adds its own input; the kernel would overwrite what it still reads")
     if isinstance(other, Node) and other.target in (*reshaping.targets, *copying.targets):
-        return "it adds a view of another tensor; the kernel needs memory of its own"
+        return because("sum_in_float", "it adds a view of another tensor; the kernel needs memory of its own")
     return not_fused_sum(match)
 
 
 def not_fused_sum(match: Match) -> str | None:
     product = next(node for declared, node in match.calls if declared in (conv, linear))
     if match.is_constant("other"):
-        return "it adds a constant"
+        return because("sum_in_float", "it adds a constant")
     same = match.captures["other"] is product
     return limits.summed(match.argument(plus, "alpha"), product.meta.get("val"), match.value("other"), same)
 
@@ -240,7 +240,7 @@ def unusual_pool(match: Match) -> str | None:
 
 def converts(match: Match) -> str | None:
     dtype = match.argument(average, "dtype")
-    return f"dtype={dtype}: it converts; leave it out" if dtype is not None else None
+    return because("conversion", f"dtype={dtype}: it converts; leave it out") if dtype is not None else None
 
 
 def not_zero_padding(match: Match) -> str | None:

@@ -27,6 +27,7 @@ from pt2e_quant.quantizer import (
     Match,
     QuantizationConfig,
     RuleQuantizer,
+    because,
     clamp_to_hardtanh,
     fold_zero_padding,
     for_training,
@@ -134,16 +135,19 @@ reshaping = op(*ops.RESHAPE, *ops.SQUEEZE, *ops.PERMUTE, *ops.SLICE)
 def not_static(match: Match) -> str | None:
     config = config_of(match)
     if config.is_dynamic:
-        return limits.DYNAMIC_PRODUCT
+        return because("configuration", limits.DYNAMIC_PRODUCT)
     if config.input_activation is None or config.output_activation is None:
-        return "the configuration keeps activations in float, so onnxruntime computes in float"
+        return because(
+            "configuration", "the configuration keeps activations in float, so onnxruntime computes in float"
+        )
     return not_8_bits(match)
 
 
 def weight_format(match: Match) -> str | None:
     spec = config_of(match).weight_spec
     if spec is None:
-        return "the configuration keeps weights in float, so onnxruntime would multiply in float"
+        why = "the configuration keeps weights in float, so onnxruntime would multiply in float"
+        return because("configuration", why)
     return limits.weight(spec.dtype, spec.qscheme in _SYMMETRIC)
 
 
@@ -152,7 +156,7 @@ def no_blocks(match: Match) -> str | None:
     if not size:
         return None
     if not config_of(match).is_weight_only:
-        return "weights in groups need float activations; set input_activation=None"
+        return because("configuration", "weights in groups need float activations; set input_activation=None")
     return None if w is None else limits.blocks(int(w.shape[1]), size)
 
 
@@ -164,7 +168,8 @@ def not_8_bits(match: Match) -> str | None:
 def computed_parameters(match: Match) -> str | None:
     for name in ("w", "b"):
         if match.captures.get(name) is not None and not match.is_constant(name):
-            return f"{match.captures[name]} is computed at run time; the kernel takes constants"
+            why = f"{match.captures[name]} is computed at run time; the kernel takes constants"
+            return because("computed_operand", why)
     return None
 
 
@@ -172,7 +177,9 @@ def adds_otherwise(match: Match) -> str | None:
     return limits.adds_otherwise(match.argument(plus, "alpha"))
 
 
-_CONSTANT = "one operand is a constant, and this quantizer has a recipe for two computed ones only"
+_CONSTANT = because(
+    "unsupported_op", "one operand is a constant, and this quantizer has a recipe for two computed ones only"
+)
 
 
 def with_a_number(match: Match) -> str | None:
@@ -182,16 +189,19 @@ def with_a_number(match: Match) -> str | None:
 
 def not_in_bytes(match: Match) -> str | None:
     if not match.explicit and not config_of(match).is_weight_only:
-        return "a table of integers saves memory, not time; ask for it with set_operator_type"
+        why = "a table of integers saves memory, not time; ask for it with set_operator_type"
+        return because("not_asked_for", why)
     if config_of(match).group_size:
-        return "tables take a byte for each value here, and 8 bits lose less than 4; give it a configuration of 8 bits"
+        why = "tables take a byte for each value here, and 8 bits lose less than 4; give it a configuration of 8 bits"
+        return because("configuration", why)
     return weight_format(match)
 
 
 def not_asked_for(match: Match) -> str | None:
     if match.explicit:
         return None
-    return "a product of two activations stays in float unless set_operator_type(torch.ops.aten.matmul, ...) asks"
+    why = "a product of two activations stays in float unless set_operator_type(torch.ops.aten.matmul, ...) asks"
+    return because("not_asked_for", why)
 
 
 def mean_of_part(match: Match) -> str | None:
@@ -200,7 +210,8 @@ def mean_of_part(match: Match) -> str | None:
 
 
 def not_zero_padding(match: Match) -> str | None:
-    return None if ops.pads_zeros(match.calls[0][1]) else "only zeros are padded in integers"
+    zeros = ops.pads_zeros(match.calls[0][1])
+    return None if zeros else because("padding", "only zeros are padded in integers")
 
 
 def pool_of_part(match: Match) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from pt2e_quant.checks import checked
 from pt2e_quant.errors import SpecError
 from pt2e_quant.observer import HistogramObserver
-from pt2e_quant.quantizer import Match, QuantizationConfig, Rule, for_training
+from pt2e_quant.quantizer import Match, QuantizationConfig, Rule, because, for_training
 from pt2e_quant.specs import QuantizationSpec
 
 from .inductor_quantizer import InductorQuantizer
@@ -100,13 +100,15 @@ def fused_in_1d(match: Match) -> str | None:
     if w is None or w.dim() != 3:
         return None
     fused = len(match.calls) > 1 or (len(users) == 1 and users[0].target in _AFTER)
-    return "Inductor fuses what follows into it, which Intel GPUs do for conv2d only" if fused else None
+    why = "Inductor fuses what follows into it, which Intel GPUs do for conv2d only"
+    return because("unsupported_op", why) if fused else None
 
 
 def pooled(match: Match) -> str | None:
     """Inductor takes pooling between a dequantize and a quantize for its integer one, whatever the device."""
     read = any(user.target in _POOLING for user in match.root.users)
-    return "max pooling reads its output, which Intel GPUs have in float only" if read else None
+    why = "max pooling reads its output, which Intel GPUs have in float only"
+    return because("output_not_read", why) if read else None
 
 
 def in_float_for_pools(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:

@@ -196,6 +196,7 @@ def test_what_has_no_integer_kernel_stays_in_float_with_the_reason(name):
     make, shape, recipe, op, reason = REFUSALS[name]
     decision = next(d for d in report(make(), torch.rand(shape), recipe).record.decisions if d.op == op)
     assert (decision.quantized, decision.reason) == (False, reason)
+    assert decision.code != "arguments", "the way out for all arguments alike"
 
 
 def test_signed_activations_are_refused():

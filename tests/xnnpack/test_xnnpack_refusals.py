@@ -244,6 +244,15 @@ DYNAMIC_SHAPES = {
 }  # fmt: skip
 
 
+CODES = {
+    "scaled_operand": "factor",
+    "unusual_pool": "stride",
+    "not_to_one": "average",
+    "not_spatial_mean": "average",
+    "alone": "single",
+}
+
+
 def reasons(case: Refusal, **options: object) -> list[str]:
     """Why the op stayed float, each reason on its own; symbols of dynamic sizes become s0."""
     (found,) = [d.reason or "" for d in report(case.row, **options).record.decisions if d.op == case.op]
@@ -261,6 +270,14 @@ def test_what_xnnpack_cannot_run_stays_float_with_the_reason(name):
 def test_sizes_unknown_before_the_run_are_a_reason_as_well(name):
     case, shapes = DYNAMIC_SHAPES[name]
     assert set(case.reason.split("; ")) <= set(reasons(case, dynamic_shapes=shapes))
+
+
+@pytest.mark.filterwarnings("ignore:the model was exported in training mode")
+@pytest.mark.parametrize("name", [name for name, case in REFUSALS.items() if case.by in CODES])
+def test_each_argument_that_a_kernel_lacks_has_a_way_out_of_its_own(name):
+    case = REFUSALS[name]
+    (found,) = [decision for decision in report(case.row).record.decisions if decision.op == case.op]
+    assert found.code == CODES[case.by]
 
 
 def test_every_refusal_of_every_rule_stands_in_a_table():

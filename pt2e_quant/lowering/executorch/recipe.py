@@ -25,6 +25,7 @@ from .passes.copies_to_fresh_memory import copies_to_fresh_memory
 from .passes.copy_results_of_branches import copy_results_of_branches
 from .passes.embeddings_to_kernels import embeddings_to_kernels
 from .passes.expands_to_products import expands_to_products
+from .passes.float32_between_integers import float32_between_integers
 from .passes.fold_constants import fold_constants
 from .passes.fold_factors_into_linears import fold_factors_into_linears
 from .passes.matmul_to_bmm import matmul_to_bmm
@@ -61,7 +62,7 @@ FOR_XNNPACK: tuple[Pass, ...] = (
     attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm,
     parts_to_slices, reshapes_to_views, spell_out_defaults,
     # Integers as XNNPACK matches them.
-    clamps_after_products, own_biases, quantize_padding,
+    clamps_after_products, own_biases, quantize_padding, float32_between_integers,
 )  # fmt: skip
 
 AT_LAST: tuple[Pass, ...] = (copy_results_of_branches,)

@@ -173,8 +173,9 @@ def taken_apart(rows: Any, inputs: int, outputs: int) -> str | None:
 def bounds(low: object, high: object) -> str | None:
     """A clamp after it between two numbers, the smaller one first."""
     if not all(isinstance(bound, (int, float)) for bound in (low, high)):
-        return "it clamps at bounds that are computed; the kernel needs numbers"
-    return f"it clamps at {low} and {high}, the wrong way round for the kernel" if low > high else None  # type: ignore[operator]
+        return because("bounds", "it clamps at bounds that are computed; the kernel needs numbers")
+    why = f"it clamps at {low} and {high}, the wrong way round for the kernel"
+    return because("bounds", why) if low > high else None  # type: ignore[operator]
 
 
 def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | None, same: bool) -> str | None:
@@ -183,9 +184,9 @@ def summed(alpha: object, product: torch.Tensor | None, other: torch.Tensor | No
     Of an add after a product: the factor, both operands, and whether the other one is the product itself.
     """
     if alpha not in (None, 1):
-        return f"alpha={alpha}; the kernel adds with 1"
+        return because("factor", f"alpha={alpha}; the kernel adds with 1")
     if same:
-        return "it adds the product to itself; the kernel needs another operand"
+        return because("sum_in_float", "it adds the product to itself; the kernel needs another operand")
     if product is None or other is None:
         return None
     if other.dtype != product.dtype:
@@ -214,10 +215,10 @@ def not_zero_padding(node: Node) -> str | None:
 def bags(mode: int, left_out: int | None, grouped: bool) -> str | None:
     """Sums of rows of 8 bits with a scale each; means too, where none is left out by padding_idx."""
     if mode == _MAX:
-        return BAGS["max"]
+        return because("unsupported_op", BAGS["max"])
     if mode == MEAN and left_out is not None:
-        return BAGS["mean"].format(left_out)
-    return BAGS["groups"] if grouped else None
+        return because("bag_mode", BAGS["mean"].format(left_out))
+    return because("configuration", BAGS["groups"]) if grouped else None
 
 
 LIMITS: MappingProxyType[str, tuple[Callable[..., object], ...]] = MappingProxyType({

@@ -8,11 +8,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...arguments import bind
+from ...graph.halves import is_half
 from ...ops import LINEAR
 from ..common.gemm import gemms
 from ..common.program import Remark
 from .limits import WITHOUT_VNNI
-from .passes.float32_between_integers import is_half
 
 __all__ = ["overflows", "remarks_on"]
 

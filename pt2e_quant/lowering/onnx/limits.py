@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from ...ops import ADAPTIVE_AVG_POOL, ADD, CAT, LEAKY_RELU, LINEAR, MAX_POOL, MEAN, MUL
+from ...reasons import because
 from ...specs import uneven_groups
 
 __all__ = [
@@ -54,34 +55,38 @@ def not_8_bits(dtype: torch.dtype | None) -> str | None:
     if dtype in (torch.uint8, torch.int8):
         return None
     name = str(dtype).removeprefix("torch.")
-    return f"{name} activations: onnxruntime's integer kernels take torch.uint8 and torch.int8"
+    why = f"{name} activations: onnxruntime's integer kernels take torch.uint8 and torch.int8"
+    return because("configuration", why)
 
 
 def not_float32(dtype: torch.dtype) -> str | None:
     """Of the result of a product in the graph."""
     if dtype is torch.float32:
         return None
-    return f"it computes in {str(dtype).removeprefix('torch.')}, onnxruntime's integer kernels in float32 alone"
+    name = str(dtype).removeprefix("torch.")
+    return because("dtype", f"it computes in {name}, onnxruntime's integer kernels in float32 alone")
 
 
 def weight(dtype: torch.dtype | None, symmetric: bool) -> str | None:
     """Of a product with integer inputs."""
     if dtype is torch.int8 and symmetric:
         return None
-    return "onnxruntime's integer kernels take int8 weights with zero point 0"
+    return because("configuration", "onnxruntime's integer kernels take int8 weights with zero point 0")
 
 
 def run_time_grid(quant_min: int, quant_max: int) -> str | None:
     """Of a linear's input whose qparams are chosen while running."""
     if quant_max - quant_min == EIGHT_BITS:
         return None
-    return f"its input has the range [{quant_min}, {quant_max}]; DynamicQuantizeLinear knows all of 8 bits only"
+    why = f"its input has the range [{quant_min}, {quant_max}]; DynamicQuantizeLinear knows all of 8 bits only"
+    return because("configuration", why)
 
 
 def blocks(inputs: int, size: int) -> str | None:
     """Of the inputs of a linear whose weight has a scale for each `size` neighbours."""
     if size < _SMALLEST_BLOCK or size & (size - 1):
-        return f"groups of {size}: onnxruntime multiplies by blocks of {_SMALLEST_BLOCK}, 32, 64 and so on"
+        why = f"groups of {size}: onnxruntime multiplies by blocks of {_SMALLEST_BLOCK}, 32, 64 and so on"
+        return because("group_size", why)
     return uneven_groups(inputs, size, f"its {inputs} inputs")
 
 
@@ -89,12 +94,13 @@ def ends_in_float(node: Node, quantized: bool) -> str | None:
     """Of a product with a static input, and whether its output is quantized."""
     if quantized or node.target in LINEAR:
         return None
-    return "its output is not quantized, and onnxruntime's integer convolutions end in integers"
+    why = "its output is not quantized, and onnxruntime's integer convolutions end in integers"
+    return because("configuration", why)
 
 
 def adds_otherwise(alpha: object) -> str | None:
     """Of a sum."""
-    return None if alpha in (None, 1) else f"alpha={alpha}; the kernel adds with 1"
+    return None if alpha in (None, 1) else because("factor", f"alpha={alpha}; the kernel adds with 1")
 
 
 def is_whole_image(dimensions: int, dims: Sequence[int] | None) -> bool:
@@ -107,7 +113,7 @@ def is_whole_image(dimensions: int, dims: Sequence[int] | None) -> bool:
 def mean_of_part(dimensions: int, dims: Sequence[int] | None, dtype: Any) -> str | None:
     """Of a mean."""
     if dtype is not None:
-        return f"dtype={dtype}: it converts; leave it out"
+        return because("conversion", f"dtype={dtype}: it converts; leave it out")
     if is_whole_image(dimensions, dims):
         return None
-    return "onnxruntime has an integer kernel for means over whole images only"
+    return because("average", "onnxruntime has an integer kernel for means over whole images only")

@@ -242,7 +242,7 @@ def unfit_groups(weight: Node) -> str | None:
 def scaled_operand(case: Case) -> str | None:
     """alpha is 1."""
     alpha = case.argument("alpha")
-    return f"alpha={alpha}; the integer kernel takes alpha=1" if alpha not in (None, 1) else None
+    return because("factor", f"alpha={alpha}; the integer kernel takes alpha=1") if alpha not in (None, 1) else None
 
 
 def scalar_operand(case: Case) -> str | None:
@@ -257,25 +257,28 @@ def scalar_operand(case: Case) -> str | None:
 
 def alone(case: Case) -> str | None:
     """Two tensors or more."""
-    return "XNNPACK concatenates two tensors or more" if len(case.argument("tensors") or ()) == 1 else None
+    one = len(case.argument("tensors") or ()) == 1
+    return because("single", "XNNPACK concatenates two tensors or more") if one else None
 
 
 def not_spatial_mean(case: Case) -> str | None:
     """Over height and width of a 4-d tensor, with keepdim=True."""
     x, dims, dtype = case.shape("self"), case.argument("dim"), case.argument("dtype")
     if dtype is not None:
-        return f"dtype={dtype}, which XNNPACK's mean does not convert to; leave it out"
+        return because("conversion", f"dtype={dtype}, which XNNPACK's mean does not convert to; leave it out")
     spatial = x is not None and len(x) == 4 and sorted(dim % 4 for dim in dims or ()) == [2, 3]
     if spatial and case.argument("keepdim"):
         return None
-    return "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
+    why = "XNNPACK averages in integers over dimensions 2 and 3 of a 4-d tensor with keepdim=True only"
+    return because("average", why)
 
 
 def not_to_one(case: Case) -> str | None:
     """To 1 x 1, of a batch."""
     x, size = case.shape("self"), list(case.argument("output_size"))
     one = size in ([1], [1, 1]) and x is not None and len(x) == 4
-    return None if one else f"output size {size}; XNNPACK pools in integers to 1 x 1 of a batch only"
+    why = f"output size {size}; XNNPACK pools in integers to 1 x 1 of a batch only"
+    return None if one else because("average", why)
 
 
 def unusual_pool(case: Case) -> str | None:
@@ -283,7 +286,8 @@ def unusual_pool(case: Case) -> str | None:
     x, kernel = case.shape("self"), _pair(case.argument("kernel_size"))
     stride = _pair(case.argument("stride") or kernel)
     if any(step > size for step, size in zip(stride, kernel, strict=True)):
-        return f"stride {stride} is larger than the kernel {kernel}; XNNPACK's max pooling cannot skip"
+        why = f"stride {stride} is larger than the kernel {kernel}; XNNPACK's max pooling cannot skip"
+        return because("stride", why)
     return ops.dynamic_ceiling(x or (), case.argument("ceil_mode"))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
+from ....graph.halves import widen
 from ....graph.module import tidy
 from ....graph.write import Writer
 from ....ops import is_dequantize, is_quantize
-from .float32_between_integers import leave, widen
+from .float32_between_integers import leave
 
 __all__ = ["cast_float16"]
 

@@ -8,18 +8,18 @@ they take for one to float32: what follows would read numbers of the wrong width
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from ....graph.attributes import constant
+from ....graph.halves import is_half, widen
 from ....graph.module import tidy
-from ....graph.values import with_value
 from ....graph.write import Writer
 from ....ops import ADD, is_dequantize, is_quantize
 from ...common.gemm import gemms
 from ..limits import AFTER_CONV, AFTER_LINEAR
 
-__all__ = ["float32_between_integers", "is_half", "leave", "widen"]
+__all__ = ["float32_between_integers", "leave"]
 
 _TO = torch.ops.aten.to.dtype
 _FUSED = frozenset((*AFTER_CONV, *AFTER_LINEAR, *ADD))
@@ -40,18 +40,6 @@ def float32_between_integers(gm: GraphModule) -> GraphModule:
             widen(part)
         leave(write, kernel[-1], half)
     return tidy(gm)
-
-
-def is_half(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-
-
-def widen(node: Node) -> None:
-    """Let a node return float32."""
-    value = node.meta["val"]
-    node.kwargs = {key: given for key, given in node.kwargs.items() if key != "out_dtype"}
-    with_value(node, node, lambda: value.to(torch.float32))
 
 
 def leave(write: Writer, last: Node, half: torch.dtype) -> None:
