@@ -13,6 +13,7 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 F = nn.functional
 FORMS = {
     "softplus": lambda x: F.softplus(x, beta=2.0, threshold=15.0),
+    "softplus with a step": lambda x: F.softplus(x, beta=2.0, threshold=1.0),
     "mish": F.mish,
     "hardshrink": lambda x: F.hardshrink(x, 0.3),
     "softshrink": lambda x: F.softshrink(x, 0.2),

@@ -34,6 +34,7 @@ from .passes.moves_on_their_grid import moves_on_their_grid
 from .passes.moves_stay_with_their_reshapes import moves_stay_with_their_reshapes
 from .passes.norms_to_linears import norms_to_linears
 from .passes.numbers_to_vectors import numbers_to_vectors
+from .passes.one_layout import one_layout
 from .passes.own_biases import own_biases
 from .passes.parts_to_slices import parts_to_slices
 from .passes.quantize_padding import quantize_padding
@@ -47,7 +48,7 @@ from .passes.weighted_sums_to_products import weighted_sums_to_products
 __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 
 FOR_EXECUTORCH: tuple[Pass, ...] = (
-    take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
+    one_layout, take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
     copies_to_fresh_memory, spell_out_sums, adaptive_max_pools, arguments_with_kernels,
     bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip

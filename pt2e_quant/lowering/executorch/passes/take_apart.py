@@ -21,6 +21,7 @@ from ....ops import COMPOSITE
 __all__ = ["take_apart"]
 
 aten = torch.ops.aten
+_NO_STEP = 15.0  # exp(-15) is below the rounding of a float32 near 15
 _WHOLE = frozenset((*COMPOSITE, aten.unfold.default, aten.elu.default))
 
 
@@ -61,10 +62,11 @@ def _parts(node: Node, write: Writer) -> Symbol:
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta * x)) / beta, where exp is of nothing positive: it cannot overflow, so no threshold is needed.
 
-    Beyond the threshold torch returns x itself, which is this within exp(-threshold) / beta.
+    Beyond the threshold torch returns x itself, which is this within exp(-threshold) / beta: a step where that is low.
     """
     scaled = _times(x, beta)
-    return _times(scaled.relu() + (1 + scaled.abs().neg().exp()).log(), 1 / beta)
+    smooth = _times(scaled.relu() + (1 + scaled.abs().neg().exp()).log(), 1 / beta)
+    return smooth if threshold >= _NO_STEP else torch.where(scaled > threshold, x, smooth)
 
 
 def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
