@@ -36,6 +36,7 @@ __all__ = [
     "min_max",
     "narrowed",
     "quantize",
+    "rounded",
     "storage_dtype",
     "symmetric_zero_point",
 ]
@@ -45,6 +46,7 @@ FLOAT32_EPS: float = torch.finfo(torch.float32).eps
 
 _FLOAT32_MAX: float = torch.finfo(torch.float32).max
 _FLOAT32_EXACT_INTEGERS = 1 << 24
+_ONES = 1.5 * 2**23
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 # Measured on x86 (AVX2 and AVX-512), float32, one thread: `aminmax` costs about 0.16 ns a value, `amin` and `amax` 0.05
@@ -193,6 +195,26 @@ def fake_quantize(
     values, scale, zero_point = _aligned(_compute_type(x, quant_min, quant_max), scale, zero_point, axis, group_size)
     grid = _to_grid(values, scale, zero_point, quant_min, quant_max).to(torch.float32)
     return ((grid - zero_point) * scale).reshape(x.shape).to(x.dtype)
+
+
+def rounded(
+    steps: Tensor, zero_point: int, low: int, high: int, stored: torch.dtype, *, factor: float | None = None
+) -> Tensor:
+    """clamp(round(steps) + zero_point, low, high) as 8-bit integers; the float32 steps are overwritten.
+
+    Next to 1.5 * 2^23 float32 counts in ones: adding that rounds, half to even, and leaves the integer in the low bits.
+    This is half the passes over memory of one operator after the other.
+
+    Args:
+        factor: what to multiply the steps with before; these stay, and halves are rounded to either side.
+    """
+    if steps.dtype is not torch.float32 or stored not in (torch.uint8, torch.int8):
+        return narrowed(steps.mul(factor or 1.0).round_().add_(zero_point).clamp_(low, high), stored)
+    if factor is not None:
+        moved = torch.rsub(steps, _ONES + zero_point, alpha=-factor)
+    else:  # an odd zero point would turn even into odd
+        moved = (steps.round_() if zero_point % 2 else steps).add_(_ONES + zero_point)
+    return moved.clamp_(_ONES + low, _ONES + high).view(torch.int32).to(stored)
 
 
 def narrowed(values: Tensor, stored: torch.dtype) -> Tensor:

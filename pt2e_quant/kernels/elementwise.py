@@ -46,7 +46,7 @@ def quantized(
         codes = qparams.quantize(values, scale, zero_point, low, high, stored)
     else:
         steps = values if in_steps else values.mul_(1.0 / scale)
-        codes = qparams.narrowed(steps.round_().add_(zero_point).clamp_(low, high), stored)
+        codes = qparams.rounded(steps, zero_point, low, high, stored)
     return wrap(codes, scale, zero_point, None, NAMES[stored])
 
 
@@ -59,7 +59,7 @@ def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = F
     if is_traced() or a.shape != b.shape or torch.int32 in (a.codes.dtype, b.codes.dtype):
         return on_grid(torch.add, a, b, scale=scale, zero_point=zero_point, relu=relu)
     (f_a, z_a), (f_b, z_b) = ((float(one.scale) / scale, int(one.zero_point)) for one in (a, b))
-    steps = a.codes.float().mul_(f_a).add_(b.codes.float(), alpha=f_b).add_(-(f_a * z_a + f_b * z_b))
+    steps = torch.rsub(a.codes.float(), -(f_a * z_a + f_b * z_b), alpha=-f_a).add_(b.codes.float(), alpha=f_b)
     return quantized(steps, a, scale, zero_point, relu, in_steps=True)
 
 

@@ -23,7 +23,7 @@ def explain(product: Product | None = None) -> str:
         return "\n".join(f"{kernel.name}: {kernel.why}" for kernel in known)
     lines = []
     for kernel in TABLE.values():
-        lacks = kernel.lacks(product)
+        lacks = kernel.lacks(product) or kernel.loses(product)
         lines.append(f"{kernel.name}: {kernel.why}" + (f"\n  not here: {lacks}" if lacks else ""))
     return "\n".join([*lines, f"chosen: {choose(product).name}"])
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..qtensor import quantize_per_tensor_dynamic
 from .products import Post, Product, Weight
 
 __all__ = ["GATES", "Gates", "Held", "State", "unroll"]
@@ -67,7 +66,7 @@ def _product(held: Held, x: Tensor) -> Tensor:
         return F.linear(x, *held)
     if not x.numel():
         return F.linear(x, held.quantized.dequantize(), held.bias)
-    return Product.compute_real(held, Post(), quantize_per_tensor_dynamic(x, torch.quint8))
+    return Product.compute_dynamic(held, Post(), x)
 
 
 def _with_head(whole: Tensor, head: Tensor) -> Tensor:

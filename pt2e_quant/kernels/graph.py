@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..qtensor.tensor import is_traced
-from .kernel import Kernel
+from ..qtensor.tensor import NAMES, is_traced, wrap
+from .kernel import Codes, Kernel, Real
 
 if TYPE_CHECKING:
     from .products import Product
@@ -16,14 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["KERNEL"]
 
 
-def codes(product: Product) -> Tensor:
-    values = real(product)
-    return product.out.quantize(torch.relu(values) if product.post.name == "relu" else values)  # type: ignore[union-attr]
+def codes(product: Product) -> Codes:
+    out, compute = product.grid, real(product)
+
+    def run(x: Tensor) -> Tensor:
+        values = compute(x, product.scale, product.zero_point)
+        return out.quantize(torch.relu(values) if product.post.name == "relu" else values)
+
+    return run
 
 
-def real(product: Product) -> Tensor:
+def real(product: Product) -> Real:
     weight = product.weight
-    return weight.apply(product.x.dequantize(), weight.quantized.dequantize(), weight.bias)
+
+    def run(x: Tensor, scale: Any, zero_point: Any) -> Tensor:
+        values = wrap(x, scale, zero_point, None, NAMES[product.stored]).dequantize()
+        return weight.apply(values, weight.quantized.dequantize(), weight.bias)
+
+    return run
 
 
 KERNEL = Kernel(
@@ -31,5 +41,6 @@ KERNEL = Kernel(
     "dequantize, float operator, quantize: the graph that backends match, when one is made",
     codes,
     real,
+    lambda product: None,
     lambda product: None if is_traced() else "nothing traces",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from ..errors import QuantizedTensorError
 from ..grid import Grid
-from ..qtensor.tensor import NAMES, QTensor, wrap
+from ..qtensor import quantize_per_tensor_dynamic
+from ..qtensor.tensor import NAMES, QTensor, is_traced, wrap
 from ..requantization import bias_codes
 from .choice import choose
+from .kernel import NAMED, Codes, Dynamic
 
 __all__ = ["Geometry", "Post", "Product", "Weight"]
 
@@ -136,56 +138,116 @@ class Weight:
         return values.reshape(-1, *[1] * self.spatial) if self.geometry is not None and values.numel() > 1 else values
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Product:
-    """One call: weight, what follows, and the grid of the result; None for real numbers."""
+    """What calls that are alike have in common.
+
+    weight, post: see there.
+    shape, stored, device: of the operand's codes.
+    scale, zero_point: the operand's grid. Kernels for real numbers get those of each call.
+    out: the grid of the result; None for real numbers.
+    dynamic: the operand comes as real numbers.
+    """
 
     weight: Weight
     post: Post
-    x: QTensor
-    out: Grid | None
+    shape: torch.Size
+    stored: torch.dtype
+    device: torch.device
+    scale: float
+    zero_point: int
+    out: Grid | None = None
+    dynamic: bool = False
 
     @classmethod
+    def of(cls, weight: Weight, post: Post, x: QTensor, out: Grid | None = None) -> Product:
+        """The product of an operand, and of all that are like it."""
+        codes, (scale, zero_point) = x.codes, (x.scale, x.zero_point)
+        if not is_traced():
+            scale, zero_point = float(scale), int(zero_point)
+        return cls(weight, post, codes.shape, codes.dtype, codes.device, scale, zero_point, out)  # type: ignore[arg-type]
+
+    @staticmethod
     def compute(
-        cls, weight: Weight, post: Post, x: QTensor, scale: float, zero_point: int, stored: torch.dtype | None = None
+        weight: Weight, post: Post, x: QTensor, scale: float, zero_point: int, stored: torch.dtype | None = None
     ) -> QTensor:
         """Codes of the grid (scale, zero_point), in the integer type of x unless another is named."""
-        stored = stored or x.codes.dtype
-        out = Grid(scale, zero_point, *_LIMITS[stored], stored)
-        codes = cls(weight, post, x, out).codes()
-        return wrap(codes, scale, zero_point, None, NAMES[stored])
+        codes = x.codes
+        stored = stored or codes.dtype
 
-    @classmethod
-    def compute_real(cls, weight: Weight, post: Post, x: QTensor) -> Tensor:
-        """Real numbers in float32, as of dynamic quantization."""
-        return cls(weight, post, x, None).real()
+        def make() -> Codes:
+            return Product.of(weight, post, x, Grid(scale, zero_point, *_LIMITS[stored], stored)).for_codes()
 
-    def codes(self) -> Tensor:
+        if is_traced():
+            return wrap(make()(codes), scale, zero_point, None, NAMES[stored])
+        grids = x.scale, x.zero_point, scale, zero_point, stored
+        run = weight.once(("for codes", post, codes.shape, codes.dtype, codes.device, *grids, *_switches()), make)
+        return wrap(run(codes), scale, zero_point, None, NAMES[stored])
+
+    @staticmethod
+    def compute_real(weight: Weight, post: Post, x: QTensor) -> Tensor:
+        """Real numbers in float32."""
+        values = choose(product := Product.of(weight, post, x)).real(product)(
+            x.codes, product.scale, product.zero_point
+        )
+        return values if post.function is None else post.function(values)
+
+    @staticmethod
+    def compute_dynamic(weight: Weight, post: Post, x: Tensor, *, reduce_range: bool = False) -> Tensor:
+        """Real numbers of real numbers in float32, which are quantized with the scale that their own range asks for.
+
+        Args:
+            reduce_range: leave one of their 8 bits unused.
+
+        Raises:
+            CalibrationError: x is not finite.
+        """
+        if is_traced():
+            return Product.compute_real(weight, post, quantize_per_tensor_dynamic(x, torch.quint8, reduce_range))
+
+        def make() -> Dynamic:
+            product = Product(weight, post, x.shape, torch.uint8, x.device, 1.0, 0, dynamic=True)
+            return choose(product).for_dynamic(product)
+
+        switches = torch.backends.quantized.engine, *_switches()
+        run: Dynamic = weight.once(("dynamic", post, x.shape, x.device, *switches), make)
+        values = run(x, reduce_range)
+        return values if post.function is None else post.function(values)
+
+    def for_codes(self) -> Codes:
+        """What computes codes for all calls like this one."""
         if self.post.name in ("none", "relu"):
             return choose(self).codes(self)
-        real = self.post.function(Product(self.weight, Post(), self.x, None).real())  # type: ignore[misc]
-        return self.out.quantize(real)  # type: ignore[union-attr]
+        plain = replace(self, out=None)
+        real, function = choose(plain).real(plain), self.post.function or (lambda values: values)
+        return lambda x: self.grid.quantize(function(real(x, self.scale, self.zero_point)))
 
-    def real(self) -> Tensor:
-        sums = choose(self).real(self)
-        return sums if self.post.function is None else self.post.function(sums)
+    @property
+    def grid(self) -> Grid:
+        """The grid of the result, where it has one."""
+        return self.out  # type: ignore[return-value]
+
+    @property
+    def lowest(self) -> int:
+        """The lowest code of the result."""
+        return max(self.grid.zero_point, self.grid.quant_min) if self.post.name == "relu" else self.grid.quant_min
 
     @property
     def rows(self) -> int:
         """How many times the weight is used."""
-        return math.prod(self.x.codes.shape[:-1])
+        return math.prod(self.shape[:-1])
 
-    @property
+    @cached_property
     def bound(self) -> int:
-        """No sum is larger."""
-        key = ("bound", self.x.codes.dtype, self.x.scale, self.x.zero_point, self.out is None)
-        return self.weight.once(key, self._bound)  # type: ignore[no-any-return]
+        """No sum is larger. With real numbers as result the zero point may be any, and the bias is added to those."""
+        low, high = _LIMITS[self.stored]
+        if self.out is None:
+            return self.weight.largest_sum * (high - low)
+        codes = self.weight.codes_of_bias(self.scale)
+        reach = max(high, -low) + abs(self.zero_point)  # of code - zero point, and of sums that subtract it at the end
+        return self.weight.largest_sum * reach + (0 if codes is None else int(codes.long().abs().max()))
 
-    def _bound(self) -> int:
-        low, high = self.x.limits
-        reach = max(high - int(self.x.zero_point), int(self.x.zero_point) - low)
-        bias = self.weight.bias
-        if bias is None or self.out is None:
-            return self.weight.largest_sum * reach
-        codes = self.weight.codes_of_bias(float(self.x.scale))
-        return self.weight.largest_sum * reach + int(codes.long().abs().max())  # type: ignore[union-attr]
+
+def _switches() -> tuple[Any, ...]:
+    """What a person can switch that decides on a kernel."""
+    return NAMED.get(), torch._C._get_mkldnn_enabled(), torch._C._get_float32_matmul_precision()

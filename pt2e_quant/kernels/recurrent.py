@@ -4,7 +4,6 @@ and has no loop in Python, while torch has it; `gates.unroll` where it does not 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import qparams
-from ..errors import QuantizationError
-from ..qtensor import quantize_per_tensor, to_torch
 from ..qtensor.tensor import is_traced
+from . import packed
 from .gates import GATES, Held, State, unroll
 from .kernel import NAMED
 from .products import Weight
@@ -90,7 +87,7 @@ _STEPS = {"LSTM": "lstm", "GRU": "gru", "tanh": "rnn_tanh", "relu": "rnn_relu"}
 
 
 def _run_packed(layers: Layers, x: Tensor, sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
-    _check_finite(x)
+    packed.check_finite(x)
     operands = (x,) if sizes is None else (x, sizes)
     batch_first = (False,) if sizes is None else ()
     depth, training = len(layers.weights) // layers.directions, layers.dropout > 0
@@ -106,10 +103,10 @@ def _run_packed(layers: Layers, x: Tensor, sizes: Tensor | None, state: State) -
 
 def _step_packed(layers: Layers, x: Tensor, state: State) -> State:
     """Two products and the gates: torch's kernels of whole cells use 7 bits for inputs."""
-    _check_finite(x)
+    packed.check_finite(x)
     multiply = torch.ops.quantized.linear_dynamic.default
     of_input, of_output = (
-        multiply(operand, _packed(weight), False)
+        multiply(operand, packed.pack(weight), False)
         for operand, weight in zip((x, state[0]), layers.weights[0], strict=True)
     )
     return GATES[layers.mode].step(of_input, of_output, state)
@@ -119,26 +116,11 @@ def _cell(weights: Sequence[Any]) -> Any:
     """One layer in one direction, as torch's kernel takes it; inputs get all 8 bits."""
     make = torch.ops.quantized.make_quantized_cell_params_dynamic
     key = ("cell", torch.backends.quantized.engine, weights[1])
-    return weights[0].once(key, lambda: make(*map(_packed, weights), *map(_bias, weights), False))
+    return weights[0].once(key, lambda: make(*map(packed.pack, weights), *map(_bias, weights), False))
 
 
-def _packed(weight: Any) -> Any:
-    engine = torch.backends.quantized.engine
-    return weight.once(("packed", engine), lambda: _pack(weight))
-
-
-def _pack(weight: Weight) -> Any:
-    return torch.ops.quantized.linear_prepack(to_torch(weight.quantized), _bias(weight))
-
-
-def _bias(weight: Any) -> Tensor:
-    rows = len(weight.quantized)
-    return weight.once(("bias",), lambda: torch.zeros(rows) if weight.bias is None else weight.bias.float())  # type: ignore[no-any-return]
-
-
-def _check_finite(x: Tensor) -> None:
-    low, high = torch.aminmax(x)
-    qparams.affine_numbers(float(low), float(high), 0, 255)
+def _bias(weight: Weight) -> Tensor:
+    return torch.zeros(len(weight.quantized)) if weight.bias is None else weight.bias.float()
 
 
 def _packed_lacks(layers: Layers, x: Tensor) -> str | None:
@@ -148,20 +130,10 @@ def _packed_lacks(layers: Layers, x: Tensor) -> str | None:
         return "not on a CPU, or nothing to compute"
     if len(layers.weights[0]) > 2:
         return "a projection"
-    if not all(isinstance(one, Weight) and one.is_symmetric for parts in layers.weights for one in parts):
-        return "weights of float16, or with zero points"
-    return _absent(torch.backends.quantized.engine)
-
-
-@functools.cache
-def _absent(engine: str) -> str | None:
-    if engine not in ("x86", "fbgemm", "onednn") or not torch.cpu._is_vnni_supported():
-        return f"the engine {engine!r} without VNNI has 7 bits for inputs"
-    try:
-        _pack(Weight(quantize_per_tensor(torch.ones(1, 1), 1.0, 0, torch.qint8)))
-        return None if hasattr(torch, "quantized_lstm") else "this torch has no such kernel"
-    except (AttributeError, RuntimeError, QuantizationError) as error:
-        return f"this torch packs no weights: {error}"
+    weights = [one for parts in layers.weights for one in parts]
+    if not all(isinstance(one, Weight) for one in weights):
+        return "weights of float16"
+    return next(filter(None, map(packed.absent, weights)), None)
 
 
 # --- real numbers -----------------------------------------------------------------------------------------------------

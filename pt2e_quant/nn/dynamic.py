@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from ..kernels import Product
 from ..qconfig import default_dynamic_qconfig
-from ..qtensor import quantize_per_tensor_dynamic
 from . import convolution, weighted
 from .rows import ROWS
 
@@ -45,10 +44,10 @@ class _Dynamic(weighted.WeightedModule):
         x = self._ready(input.float())
         if x.numel() == 0:
             w = self.product
-            made = self.post.function or (lambda result: result)
-            return made(w.apply(x, w.quantized.dequantize(), w.bias)).to(input.dtype)
-        codes = quantize_per_tensor_dynamic(x, torch.quint8, reduce_range)
-        return Product.compute_real(self.product, self.post, codes).to(input.dtype)
+            post = self.post.function or (lambda result: result)
+            return post(w.apply(x, w.quantized.dequantize(), w.bias)).to(input.dtype)
+        made = Product.compute_dynamic(self.product, self.post, x, reduce_range=reduce_range)
+        return made if input.dtype is torch.float32 else made.to(input.dtype)
 
     def _ready(self, x: Tensor) -> Tensor:
         return x

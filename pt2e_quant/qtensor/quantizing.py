@@ -77,9 +77,7 @@ def quantize_per_tensor_dynamic(input: Tensor, dtype: torch.dtype, reduce_range:
         scale, zero_point = _Q.choose_qparams.tensor(input, low, high, qparams.FLOAT32_EPS, stored)
         codes = _Q.quantize_per_tensor.tensor(input, scale, zero_point, low, high, stored)
         return wrap(codes, scale, zero_point, None, NAMES[stored])
-    ends = qparams.min_max(input)
-    step, zero = qparams.affine_qparams(*ends, low, high, dtype=stored)
-    return wrap(qparams.quantize(input, step, zero, low, high, stored), step.item(), int(zero), None, NAMES[stored])
+    return wrap(*_own(input, low, high, stored), None, NAMES[stored])
 
 
 @checked(SpecError)
@@ -126,6 +124,30 @@ def dequantize(tensors: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     return [dequantize(one) for one in tensors]
 
 
+def own_codes(x: Tensor, *, reduce_range: bool = False, whole: bool = True) -> tuple[Tensor, float, int]:
+    """Codes, scale and zero point that the range of x asks for, in uint8; or not `whole`, code - zero point in float32.
+
+    Raises:
+        CalibrationError: as of `quantize_per_tensor_dynamic`.
+    """
+    limits = _REDUCED[torch.uint8] if reduce_range else _limits(torch.uint8)
+    if whole:
+        return _own(x, *limits, torch.uint8)
+    scale, zero_point = _own_grid(x, *limits)
+    steps = torch.mul(x.detach(), 1.0 / scale).round_()
+    return steps.clamp_(limits[0] - zero_point, limits[1] - zero_point), scale, 0
+
+
+def _own(x: Tensor, low: int, high: int, stored: torch.dtype) -> tuple[Tensor, float, int]:
+    scale, zero_point = _own_grid(x, low, high)
+    return qparams.rounded(x.detach().float(), zero_point, low, high, stored, factor=1.0 / scale), scale, zero_point
+
+
+def _own_grid(x: Tensor, low: int, high: int) -> tuple[float, int]:
+    smallest, largest = qparams.min_max(x)
+    return qparams.affine_numbers(float(smallest), float(largest), low, high)
+
+
 def pack(codes: Tensor) -> Tensor:
     """4-bit codes, two in a byte along the last dimension."""
     even, odd = codes[..., ::2], codes[..., 1::2]
@@ -143,8 +165,8 @@ def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stor
     step = torch.as_tensor(scale, dtype=torch.float32)
     if stored is torch.int32 or x.dtype is not torch.float32:
         return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
-    codes = torch.mul(x.detach(), 1.0 / step).round_().add_(zero_point).clamp_(low, high)
-    return QTensor(qparams.narrowed(codes, stored), scale, zero_point)
+    steps = torch.mul(x.detach(), 1.0 / step)
+    return QTensor(qparams.rounded(steps, int(zero_point), low, high, stored), scale, zero_point)
 
 
 def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, limits: tuple[int, int]) -> Tensor:

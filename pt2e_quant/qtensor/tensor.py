@@ -23,6 +23,7 @@ __all__ = ["QTensor", "dequantizing"]
 
 NAMES = {torch.uint8: torch.quint8, torch.int8: torch.qint8, torch.int32: torch.qint32}
 """What the reference calls a tensor of such integers. These are names: no tensor of torch's own types is made."""
+_LIMITS = {name: integer_range(name) for name in (*NAMES.values(), torch.quint4x2)}
 
 _Q = torch.ops.quantized_decomposed
 _dequantizing: ContextVar[bool] = ContextVar("dequantizing", default=False)
@@ -140,7 +141,7 @@ class QTensor(Tensor):
     @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest code."""
-        return cast("tuple[int, int]", integer_range(self.stored_as))
+        return cast("tuple[int, int]", _LIMITS[self.stored_as])
 
     def unpacked(self) -> Tensor:
         """One code an element."""
@@ -242,11 +243,12 @@ def wrap(
     width: int | None = None,
 ) -> QTensor:
     """A QTensor of parts that fit together: what library code calls, as nothing is checked."""
-    shape, strides = codes.shape, codes.stride()
+    shape, strides, kind = codes.shape, codes.stride(), QTensor
     if stored_as is torch.quint4x2:
         shape = torch.Size((*shape[:-1], width or 2 * shape[-1]))
         strides = torch.empty(shape, device="meta").stride()
-    kind = _Exported if torch.compiler.is_exporting() else QTensor
+    if torch.compiler.is_exporting():
+        kind = _Exported
     made: QTensor = torch.Tensor._make_wrapper_subclass(
         kind, shape, strides, codes.storage_offset(), dtype=torch.float32, device=codes.device
     )

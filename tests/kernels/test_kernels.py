@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pt2e_quant import QuantizationError, quantize_per_channel, quantize_per_tensor
+from pt2e_quant import QuantizationError, qparams, quantize_per_channel, quantize_per_tensor
+from pt2e_quant.grid import Grid
 from pt2e_quant.kernels import Geometry, Post, Product, Weight, explain, onednn, using
 from pt2e_quant.kernels.choice import TABLE, choose
 from pt2e_quant.kernels.recurrent import RECURRENT
 from pt2e_quant.qtensor import QTensor
+from pt2e_quant.sqnr import sqnr
 
 RELU = Post("relu", torch.relu)
 STORED = {torch.uint8: torch.quint8, torch.int8: torch.qint8}
@@ -47,7 +50,7 @@ def check(weight: Weight, x: QTensor, post: Post) -> None:
     wanted = (torch.round(real / scale) + 3).clamp(low, high)
     assert (exact.int_repr() - wanted).abs().max() <= 1
     for name, kernel in TABLE.items():
-        if kernel.lacks(Product(weight, post, x, None)) is None or name == "graph":
+        if kernel.lacks(Product.of(weight, post, x, Grid(scale, 3, *exact.limits, exact.codes.dtype))) is None:
             with using(name):
                 made = Product.compute(weight, post, x, scale, 3)
                 values = Product.compute_real(weight, post, x)
@@ -122,20 +125,50 @@ def test_the_kernel_for_gpus_computes_the_same_codes(stored: torch.dtype) -> Non
 
 
 def test_few_rows_and_many_take_different_kernels() -> None:
-    small = Product(weight_of((64, 64), 0, 0, 64), Post(), input_of((1, 64), torch.uint8, 0, 0), None)
+    small = Product.of(weight_of((64, 64), 0, 0, 64), Post(), input_of((1, 64), torch.uint8, 0, 0), None)
     assert choose(small).name == "small"
-    large = Product(weight_of((64, 256), 0, 0, 64), Post(), input_of((32, 256), torch.uint8, 0, 0), None)
+    large = Product.of(weight_of((64, 256), 0, 0, 64), Post(), input_of((32, 256), torch.uint8, 0, 0), None)
     assert choose(large).name == ("onednn" if onednn._absent() is None else "carried")
 
 
 def test_a_transposed_convolution_takes_the_carried_kernel_and_says_why() -> None:
     geometry = Geometry((2, 2), (0, 0), (1, 1), 1, True, (0, 0))
-    product = Product(
+    product = Product.of(
         weight_of((4, 3, 2, 2), 1, 0, 3, geometry), Post(), input_of((1, 4, 5, 5), torch.uint8, 0, 0), None
     )
     text = explain(product)
     assert "not here: a transposed convolution" in text
     assert text.endswith("chosen: carried")
+
+
+def test_a_named_kernel_that_cannot_compute_a_product_says_why() -> None:
+    weight = weight_of((4, 6), 0, 0, 4)
+    x = quantize_per_tensor(torch.randn(2, 6), 0.1, 0, torch.qint32)
+    for name, reason in (("onednn", "codes of 32 bits"), ("packed", "real numbers, not codes"), ("int_mm", "8-bit")):
+        with pytest.raises(QuantizationError, match=f"using.'{name}'.*{reason}"), using(name):
+            Product.compute(weight, Post(), x, 0.1, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (5, 7, 64)])
+def test_all_kernels_of_dynamic_linears_agree(shape: tuple[int, ...]) -> None:
+    weight, x = weight_of((48, 64), 0, 0, 48), torch.randn(shape)
+    with using("exact"):
+        exact = Product.compute_dynamic(weight, RELU, x)
+    for name in (None, "packed", "onednn", "small", "carried"):
+        with using(name) if name else nullcontext():
+            made = Product.compute_dynamic(weight, RELU, x)
+            assert float(sqnr(exact, made)) > 50  # 8-bit codes of x, of which a few fall on the other side of a half
+            with pytest.raises(QuantizationError, match="no NaN and no infinity"):
+                Product.compute_dynamic(weight, RELU, x / 0)
+
+
+@pytest.mark.parametrize("stored", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("zero_point", [0, 3, -5, 100])
+def test_rounding_in_the_bits_of_float32_is_rounding(stored: torch.dtype, zero_point: int) -> None:
+    held = torch.iinfo(stored)
+    steps = torch.cat([torch.arange(-600, 600) / 4, torch.tensor([1e9, -1e9, 3e38, float("inf"), -float("inf")])])
+    wanted = (torch.round(steps) + zero_point).clamp(held.min, held.max).to(torch.int16).to(stored)
+    assert torch.equal(qparams.rounded(steps, zero_point, held.min, held.max, stored), wanted)
 
 
 def test_the_table_gives_a_reason_for_each_kernel() -> None:
