@@ -7,8 +7,9 @@ modules imported here, where a new program imports it.
 from __future__ import annotations
 
 from . import eager, fake_quantize, observer, qconfig, qconfig_mapping
+from .eager import helpers
 
-_HOMES = (eager, observer, fake_quantize, qconfig, qconfig_mapping)
+_HOMES = (eager, helpers, observer, fake_quantize, qconfig, qconfig_mapping)
 _NAMES = {name: getattr(home, name) for home in reversed(_HOMES) for name in home.__all__}
 globals().update(_NAMES)
 

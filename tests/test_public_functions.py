@@ -38,7 +38,7 @@ from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_induct
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 LIBRARY = (
-    "algorithms", "calibration", "debug", "eager", "errors", "fake_quantize", "lowering.executorch",
+    "algorithms", "calibration", "debug", "eager", "eager.helpers", "errors", "fake_quantize", "lowering.executorch",
     "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer",
     "qtensor", "report", "schemes", "specs", "testing",
 )  # fmt: skip
@@ -101,6 +101,15 @@ def calibrated() -> nn.Module:
 RELU = op(torch.ops.aten.relu.default)
 QCONFIG = QConfig(MinMaxObserver, MinMaxObserver.with_args(dtype=torch.qint8))
 GOOD: dict[str, Callable[[], Any]] = {
+    "bn": lambda: nn.BatchNorm2d(4).eval(),
+    "conv": lambda: nn.Conv2d(4, 4, 1).eval(),
+    "convt": lambda: nn.ConvTranspose2d(4, 4, 1).eval(),
+    "default_dict": dict,
+    "float_module_class": lambda: nn.Linear,
+    "float_op": lambda: nn.functional.hardswish,
+    "linear": lambda: nn.Linear(4, 4).eval(),
+    "op_list": lambda: [nn.Conv2d, nn.BatchNorm2d],
+    "relu": lambda: nn.ReLU().eval(),
     "accept": lambda: lambda node: True,
     "activation": lambda: MinMaxObserver,
     "actual": lambda: torch.ones(2),

@@ -24,8 +24,9 @@ FUNCTIONS = ("dequantize", "quantize_per_channel", "quantize_per_tensor")
 
 _QUANTIZATION = {
     "": "quantization",
-    **dict.fromkeys(("quantize", "stubs", "fuse_modules", "fuser_method_mappings", "quantization_mappings"), "eager"),
-    "quant_type": "eager",
+    **dict.fromkeys(("stubs", "fuse_modules"), "eager"),
+    **dict.fromkeys(("fuser_method_mappings", "quantization_mappings", "quant_type"), "eager.helpers"),
+    "quantize": "quantization",  # names of both
     **{name: name for name in ("observer", "fake_quantize", "qconfig", "qconfig_mapping", "quantize_pt2e")},
     **{name: name for name in ("quantizer", "pt2e", "pt2e.representation", "quantize_fx", "fx", "backend_config")},
     "fx.custom_config": "fx.custom_config",
