@@ -1,7 +1,8 @@
 """Algorithms that let fewer bits lose less, on any exported graph and for any quantizer.
 
 Each is a function from a graph and data to the same kind of graph and an account of what it did: of a float graph,
-before prepare (`smooth_quant`), or of a prepared and calibrated one, before convert (`correct_bias`,
+before prepare (`smooth_quant`, `equalize`,
+`absorb_biases`), or of a prepared and calibrated one, before convert (`correct_bias`,
 `adaround`, `reconstruct_blocks`). They read what the engine planned, and know no backend.
 
 A *site* (`sites`) is a linear or a convolution with a weight of its own that is rounded on a static grid: the op, the
@@ -24,18 +25,24 @@ Algorithms that take long remember finished blocks in a file (`resume`), show a 
 numbers from a generator of their own (`seed`).
 """
 
+from .absorption import Absorbed, absorb_biases
 from .bias_correction import Corrected, correct_bias
+from .equalization import Equalized, equalize
 from .fallback import Sensitivity, worst_ops
 from .reconstruction import Reconstructed, adaround, reconstruct_blocks
 from .smooth_quant import Smoothed, smooth_quant
 
 __all__ = [
+    "Absorbed",
     "Corrected",
+    "Equalized",
     "Reconstructed",
     "Sensitivity",
     "Smoothed",
+    "absorb_biases",
     "adaround",
     "correct_bias",
+    "equalize",
     "reconstruct_blocks",
     "smooth_quant",
     "worst_ops",

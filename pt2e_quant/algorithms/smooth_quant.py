@@ -2,7 +2,7 @@
 
 x @ W.T = (x / s) @ (W * s).T for any s > 0, one for each input channel. With s = max|x|^alpha / max|W|^(1 - alpha) both
 become easy to quantize (Xiao et al., SmoothQuant, ICML 2023, arXiv:2211.10438, equation 4). The division is folded into
-what produced x where the algebra allows (`smooth_folds`): the weight of a norm, or the rows of a linear; elsewhere it
+what produced x where the algebra allows (`folds`): the weight of a norm, or the rows of a linear; elsewhere it
 stays as one product with a vector. Comes before prepare: a float graph goes in, a float graph with the same outputs
 comes out.
 """
@@ -28,7 +28,7 @@ from ..graph.write import Writer
 from ..passes.private_copy import private_copy
 from ..qparams import affine_qparams, fake_quantize
 from .calibrated import Batches, constant_linears, inputs_of, rounded_weight
-from .smooth_folds import Fold, Place, find_fold
+from .folds import Fold, Place, find_fold
 
 __all__ = ["ALPHAS", "Smoothed", "smooth_quant"]
 

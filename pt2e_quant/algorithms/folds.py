@@ -1,9 +1,10 @@
 """Where a division of each channel of a tensor can go: into the parameters that made the tensor.
 
-y / s is linear(x) with the rows of its weight and its bias divided, and norm(x) with weight and bias divided. Between
-there and the tensor a factor passes through whatever moves values (heads split, exchanged, repeated and merged again),
-through relu, through one side of a product, and through the values of attention. To learn which channel comes from
-which row, the numbers of the rows are sent through the operators in between.
+y / s is linear(x) or conv(x) with the rows of its weight and its bias divided, and norm(x) with weight and bias
+divided. Between there and the tensor a factor passes through whatever moves values (heads split, exchanged, repeated
+and merged again; a map of features that becomes a vector), through relu, pools and pads of zeros, through one side of a
+product, and through the values of attention. To learn which channel comes from which row, the numbers of the rows are
+sent through the operators in between.
 """
 
 from __future__ import annotations
@@ -20,14 +21,35 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import bind
 from ..graph.module import is_guard
-from ..ops import ADD, ATTENTION, LEAKY_RELU, LINEAR, MATMUL, MUL, RELU, is_value_preserving, op_name
+from ..ops import (
+    ADAPTIVE_AVG_POOL,
+    ADD,
+    ATTENTION,
+    AVG_POOL,
+    HARDTANH,
+    LEAKY_RELU,
+    LINEAR,
+    MATMUL,
+    MEAN,
+    MUL,
+    RELU,
+    RELU6,
+    RELUS,
+    factors,
+    is_conv,
+    is_conv_transpose,
+    is_value_preserving,
+    op_name,
+)  # fmt: skip
 
-__all__ = ["Fold", "Place", "find_fold"]
+__all__ = ["Fold", "Place", "channels_of", "find_fold", "is_relu6"]
 
 aten = torch.ops.aten
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 _SCALABLE = frozenset((*RELU, *LEAKY_RELU))
 """f(x / s) = f(x) / s for every s > 0; gelu, silu, tanh and the like are not so."""
+_AVERAGES = frozenset((*AVG_POOL, *ADAPTIVE_AVG_POOL, *MEAN))
+"""The same, of values in one channel."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +68,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Fold:
-    """All places that together divide a tensor; the first is the node that makes it."""
+    """All places that together divide a tensor; the first is the node that makes it.
+
+    path: from that node to the tensor
+    """
 
     places: tuple[Place, ...]
+    path: tuple[Node, ...]
 
     @property
     def producer(self) -> Node:
@@ -60,28 +86,45 @@ class Fold:
         return self.places[0].rows
 
 
-def find_fold(x: Node, readers: list[Node]) -> Fold | str:
-    """Where the division of `x`, which only `readers` may read, goes; or the reason why nothing can take it."""
+def find_fold(x: Node, readers: list[Node], *, clamps: bool = False) -> Fold | str:
+    """Where the division of `x`, which only `readers` may read, goes; or the reason why nothing can take it.
+
+    Args:
+        x: the tensor.
+        readers: linears, whose channels are the last dimension of x, or convolutions, whose channels are the second.
+        clamps: go through relu6 as if it were relu; the caller sees it in the path, and makes it one.
+    """
     others = [user.name for user in _readers(x) if user not in readers]
     if others:
         return f"{x.name} is also read by {', '.join(others)}"
-    found = _walk([x])
+    found = _walk([x], clamps)
     if isinstance(found, str):
         return found
     places = []
     for path, names in found:
-        rows = _rows(path)
+        rows = _rows(path, channels_of(readers[0]))
         if rows is None:
             return f"between {path[0].name} and {x.name} channels are mixed"
         places += [Place(path[0], name, rows) for name in names]
-    return Fold(tuple(places))
+    return Fold(tuple(places), tuple(found[0][0]))
+
+
+def channels_of(node: Node) -> int:
+    """The dimension, counted from the end, of the channels that a linear, a norm or a convolution reads or makes."""
+    conv = is_conv(node) or is_conv_transpose(node)
+    return 1 - len(factors(node)[1].meta["val"].shape) if conv else -1
+
+
+def is_relu6(node: Node) -> bool:
+    """Whether a node clamps to [0, a number]."""
+    return node.target in RELU6 or (node.target in HARDTANH and bind(node)["min_val"] == 0)
 
 
 Found = list[tuple[list[Node], list[str]]]
 """Paths from a node with parameters to the tensor, and the parameters to divide there."""
 
 
-def _walk(path: list[Node]) -> Found | str:
+def _walk(path: list[Node], clamps: bool) -> Found | str:
     """Go from the tensor to what made it; `path` starts with the node to look at."""
     node = path[0]
     others = [user.name for user in _readers(node) if user not in path[1:2]]
@@ -89,15 +132,17 @@ def _walk(path: list[Node]) -> Found | str:
         return f"{node.name} is also read by {', '.join(others)}"
     if node.op != "call_function":
         return f"{node.name} is an input of the model or a parameter"
-    if node.target in (*_NORMS, *LINEAR):
+    if node.target in (*_NORMS, *LINEAR) or is_conv(node):
         return _parameters(path)
     if node.target in (*MUL, *ADD):
         constants = [name for name in ("self", "other") if _is_vector(bind(node).get(name), node)]
         if constants:
-            return _through_vector(path, constants[0])
+            return _through_vector(path, constants[0], clamps)
     reasons = []
-    for source in _sources(node):
-        found = _walk([source, *path]) if _times(node, source) == 1 else f"{node.name} reads {source.name} twice"
+    for source in _sources(node, clamps):
+        found = (
+            _walk([source, *path], clamps) if _times(node, source) == 1 else f"{node.name} reads {source.name} twice"
+        )
         if not isinstance(found, str):
             return found
         reasons.append(found)
@@ -129,7 +174,7 @@ def _parameters(path: list[Node]) -> Found | str:
     return [(path, sorted({"weight", *names}, reverse=True))]
 
 
-def _through_vector(path: list[Node], name: str) -> Found | str:
+def _through_vector(path: list[Node], name: str, clamps: bool) -> Found | str:
     """The weight of a norm that is written out ends the way; its bias is divided on the way to the weight."""
     node = path[0]
     vector, rest = bind(node)[name], bind(node)["other" if name == "self" else "self"]
@@ -139,7 +184,7 @@ def _through_vector(path: list[Node], name: str) -> Found | str:
         return [(path, [name])]
     if bind(node).get("alpha", 1) != 1 or not isinstance(rest, Node):
         return f"a factor does not pass through {node.name} ({node.target})"
-    found = _walk([rest, *path])
+    found = _walk([rest, *path], clamps)
     return found if isinstance(found, str) else [*found, (path, [name])]
 
 
@@ -155,7 +200,7 @@ def _own(parameter: object) -> bool:
     return isinstance(parameter, Node) and parameter.op == "get_attr" and len(parameter.users) == 1
 
 
-def _sources(node: Node) -> Iterator[Node]:
+def _sources(node: Node, clamps: bool) -> Iterator[Node]:
     """Through which inputs a factor for each channel of the output can pass."""
     if node.target in MUL:
         width = node.meta["val"].shape[-1]
@@ -165,31 +210,63 @@ def _sources(node: Node) -> Iterator[Node]:
         yield node.args[1]  # type: ignore[misc]
     elif node.target in ATTENTION:
         yield bind(node)["value"]
-    elif node.target in _SCALABLE:
+    elif node.target in (*_SCALABLE, *_AVERAGES) or (clamps and is_relu6(node)):
         yield node.all_input_nodes[0]
     elif is_value_preserving(node) and isinstance(node.meta.get("val"), Tensor):
         tensors = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
         yield from tensors if len(tensors) == 1 else ()
 
 
-def _rows(path: list[Node]) -> Tensor | None:
-    """Of each channel at the end of a path, the one at its start; None when positions differ in that."""
-    shape = _sizes(path[0])
-    numbers = torch.arange(shape[-1], dtype=torch.float32).expand(shape)
+def _rows(path: list[Node], channels: int) -> Tensor | None:
+    """Of each channel at the end of a path, the one at its start; None when positions differ in that.
+
+    Numbers count from 1; zeros that a pad fills in are of no channel.
+    """
+    sizes, start = _sizes(path[0]), channels_of(path[0])
+    shape = [-1 if dim == len(sizes) + start else 1 for dim in range(len(sizes))]
+    numbers: Tensor | None = torch.arange(1, sizes[start] + 1, dtype=torch.float32).reshape(shape).expand(sizes)
     for source, node in itertools.pairwise(path):
-        mixing = node.target in (*MATMUL, *ATTENTION)
-        if mixing:
-            if not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers)):
-                return None
-            groups = _sizes(node)[-3] // numbers.shape[-3] if numbers.dim() > 3 else 1
-            numbers = numbers[..., :1, :]
-            numbers = (numbers.repeat_interleave(groups, -3) if groups > 1 else numbers).expand(_sizes(node))
-        elif node.target in (*_SCALABLE, *MUL, *ADD):
-            numbers = numbers.expand(_sizes(node))
-        else:
-            numbers = _moved(node, source, numbers)
-    flat = numbers.reshape(-1, numbers.shape[-1])
-    return flat[0].long() if torch.equal(flat, flat[:1].expand_as(flat)) else None
+        numbers = None if numbers is None else _passed(node, source, numbers)
+    if numbers is None or numbers.dim() < -channels:
+        return None
+    flat = numbers.movedim(channels, 0).flatten(1)
+    first = flat.amax(1)
+    same = bool(((flat == first[:, None]) | (flat == 0)).all()) and bool((first > 0).all())
+    return first.long() - 1 if same else None
+
+
+def _passed(node: Node, source: Node, numbers: Tensor) -> Tensor | None:
+    """What a node on the way makes of the numbers; None where it mixes channels."""
+    if node.target in (*MATMUL, *ATTENTION):
+        if not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers)):
+            return None
+        groups = _sizes(node)[-3] // numbers.shape[-3] if numbers.dim() > 3 else 1
+        numbers = numbers[..., :1, :]
+        return (numbers.repeat_interleave(groups, -3) if groups > 1 else numbers).expand(_sizes(node))
+    if node.target in _AVERAGES:
+        return _averaged(node, numbers)
+    if node.target in (*_SCALABLE, *RELUS, *MUL, *ADD):
+        return numbers.expand(_sizes(node))
+    return _moved(node, source, numbers)
+
+
+def _averaged(node: Node, numbers: Tensor) -> Tensor | None:
+    """Numbers behind a mean over places that all have the same one; zeros that were filled in count as none."""
+    sizes = _sizes(node)
+    dims = (
+        list(range(numbers.dim() - _spatial(node), numbers.dim())) if node.target not in MEAN else bind(node).get("dim")
+    )
+    if not dims:
+        return None
+    top = numbers.amax(dims, keepdim=True)
+    if not bool(((numbers == top) | (numbers == 0)).all()):
+        return None
+    return (top.reshape(sizes) if node.target in MEAN else top.expand(sizes)).contiguous()
+
+
+def _spatial(node: Node) -> int:
+    """Dimensions that a pool goes over: the 2 of avg_pool2d."""
+    return int(op_name(node)[-2])
 
 
 def _moved(node: Node, source: Node, numbers: Tensor) -> Tensor:
