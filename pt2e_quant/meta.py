@@ -22,6 +22,7 @@ __all__ = [
     "NESTED_KEY",
     "ORIGIN_KEY",
     "PORTABLE",
+    "PRESERVED_KEY",
     "RANKS_KEY",
     "RECORD_KEY",
     "REFUSALS_KEY",
@@ -60,6 +61,9 @@ DROPPED_KEY = "pt2e_quant_dropped"
 
 MERGED_KEY = "pt2e_quant_merged"
 """node.meta key of a linear made of several that read one tensor: their names."""
+
+PRESERVED_KEY = "_user_preserved_attributes"
+"""GraphModule.meta key, of torch.fx: attributes that copies of the module keep, by name."""
 
 RANKS_KEY = "pt2e_quant_ranks"
 """GraphModule.meta key: the observers hold what all processes saw, so that merging again would count it twice."""

@@ -88,7 +88,7 @@ def convert_fx(
         convert_custom_config: custom modules.
         _remove_qconfig: accepted, and without effect: no module of the result has a qconfig.
         qconfig_mapping: accepted, and without effect: what was prepared is converted.
-        backend_config: what modules become; None for `get_native_backend_config()`.
+        backend_config: the one that `prepare_fx` was given: it says what modules become.
         keep_original_weights: accepted, and without effect; the prepared model has them.
         allow_uncalibrated: leave tensors whose observer never saw data in floating point instead of raising.
 

@@ -6,7 +6,8 @@ prepared --the engine's replace_observers--> q/dq --to_reference_modules--> refe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend_config import BackendConfig
@@ -17,8 +18,9 @@ from ..pt2e.convert import convert_pt2e, converted_record, prepared_record, repl
 from ..pt2e.histograms import with_histograms
 from .custom_config import ConvertCustomConfig
 from .lower import lower
-from .prepare import FXState, preserve
+from .prepare import FXState, kept_attribute, preserve
 from .trace import finish_in_modes
+from .units import convert_units, dequantize_input, give_integers, take_integers
 from .weights import to_reference_modules
 
 __all__ = ["How", "convert"]
@@ -49,10 +51,19 @@ def convert(model: Any, how: How) -> ExportedModule:
     record = with_histograms(record, model)
     gm = clone(model)
     qparams = replace_observers(gm, record, how.allow_uncalibrated)
+    take_integers(gm, state.custom.input_quantized_indexes)
+    inside = functools.partial(convert, how=how)
+    convert_units(gm, state.units, how.custom, inside, to_reference=how.to_reference)
     to_reference_modules(gm, record, how.backend_config)
-    if not how.to_reference:
+    if how.to_reference:
+        for node in gm.graph.find_nodes(op="placeholder"):
+            dequantize_input(gm, node)
+    else:
         lower(gm)
+    give_integers(gm, state.custom.output_quantized_indexes, to_reference=how.to_reference)
     tidy(gm)
     finish_in_modes(gm, model.training)
     gm.meta[RECORD_KEY] = converted_record(gm, record, qparams)
+    names = [*how.custom.preserved_attributes]
+    gm.meta[FX_KEY] = replace(state, kept={**state.kept, **{name: kept_attribute(model, name) for name in names}})
     return preserve(gm)

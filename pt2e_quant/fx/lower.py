@@ -66,6 +66,8 @@ class _Lowering:
         module = self._modules.get(self._calls.get(node, ""))
         if module is not None and self._plain(node, module):
             return
+        if node.target is nn.functional.linear and self._dynamic_product(node):
+            return
         after = self._quantize_after(node)
         if after is None or not self._are_codes(node, after):
             return
@@ -100,10 +102,13 @@ class _Lowering:
             return None
         if is_quantize(user):
             return node, user
-        is_relu = user.target in _RELUS or isinstance(module_of(self._gm, user), nn.ReLU)
         then = next(iter(user.users), None)
         wanted = node.target in _PAIRS or node.target in _FUNCTIONS
-        return (user, then) if wanted and is_relu and len(user.users) == 1 and then and is_quantize(then) else None
+        return (
+            (user, then)
+            if wanted and self._is_relu(user) and len(user.users) == 1 and then and is_quantize(then)
+            else None
+        )
 
     def _are_codes(self, node: Node, after: tuple[Node, Node]) -> bool:
         """Every float operand is dequantized, from the type of the result."""
@@ -132,7 +137,7 @@ class _Lowering:
 
     def _product(self, node: Node, quantize: Node, relu: bool) -> None:
         """A function with a constant weight becomes a module."""
-        made = module_of_function(self._gm, node, grid_of(quantize), relu=relu)
+        made = module_of_function(node, grid_of(quantize), relu=relu)
         if made is None:
             return
         path = next(free_name(self._gm, "_packed_weight_"))
@@ -141,10 +146,27 @@ class _Lowering:
             call = self._gm.graph.call_module(path, (node.args[0].args[0],))  # type: ignore[union-attr]
         self._write(call, quantize)
 
-    def _write(self, made: Node, quantize: Node) -> None:
-        copy_origin(copy_value(made, quantize.args[0]), quantize, _BY)  # type: ignore[arg-type]
-        quantize.replace_all_uses_with(made)
-        self._gm.graph.erase_node(quantize)
+    def _dynamic_product(self, node: Node) -> bool:
+        """A linear whose input gets a grid while it runs, and the relu after it."""
+        operand, user = node.args[0], next(iter(node.users), None)
+        relu = len(node.users) == 1 and user is not None and self._is_relu(user)
+        made = module_of_function(node, None, relu=relu) if is_dequantize(operand, dynamic=True) else None
+        if made is None:
+            return False
+        path = next(free_name(self._gm, "_packed_weight_"))
+        set_attribute(self._gm, path, made)
+        with self._gm.graph.inserting_before(node):
+            call = self._gm.graph.call_module(path, (operand.args[0].args[0],))  # type: ignore[union-attr]
+        self._write(call, user if relu else node)  # type: ignore[arg-type]
+        return True
+
+    def _is_relu(self, node: Node) -> bool:
+        return node.target in _RELUS or isinstance(module_of(self._gm, node), nn.ReLU)
+
+    def _write(self, made: Node, old: Node) -> None:
+        copy_origin(copy_value(made, old), old, _BY)
+        old.replace_all_uses_with(made)
+        self._gm.graph.erase_node(old)
 
     def _keeps_grid(self, node: Node, quantize: Node) -> bool:
         """The operator runs on the codes, and its result has the grid that is asked for."""

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from ..graph.attributes import constant
 from ..nn import quantized
 from ..nn.intrinsic import quantized as fused
+from ..nn.intrinsic.quantized import dynamic as fused_dynamic
+from ..nn.quantized import dynamic
 from ..nn.reference import ReferenceQuantizedModule
 from ..nn.rows import resolve, row_of
 from ..qtensor import QTensor, quantize_per_channel, quantize_per_tensor
@@ -61,15 +63,21 @@ def plain_form(module: nn.Module) -> nn.Module | None:
     return None if kind is None else _like(root, kind.from_reference(root))
 
 
-def module_of_function(gm: GraphModule, node: Node, grid: Grid, *, relu: bool) -> nn.Module | None:
-    """The quantized module of F.linear or a convolution with constant weight and bias; None for any other."""
+def module_of_function(node: Node, grid: Grid | None, *, relu: bool) -> nn.Module | None:
+    """The quantized module of F.linear or a convolution with constant weight and bias; None for any other.
+
+    grid: of the result; None for a linear whose input gets a grid while it runs
+    """
     given: list[Any] = [*node.args, *([None] * (7 - len(node.args)))]
     given[2:] = [node.kwargs.get(n, v) for n, v in zip(_NAMES, given[2:], strict=True)]
     weight, bias = _quantized_weight(given[1]), given[2]
     held = None if bias is None else constant(bias)
     if weight is None or (bias is not None and held is None) or isinstance(given[4], str):
         return None
-    kind: Any = getattr(fused if relu else quantized, _FUNCTIONS[node.target][relu])
+    rooms = (quantized, fused) if grid is not None else (dynamic, fused_dynamic)
+    kind: Any = getattr(rooms[relu], _FUNCTIONS[node.target][relu], None)
+    if kind is None:
+        return None
     if node.target is _F.linear:
         made = kind(weight.shape[1], weight.shape[0], held is not None)
     else:
@@ -79,7 +87,8 @@ def module_of_function(gm: GraphModule, node: Node, grid: Grid, *, relu: bool) -
         sizes = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
         made = kind(*sizes, stride, padding, dilation, groups, held is not None)
     made.set_weight_bias(weight, held)
-    made.scale, made.zero_point = grid.scale, grid.zero_point
+    if grid is not None:
+        made.scale, made.zero_point = grid.scale, grid.zero_point
     return made  # type: ignore[no-any-return]
 
 

@@ -9,6 +9,7 @@ annotates ATen operators, and `convert_fx` converts it as `convert_pt2e` does.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,18 +22,19 @@ from ..backend_config import BackendConfig
 from ..errors import CaptureError, CaptureWarning, QuantizationError
 from ..graph.attributes import state_bytes
 from ..graph.module import ExportedModule
-from ..meta import FX_KEY
+from ..meta import FX_KEY, PRESERVED_KEY
 from ..pt2e.capture import Captured
 from ..pt2e.prepare import observed, prepare_pt2e
 from ..pt2e.qat.prepare import prepare_qat_pt2e
 from ..qconfig_mapping import QConfigMapping
-from .custom_config import PrepareCustomConfig
+from .custom_config import PrepareCustomConfig, StandaloneModuleConfigEntry
 from .fuse import fuse
 from .quantizer import QConfigMappingQuantizer
-from .selection import check_keys
+from .selection import check_keys, select
 from .trace import finish_in_modes, record_values, trace
+from .units import Unit, check_names, put_units
 
-__all__ = ["FXState", "Wanted", "fused", "prepare", "preserve"]
+__all__ = ["FXState", "Wanted", "fused", "kept_attribute", "prepare", "preserve"]
 
 _CALLER = 5  # frames between a warning and the call of prepare_fx: its decorators are some
 
@@ -44,11 +46,13 @@ class FXState:
     custom: which inputs and outputs are quantized, and custom modules
     is_traced: False where torch.export captured the model
     kept: attributes to preserve, with their values
+    units: custom and standalone modules, by path
     """
 
     custom: PrepareCustomConfig
     is_traced: bool
     kept: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, Unit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Wanted:
 
 def prepare(model: nn.Module, wanted: Wanted) -> ExportedModule:
     """The model with observers, or with fake quantizers."""
+    check_names(model, wanted.custom)
     try:
         traced = trace(model, wanted.custom)
     except QuantizationError:
@@ -78,13 +83,28 @@ def _prepared(model: nn.Module, traced: ExportedModule, wanted: Wanted) -> Expor
     fuse(traced, wanted.backend_config, is_qat=wanted.is_qat)
     check_keys(wanted.mapping, traced, model)
     record_values(traced, wanted.example_inputs)
-    quantizer = QConfigMappingQuantizer(wanted.mapping, wanted.backend_config)
+    units = put_units(traced, wanted.custom, select(traced, wanted.mapping), functools.partial(_standalone, wanted))
+    backend = wanted.backend_config
+    quantizer = QConfigMappingQuantizer(wanted.mapping, backend, is_qat=wanted.is_qat, units=units)
     captured = Captured(traced, (wanted.example_inputs, {}), before, model.training)
     draft = observed(captured, quantizer, type(quantizer).__name__, (), _asks_nothing(wanted.mapping))
     made = finish_in_modes(draft, model.training)
-    kept = {name: _kept(model, name) for name in wanted.custom.preserved_attributes}
-    made.meta[FX_KEY] = FXState(wanted.custom, True, kept)
+    kept = {name: kept_attribute(model, name) for name in wanted.custom.preserved_attributes}
+    made.meta[FX_KEY] = FXState(wanted.custom, True, kept, units)
     return preserve(made)
+
+
+def _standalone(
+    around: Wanted, module: nn.Module, entry: StandaloneModuleConfigEntry, example_inputs: tuple[Any, ...]
+) -> ExportedModule:
+    wanted = Wanted(
+        entry.qconfig_mapping or around.mapping,
+        example_inputs,
+        entry.prepare_custom_config or PrepareCustomConfig(),
+        entry.backend_config or around.backend_config,
+        around.is_qat,
+    )
+    return prepare(module, wanted)
 
 
 def fused(model: nn.Module, backend_config: BackendConfig, preserved: list[str]) -> GraphModule:
@@ -92,19 +112,25 @@ def fused(model: nn.Module, backend_config: BackendConfig, preserved: list[str])
     made = trace(model, PrepareCustomConfig())
     fuse(made, backend_config, is_qat=False)
     finish_in_modes(made, model.training)
-    made.meta[FX_KEY] = FXState(PrepareCustomConfig(), True, {name: _kept(model, name) for name in preserved})
+    made.meta[FX_KEY] = FXState(PrepareCustomConfig(), True, {name: kept_attribute(model, name) for name in preserved})
     return preserve(made)
 
 
 def preserve(gm: ExportedModule) -> ExportedModule:
     """Give a graph the attributes that were to be preserved."""
-    for name, value in gm.meta[FX_KEY].kept.items():
+    gm.meta[PRESERVED_KEY] = gm.meta[FX_KEY].kept
+    for name, value in gm.meta[PRESERVED_KEY].items():
         if not hasattr(gm, name):
             setattr(gm, name, value)
     return gm
 
 
-def _kept(model: nn.Module, name: str) -> Any:
+def kept_attribute(model: nn.Module, name: str) -> Any:
+    """The value of an attribute that is to be preserved.
+
+    Raises:
+        CaptureError: there is none.
+    """
     if not hasattr(model, name):
         raise CaptureError(f"{type(model).__name__} has no attribute {name!r} that could be preserved")
     return getattr(model, name)
@@ -134,6 +160,6 @@ def _exported(model: nn.Module, wanted: Wanted, error: Exception) -> ExportedMod
     )
     quantizer = QConfigMappingQuantizer(wanted.mapping, wanted.backend_config)
     prepared = (prepare_qat_pt2e if wanted.is_qat else prepare_pt2e)(exported, quantizer)
-    kept = {name: _kept(model, name) for name in wanted.custom.preserved_attributes}
+    kept = {name: kept_attribute(model, name) for name in wanted.custom.preserved_attributes}
     prepared.meta[FX_KEY] = FXState(wanted.custom, False, kept)
     return preserve(prepared)

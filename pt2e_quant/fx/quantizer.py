@@ -7,7 +7,7 @@ which types; the annotation of a match names a spec for each float tensor that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from ..backend_config import BackendConfig, DTypeConfig, ObservationType
 from ..checks import checked
 from ..errors import TargetingError
+from ..graph.attributes import set_attribute
 from ..graph.values import is_float_tensor
 from ..meta import ANNOTATION_KEY
 from ..nn.rows import ROWS
@@ -28,6 +29,7 @@ from ..specs import QuantizationAnnotation, QuantizationSpecBase, SharedQuantiza
 from .matching import Match, Patterns, module_of
 from .recipes import Recipe, fitting, read_recipe
 from .selection import select
+from .units import Unit
 
 __all__ = ["QConfigMappingQuantizer"]
 
@@ -40,24 +42,56 @@ class QConfigMappingQuantizer(Quantizer):
     Args:
         mapping: which part of the model gets which qconfig.
         backend_config: the patterns, and the types that they run in.
+        is_qat: modules of symbolic graphs become those to train.
+        units: modules that are taken as one operator, by path.
     """
 
     @checked(TargetingError)
-    def __init__(self, mapping: QConfigMapping, backend_config: BackendConfig) -> None:
-        self.mapping, self.backend_config = mapping, backend_config
+    def __init__(
+        self,
+        mapping: QConfigMapping,
+        backend_config: BackendConfig,
+        *,
+        is_qat: bool = False,
+        units: Mapping[str, Unit] | None = None,
+    ) -> None:
+        self.mapping, self.backend_config, self.is_qat = mapping, backend_config, is_qat
+        self.units = dict(units or {})
+        self._qconfigs: dict[Node, QConfigAny] = {}
         self._recipes: dict[int, tuple[Any, Recipe]] = {}
         self._outputs: dict[Node, Recipe] = {}
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Put the modules to train in, where that is asked for."""
+        chosen = select(model, self.mapping)
+        patterns = Patterns(one for one in self.backend_config.configs if one.qat_module is not None)
+        for node in model.graph.find_nodes(op="call_module") if self.is_qat else ():
+            match, qconfig = next(patterns.ending_at(model, node), None), chosen[node]
+            if match is not None and qconfig is not None:
+                self._train(model, match, qconfig)
+        self._qconfigs.update(chosen)
+        return model
+
+    def _train(self, model: GraphModule, match: Match, qconfig: Any) -> None:
+        fits = fitting(match.config, self._recipe(qconfig.activation), self._recipe(qconfig.weight))
+        if not isinstance(fits, str):
+            module: Any = module_of(model, match.nodes[0])
+            module.qconfig = qconfig
+            made = match.config.qat_module.from_float(module)  # type: ignore[union-attr]
+            set_attribute(model, str(match.nodes[0].target), made.train(module.training))
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate a graph whose nodes have values."""
         exported = any(isinstance(node.target, OpOverload) for node in model.graph.nodes)
         configs = [one for one in self.backend_config.configs if exported or one.fuser_method is None]
-        qconfigs = select(model, self.mapping)
+        qconfigs = self._qconfigs or select(model, self.mapping)
         matches = {match.nodes[0]: match for match in Patterns(configs).find(model)}
         inside = {node for match in matches.values() for node in match.nodes}
         self._outputs = {}
         for node in model.graph.nodes:
-            if node in matches:
+            if node.op == "call_module" and str(node.target) in self.units:
+                self._annotate_unit(node, self.units[str(node.target)], qconfigs[node])
+            elif node in matches:
                 self._annotate(matches[node], qconfigs[node])
             elif node in qconfigs and node not in inside and ANNOTATION_KEY not in node.meta:
                 self._refuse([node], f"backend {self.backend_config.name!r} has no pattern for it", "unsupported_op")
@@ -88,6 +122,13 @@ class QConfigMappingQuantizer(Quantizer):
             module.qconfig = qconfig  # type: ignore[assignment]  # what convert makes its weight with
         specs = {parameters["weight"]: weight.spec} if "weight" in parameters and weight.spec is not None else {}
         self._write(match, types, activation, specs, set(parameters.values()))
+
+    def _annotate_unit(self, node: Node, unit: Unit, qconfig: QConfigAny) -> None:
+        recipe = _FLOAT if qconfig is None else self._recipe(qconfig.activation)
+        taken = [node.args[index] for index in unit.takes if index < len(node.args)]
+        specs = {one: self._input(one, recipe) for one in taken if isinstance(one, Node)}
+        given = {one: spec for one, spec in specs.items() if spec is not None and not recipe.is_dynamic}
+        node.meta[ANNOTATION_KEY] = QuantizationAnnotation(given, None, _annotated=True, rule=unit.rule)  # type: ignore[arg-type]
 
     def _write(
         self, match: Match, types: DTypeConfig, activation: Recipe, weights: dict[Node, Any], parameters: set[Node]

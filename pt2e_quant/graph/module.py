@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..arguments import bind, dropout_argument, set_argument, training_argument
 from ..errors import CaptureError
-from ..meta import AROUND_KEY, DROPOUT_P_KEY, FROZEN_NORMS_KEY, RECORD_KEY, mark, marks
+from ..meta import AROUND_KEY, DROPOUT_P_KEY, FROZEN_NORMS_KEY, PRESERVED_KEY, RECORD_KEY, mark, marks
 from ..ops import BATCH_NORM
 from .attributes import constant, set_attribute
 from .devices import device_of, move_graph, recorded_device
@@ -132,6 +132,8 @@ def _restore(data: bytes, root: nn.Module, meta: dict[str, Any], draft: bool) ->
     module = ExportedModule(root, load_graph(data), draft=draft)
     restore_attributes(module, root)
     module.meta.update(meta)
+    for name, value in meta.get(PRESERVED_KEY, {}).items():
+        setattr(module, name, value)
     return module
 
 

@@ -89,8 +89,11 @@ def _is_decided(node: Node, annotations: Mapping[Node, AnnotationReading]) -> bo
 
 
 def _is_part(node: Node) -> bool:
-    """What is taken out of an RNN, of bags or of a batch norm shares their fate."""
-    return node.target is operator.getitem and node.all_input_nodes[0].target in _WITH_PARTS
+    """What is taken out of an RNN, of bags, of a batch norm or of a module's tuple shares their fate."""
+    if node.target is not operator.getitem:
+        return False
+    whole = node.all_input_nodes[0]
+    return whole.target in _WITH_PARTS or (isinstance(whole.meta.get("val"), tuple) and whole.op == "call_module")
 
 
 def _decision(

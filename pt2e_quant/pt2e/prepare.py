@@ -85,7 +85,7 @@ def observed(
     parts = [part for _, part in graphs(gm, opaque=False)]
     plans = [make_plan(part, name) for part in parts]
     decisions = [decision for plan in plans for decision in plan.decisions] + opaque_decisions(gm)
-    if not allow_empty and not any(plan.groups for plan in plans):
+    if not allow_empty and not any(plan.groups for plan in plans) and not any(one.quantized for one in decisions):
         raise CoverageError(nothing_quantized(parts, decisions, name))
     check_required(decisions, require)
     points: list[PointRecord] = []
