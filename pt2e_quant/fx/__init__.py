@@ -4,7 +4,6 @@ from .custom_config import (
     ConvertCustomConfig,
     FuseCustomConfig,
     PrepareCustomConfig,
-    QuantType,
     StandaloneModuleConfigEntry,
 )
 from .quantizer import QConfigMappingQuantizer
@@ -14,6 +13,5 @@ __all__ = [
     "FuseCustomConfig",
     "PrepareCustomConfig",
     "QConfigMappingQuantizer",
-    "QuantType",
     "StandaloneModuleConfigEntry",
 ]

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from ..backend_config import BackendConfig
 from ..checks import checked
+from ..eager.helpers import QuantType
 from ..errors import SpecError
 from ..qconfig_mapping import QConfigMapping
 
-__all__ = ["ConvertCustomConfig", "FuseCustomConfig", "PrepareCustomConfig", "QuantType", "StandaloneModuleConfigEntry"]
-
-
-class QuantType(Enum):
-    """How a custom module is quantized."""
-
-    DYNAMIC = 0
-    STATIC = 1
-    QAT = 2
-    WEIGHT_ONLY = 3
+__all__ = ["ConvertCustomConfig", "FuseCustomConfig", "PrepareCustomConfig", "StandaloneModuleConfigEntry"]
 
 
 Classes = dict[QuantType, dict[type, type]]

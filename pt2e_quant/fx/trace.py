@@ -13,10 +13,11 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node, Tracer
 from torch.utils import _pytree as pytree
 
+from ..eager.helpers import QuantType
 from ..errors import CaptureError
 from ..graph.module import ExportedModule, finish
 from ..nn.functional_modules import FloatFunctional, FXFloatFunctional
-from .custom_config import PrepareCustomConfig, QuantType
+from .custom_config import PrepareCustomConfig
 
 __all__ = ["finish_in_modes", "record_values", "trace"]
 

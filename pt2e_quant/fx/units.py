@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from ..eager.helpers import QuantType
 from ..errors import ConversionError, TargetingError, did_you_mean
 from ..graph.attributes import attribute, set_attribute
 from ..meta import FX_KEY
@@ -23,7 +24,7 @@ from ..qconfig import QConfigAny
 from ..qtensor.tensor import NAMES
 from ..where import copy_origin
 from . import functions
-from .custom_config import ConvertCustomConfig, PrepareCustomConfig, QuantType, StandaloneModuleConfigEntry
+from .custom_config import ConvertCustomConfig, PrepareCustomConfig, StandaloneModuleConfigEntry
 from .grids import grid_of, is_dequantize
 
 __all__ = ["Unit", "check_names", "convert_units", "dequantize_input", "give_integers", "put_units", "take_integers"]
@@ -90,9 +91,7 @@ def put_units(
 def _seen(node: Node) -> tuple[Any, ...]:
     """Arguments like those of a call, of zeros: sizes and types are all that counts."""
     values: Any = map_arg(node.args, lambda used: used.meta["val"])
-    made: tuple[Any, ...] = pytree.tree_map_only(
-        Tensor, lambda one: torch.zeros(one.shape, dtype=one.dtype), values
-    )
+    made: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda one: torch.zeros(one.shape, dtype=one.dtype), values)
     return made
 
 

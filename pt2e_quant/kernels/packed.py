@@ -46,8 +46,8 @@ def check_finite(x: Tensor) -> None:
     Raises:
         CalibrationError: x has a NaN or an infinity, which torch's kernels take for numbers.
     """
-    if not math.isfinite(float(x.sum())):
-        low, high = qparams.min_max(x)
+    if not math.isfinite(float(x.detach().sum())):
+        low, high = qparams.min_max(x.detach())
         qparams.affine_numbers(float(low), float(high), 0, 255)
 
 
