@@ -3,7 +3,8 @@
 Each is a function from a graph and data to the same kind of graph and an account of what it did: of a float graph,
 before prepare (`smooth_quant`, `equalize`,
 `absorb_biases`), or of a prepared and calibrated one, before convert (`correct_bias`,
-`adaround`, `reconstruct_blocks`). They read what the engine planned, and know no backend.
+`adaround`, `reconstruct_blocks`, `choose_ranges`). They read what the engine planned, and know no backend. `suggest`
+says which of them would help a model, and applies them.
 
 A *site* (`sites`) is a linear or a convolution with a weight of its own that is rounded on a static grid: the op, the
 parameter, the observer of the weight, and the grid that this gives today. What is no site has a reason in words.
@@ -26,24 +27,33 @@ numbers from a generator of their own (`seed`).
 """
 
 from .absorption import Absorbed, absorb_biases
+from .advisor import Advice, Advised, Suggestion, Tried, suggest
 from .bias_correction import Corrected, correct_bias
 from .equalization import Equalized, equalize
 from .fallback import Sensitivity, worst_ops
+from .ranges import Ranged, choose_ranges
 from .reconstruction import Reconstructed, adaround, reconstruct_blocks
 from .smooth_quant import Smoothed, smooth_quant
 
 __all__ = [
     "Absorbed",
+    "Advice",
+    "Advised",
     "Corrected",
     "Equalized",
+    "Ranged",
     "Reconstructed",
     "Sensitivity",
     "Smoothed",
+    "Suggestion",
+    "Tried",
     "absorb_biases",
     "adaround",
+    "choose_ranges",
     "correct_bias",
     "equalize",
     "reconstruct_blocks",
     "smooth_quant",
+    "suggest",
     "worst_ops",
 ]

@@ -1,7 +1,8 @@
-"""An accuracy budget: the operators that cost a static recipe most stay in float until what is left is good enough.
+"""An accuracy budget: first algorithms, then float for the operators that cost most, until what is left is good enough.
 
-`algorithms.worst_ops` ranks the linears and convolutions; how many of them are left out is found by bisection, each
-step by quantizing and measuring.
+`algorithms.suggest` applies what needs no training and helps. Where that is not enough, `algorithms.worst_ops` ranks
+the linears and convolutions; how many of them are left out is found by bisection, each step by quantizing and
+measuring.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from ..algorithms import worst_ops
+from ..algorithms import Advised, Tried, worst_ops
 from ..errors import RecipeError
 from ..graph.run import Arguments
+from ..pt2e import convert_pt2e
 from ..sqnr import decibels, differences, floating, power
 
 __all__ = ["Budget", "measured_sqnr", "within_budget"]
 
-_Reached = tuple[GraphModule, float, tuple[str, ...]]
+_Reached = tuple[GraphModule, float, tuple[str, ...], tuple[Tried, ...]]
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,16 @@ def within_budget(
     exported: ExportedProgram,
     batches: Sequence[Arguments],
     quantize: Callable[[tuple[str, ...]], GraphModule],
+    improve: Callable[[], Advised],
     budget: Budget,
 ) -> _Reached:
-    """(converted, what it reaches, nodes left in float), with as few of these as bisection finds.
+    """(converted, what it reaches, nodes left in float, algorithms tried), with as few nodes as bisection finds.
 
     Args:
         exported: the float model.
         batches: calibration data.
         quantize: makes the converted model with these nodes in float.
+        improve: runs algorithms, all nodes quantized.
         budget: what to reach.
 
     Raises:
@@ -80,9 +84,15 @@ def within_budget(
     converted = quantize(())
     good, found = budget.reached(converted)
     if good:
-        return converted, found, ()
+        return converted, found, (), ()
+    best: _Reached = converted, found, (), ()
+    advised = improve()
+    converted = convert_pt2e(advised.prepared)
+    good, found = budget.reached(converted)
+    best = max(best, (converted, found, (), advised.tried), key=lambda one: one[1])
+    if good:
+        return best
     worst = [one.node for group in worst_ops(exported, list(batches), target=inf) for one in group]
-    best: _Reached = converted, found, ()
     reached: _Reached | None = None
     low, high = 1, len(worst) - 1
     while low <= high:
@@ -90,8 +100,8 @@ def within_budget(
         left = tuple(worst[:middle])
         converted = quantize(left)
         good, found = budget.reached(converted)
-        best = max(best, (converted, found, left), key=lambda one: one[1])
-        reached = (converted, found, left) if good else reached
+        best = max(best, (converted, found, left, ()), key=lambda one: one[1])
+        reached = (converted, found, left, ()) if good else reached
         low, high = (low, middle - 1) if good else (middle + 1, high)
     if reached is None:
         raise RecipeError(

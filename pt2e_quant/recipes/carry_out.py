@@ -5,6 +5,7 @@ Named after the two things that it does: `quantize` is the reference's eager fun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from ..algorithms import Advised, suggest
 from ..errors import CalibrationError, CaptureError, RecipeError
 from ..graph.run import Arguments, batches_of
 from ..progress import counted, telling
@@ -128,9 +130,10 @@ def _carried_out(job: _Job, data: Data | None, wanted: _Wanted, verify: Any) -> 
     if wanted:
         batches = list(batches)
         quantize = partial(_converted, job, batches)
-        converted, accuracy, left = within_budget(job.exported, batches, quantize, _budget(job, batches, wanted))
+        budget, improve = _budget(job, batches, wanted), partial(_improved, job, batches, wanted)
+        converted, accuracy, left, tried = within_budget(job.exported, batches, quantize, improve, budget)
     else:
-        converted, accuracy, left = _converted(job, batches, ()), None, ()
+        converted, accuracy, left, tried = _converted(job, batches, ()), None, (), ()
     program = None
     if job.lowering is not None:
         with telling(f"lowering to {job.lowering.package}"):
@@ -143,7 +146,7 @@ def _carried_out(job: _Job, data: Data | None, wanted: _Wanted, verify: Any) -> 
         repeats=job.lowering is not None and job.lowering.repeats,
         seed=job.seed,
     )
-    return Quantized(converted, program, explain(converted), job.recipe, manifest, accuracy, left)
+    return Quantized(converted, program, explain(converted), job.recipe, manifest, accuracy, left, tried)
 
 
 def _exported(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
@@ -185,6 +188,13 @@ def _budget(job: _Job, batches: list[Arguments], wanted: _Wanted) -> Budget:
     with torch.no_grad():
         exact = float(wanted.metric(job.exported.module()))
     return Budget(wanted.metric, exact - wanted.max_drop, "the metric")
+
+
+def _improved(job: _Job, batches: list[Arguments], wanted: _Wanted) -> Advised:
+    """What algorithms bring that need no training; with no limit of time, so that a recipe has one result."""
+    with telling("trying algorithms"):
+        advice = suggest(job.exported, leaving(job.quantizer, (), ()), batches, metric=wanted.metric)
+        return advice.apply(seconds=math.inf, thorough=False)
 
 
 def _converted(job: _Job, batches: Iterable[Arguments], left: tuple[str, ...]) -> GraphModule:

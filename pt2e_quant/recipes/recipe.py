@@ -49,8 +49,9 @@ class Recipe:
         options: arguments of the function that makes the target's configuration, such as reduce_range or group_size.
         observer: what watches activations in a static mode, by its name in OBSERVERS; None is the target's own.
         ignored: modules to leave in float: dotted paths or globs, each of which must match.
-        sqnr: wanted of the model's outputs, in dB, on the calibration data. The linears and convolutions that cost
-            most stay in float until it is reached.
+        sqnr: wanted of the model's outputs, in dB, on the calibration data. Where plain quantization misses it, what
+            `algorithms.suggest` finds is applied; if that is not enough, the linears and convolutions that cost most
+            stay in float until it is reached.
         precisions: formats of single operators, by their names in the exported program, as `debug.mixed_precision`
             chooses them: 'float', or a name of the quantizer's `precisions`. Each must match.
         images: how the command line makes inputs of a folder of images; None for the defaults of Images.

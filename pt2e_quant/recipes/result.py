@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.fx import GraphModule
 
+from ..algorithms import Tried
 from ..checks import checked
 from ..errors import FileError
 from ..files import write_files
@@ -31,6 +32,7 @@ class Quantized:
         manifest: versions, seed and hashes.
         accuracy: what the budget measured; None without one.
         left: nodes that stay in float for it.
+        tried: algorithms that ran for it, and which of them were kept; () where plain quantization, or float, met it.
     """
 
     model: GraphModule
@@ -40,6 +42,7 @@ class Quantized:
     manifest: Manifest
     accuracy: float | None = None
     left: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = ()
 
     @checked(FileError)
     def save(self, folder: str | Path, name: str = "model") -> tuple[Path, ...]:

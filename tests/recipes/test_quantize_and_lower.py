@@ -11,7 +11,7 @@ from torch import nn
 
 from pt2e_quant import explain, prepare_pt2e
 from pt2e_quant.errors import CalibrationError, CaptureError, FileError, RecipeError, TargetingError
-from pt2e_quant.recipes import Recipe, check_saved, quantize_and_lower
+from pt2e_quant.recipes import Quantized, Recipe, check_saved, quantize_and_lower
 from quantizers.onnx_runtime import OnnxRuntimeQuantizer, get_onnx_runtime_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import MLP, ConvNet, randomize
@@ -108,12 +108,19 @@ class Uneven(nn.Module):
 UNEVEN = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
 
 
-def test_a_budget_leaves_the_worst_operators_in_float():
-    plain = quantize_and_lower(Uneven().eval(), (UNEVEN,), [UNEVEN], target="onnx", sqnr=5.0, verify=False)
-    found = quantize_and_lower(Uneven().eval(), (UNEVEN,), [UNEVEN], target="onnx", sqnr=plain.accuracy + 1.0)
-    assert plain.left == ()
-    assert len(found.left) == 1
-    assert found.accuracy >= plain.accuracy + 1.0
+def test_a_budget_tries_algorithms_then_leaves_the_worst_operators_in_float():
+    def reaching(sqnr: float) -> Quantized:
+        return quantize_and_lower(Uneven().eval(), (UNEVEN,), [UNEVEN], target="onnx", sqnr=sqnr, verify=False)
+
+    plain = reaching(5.0)
+    improved = reaching(plain.accuracy + 1.0)
+    left = reaching(improved.accuracy + 1.0)
+    assert (plain.left, plain.tried) == ((), ())
+    assert improved.left == ()
+    assert [one.kept for one in improved.tried].count(True) > 1
+    assert improved.accuracy >= plain.accuracy + 1.0
+    assert len(left.left) == 1
+    assert left.accuracy >= improved.accuracy + 1.0
 
 
 def test_a_budget_out_of_reach_says_how_far_it_got():

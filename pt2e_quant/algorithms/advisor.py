@@ -1,0 +1,242 @@
+"""The advisor: what would help a model that lost too much, site by site, and as much of it as measurably helps.
+
+`suggest` calibrates plainly, measures the own error of every site (what it adds with exact inputs), runs what is cheap
+and says what it saw there. `Advice.apply` tries one algorithm after the other, the cheap ones first, each behind what
+was kept before, and keeps what brings held-back data nearer to the float model: the result is never worse there than
+plain quantization.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ..checks import checked
+from ..debug.compare import compare
+from ..debug.sensitivity import sqnr_on, told
+from ..errors import CaptureError
+from ..graph.attributes import attribute
+from ..graph.run import Arguments, batches_of, run_batch
+from ..pt2e import convert_pt2e, prepare_pt2e, record_of
+from ..quantizer.base import Quantizer
+from ..where import exported_name, module_path
+from .bias_correction import correct_bias
+from .equalization import equalize
+from .ranges import choose_ranges
+from .reconstruction import adaround
+from .sites import Site, grid_of, sites_of
+from .smooth_quant import smooth_quant
+
+__all__ = ["Advice", "Advised", "Suggestion", "Tried", "suggest"]
+
+_EVERY = 4
+"""One of so many batches is held back."""
+_FEW_STEPS = 32
+"""A grid of a weight with no more steps than this: rounding up or down matters."""
+_SPREAD = 8.0
+"""Channel ranges that differ by this cost 3 bits in one scale."""
+_MEANS = 0.1
+"""Part of an error from which on taking its means away is worth a line."""
+_ENDS = 1.1
+"""Gain from which on another range is worth a line."""
+
+Step = Callable[[GraphModule], GraphModule]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What would help at one site.
+
+    Args:
+        node: name of the op in the exported program.
+        module: path of its module; None where export recorded none.
+        own: SQNR of its result with exact inputs, in dB.
+        algorithm: name of the function to call.
+        seen: what was measured.
+    """
+
+    node: str
+    module: str | None
+    own: float
+    algorithm: str
+    seen: str
+
+    def __str__(self) -> str:
+        where = f" in {self.module}" if self.module else ""
+        return f"{self.node}{where} (own error {self.own:.1f} dB): {self.seen}: {self.algorithm}"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One step of `Advice.apply`: what the held-back data gave with it, and whether it was kept."""
+
+    algorithm: str
+    value: float
+    kept: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}: {self.value:.4g}, {'kept' if self.kept else 'dropped'} ({self.seconds:.1f} s)"
+
+
+@dataclass(frozen=True)
+class Advised:
+    """prepared: to be converted. value: of the held-back data. tried: all steps, the first is plain quantization."""
+
+    prepared: GraphModule
+    value: float
+    tried: tuple[Tried, ...]
+
+
+class Advice:
+    """What `suggest` found out.
+
+    plain: value of plain quantization on held-back data: SQNR of the outputs in dB, or the metric.
+    """
+
+    def __init__(self, job: _Job) -> None:
+        self.plain = job.plain
+        self._job = job
+
+    @cached_property
+    def suggestions(self) -> tuple[Suggestion, ...]:
+        """What would help, the site with the largest own error first; measured when somebody asks."""
+        return tuple(self._job.suggestions())
+
+    def text(self) -> str:
+        """The list, one line a suggestion."""
+        return "\n".join([f"plain quantization: {self.plain:.4g}", *map(str, self.suggestions)])
+
+    def __str__(self) -> str:
+        return self.text()
+
+    @checked(CaptureError)
+    def apply(self, *, seconds: float = 60.0, thorough: bool = True) -> Advised:
+        """Carry out what helps.
+
+        Args:
+            seconds: no step begins after this time.
+            thorough: try AdaRound too, which takes most of the time.
+
+        Returns:
+            The best prepared graph, which on the held-back data is at least as good as plain quantization.
+        """
+        return self._job.apply(seconds, thorough)
+
+
+@checked(CaptureError, but=("quantizer",))
+def suggest(
+    model: ExportedProgram,
+    quantizer: Quantizer,
+    data: Iterable[Any],
+    *,
+    metric: Callable[[GraphModule], float] | None = None,
+) -> Advice:
+    """Find out what would make a quantized model more accurate.
+
+    Args:
+        model: the float model, exported; it stays as it was.
+        quantizer: as `prepare_pt2e` takes it.
+        data: batches, as `graph.run.batches_of` takes them; every fourth is held back to measure on.
+        metric: what to measure instead of the SQNR of the outputs: from a model, called as the exported one, to a
+            number, the higher the better. Its data is its own.
+
+    Raises:
+        CalibrationError: there is no batch, or the model fails on one.
+        QuantizationError: `prepare_pt2e` or the metric fails.
+    """
+    job = _Job(model, quantizer, list(batches_of(data, "suggest(model, quantizer, data)")), metric)
+    return Advice(job)
+
+
+class _Job:
+    def __init__(
+        self,
+        model: ExportedProgram,
+        quantizer: Quantizer,
+        batches: list[Arguments],
+        metric: Callable[[GraphModule], float] | None,
+    ) -> None:
+        self._model, self._quantizer = model, quantizer
+        self._held = batches[_EVERY - 1 :: _EVERY] or batches
+        self._data = [batch for at, batch in enumerate(batches) if at % _EVERY != _EVERY - 1]
+        self._measure = told(metric) if metric else sqnr_on(model.module(), self._held)
+        self._prepared = self._calibrated(model)
+        self._converted = convert_pt2e(self._prepared)
+        self.plain = self._measure(self._converted)
+
+    def _calibrated(self, model: ExportedProgram | GraphModule) -> GraphModule:
+        prepared = prepare_pt2e(model, self._quantizer)
+        record = record_of(prepared)
+        if record is not None:
+            record.example_inputs = self._model.example_inputs  # lowering asks for them; a changed graph has none
+        for batch in self._data:
+            run_batch(prepared, batch)
+        return prepared
+
+    def suggestions(self) -> list[Suggestion]:
+        """All that was seen, the site with the largest own error first."""
+        own = {row.node: row.own for row in compare(self._prepared, self._converted, self._data).nodes}
+        sites = {site.node.name: site for site in sites_of(self._prepared)[0]}
+        found = []
+        for name, algorithm, seen in (*self._rows(sites), *self._means(), *self._outliers()):
+            site = sites.get(name)
+            if site is not None:
+                where = exported_name(site.node), module_path(site.node)
+                found.append(Suggestion(*where, own.get(name, math.nan), algorithm, seen))
+        return sorted(found, key=lambda one: (math.isnan(one.own), one.own))
+
+    def _rows(self, sites: dict[str, Site]) -> Iterator[tuple[str, str, str]]:
+        for name, site in sites.items():
+            weight = attribute(self._prepared, str(site.weight.target)).detach()
+            grid = grid_of(self._prepared, site.observer, weight)
+            if grid is None:
+                continue
+            ranges = weight.abs().movedim(site.rows, 0).flatten(1).amax(1)
+            low, high = float(ranges.amin()), float(ranges.amax())
+            if grid.axis is None and grid.group_size is None and high > _SPREAD * low:
+                yield name, "equalize", f"channel ranges {low:.2g} to {high:.2g} in one scale"
+            if grid.quant_max - grid.quant_min < _FEW_STEPS:
+                yield name, "adaround", f"a weight with {grid.quant_max - grid.quant_min + 1} integers"
+
+    def _means(self) -> Iterator[tuple[str, str, str]]:
+        for one in correct_bias(self._prepared, self._data)[1]:
+            if one.share > _MEANS:
+                yield one.node, "correct_bias", f"means of channels are {one.share:.0%} of the error"
+
+    def _outliers(self) -> Iterator[tuple[str, str, str]]:
+        for one in choose_ranges(self._prepared, self._data[:2])[1]:
+            if one.gain > _ENDS:
+                yield one.tensor, "choose_ranges", f"{one.choice} divides the error behind it by {one.gain:.2f}"
+
+    def apply(self, seconds: float, thorough: bool) -> Advised:
+        """As `Advice.apply`."""
+        begin = time.monotonic()
+        best, value = self._prepared, self.plain
+        tried = [Tried("plain", value, True, 0.0)]
+        for name, step in self._steps(thorough):
+            start = time.monotonic()
+            if start - begin > seconds:
+                break
+            made = step(best)
+            found = self._measure(convert_pt2e(made))
+            kept = found > value
+            tried.append(Tried(name, found, kept, time.monotonic() - start))
+            best, value = (made, found) if kept else (best, value)
+        return Advised(best, value, tuple(tried))
+
+    def _steps(self, thorough: bool) -> Iterator[tuple[str, Step]]:
+        """From the cheapest to the dearest; those on float graphs begin anew, so they come first."""
+        yield "equalize", lambda _: self._calibrated(equalize(self._model)[0])
+        yield "smooth_quant", lambda _: self._calibrated(smooth_quant(self._model, self._data)[0])
+        yield "choose_ranges", lambda best: choose_ranges(best, self._data)[0]
+        if thorough:
+            yield "adaround", lambda best: adaround(best, self._data)[0]
+        yield "correct_bias", lambda best: correct_bias(best, self._data)[0]

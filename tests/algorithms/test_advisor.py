@@ -1,0 +1,55 @@
+"""suggest: what it says of a model, and that what it applies is never worse on data that it held back."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from pt2e_quant.algorithms import Advice, suggest
+from tests.algorithms.frame import batches, exported, quantizer
+from tests.nets import ConvNet, export
+
+
+@functools.cache
+def advice() -> Advice:
+    return suggest(exported(ConvNet), quantizer(), batches(8))
+
+
+def test_sites_come_by_their_own_error_with_what_was_seen():
+    found = advice().suggestions
+    assert [one.own for one in found] == sorted(one.own for one in found)
+    assert {"adaround", "correct_bias"} <= {one.algorithm for one in found}
+    assert any("a weight with 15 integers: adaround" in line for line in advice().text().splitlines())
+
+
+def test_what_is_applied_is_kept_where_it_helps():
+    advised = advice().apply(thorough=False)
+    assert advised.value > advice().plain + 8  # means are most of the error of this net
+    assert advised.value == max(one.value for one in advised.tried)
+    assert advised.tried[0].value == advice().plain
+
+
+def test_the_order_is_from_cheap_to_dear_and_time_ends_it():
+    assert [one.algorithm for one in advice().apply(seconds=0).tried] == ["plain"]
+
+
+def test_channels_of_different_size_in_one_scale_ask_for_equalization():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        net[0].weight *= torch.logspace(-2, 1, 8).reshape(-1, 1, 1, 1)
+    found = suggest(export(net, *batches()[0]), quantizer(8, per_channel=False), batches()).suggestions
+    assert [one.node for one in found if one.algorithm == "equalize"] == ["conv2d"]
+
+
+def test_a_metric_of_the_caller_decides():
+    """One that likes no change keeps plain quantization."""
+    made = []
+
+    def first_is_best(model: torch.fx.GraphModule) -> float:
+        made.append(model)
+        return -float(len(made))
+
+    advised = suggest(exported(ConvNet), quantizer(), batches(), metric=first_is_best).apply(thorough=False)
+    assert [one.kept for one in advised.tried] == [True, *[False] * (len(made) - 1)]
