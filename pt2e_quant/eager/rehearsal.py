@@ -155,6 +155,8 @@ class _Watch(TorchFunctionMode):
 
     def _functional(self, module: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if self.inside is not None:  # a layer that takes care of its own insides
+                return method(*args, **kwargs)
             self.running.append(module)
             if not all(self._is_shadowed([one]) for one in _floats((args, kwargs))):
                 self._report_call(f"FloatFunctional.{method.__name__} {_WITHOUT_STUB}")

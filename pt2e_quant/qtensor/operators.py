@@ -47,6 +47,23 @@ def dispatch(func: OpOverload, args: Any, kwargs: Any, *, dequantize: bool) -> A
     raise QuantizedTensorError(_no_form(func))
 
 
+def keeps_grid(func: object) -> bool:
+    """Whether the result of an operator on a QTensor has the grid of its operand."""
+    handler = _TABLE.get(func)  # type: ignore[call-overload]
+    if handler is None:
+        return ops.is_value_preserving(func) and not ops.fills_zeros(func)
+    return handler in (_clone, _permute, _pad, _max_pool, _same_grid, _linear)
+
+
+def fixed_grid(func: object, quant_min: int, quant_max: int) -> tuple[float, int] | None:
+    """Scale and zero point of the result of an operator whose results have a known range, whatever its operand's."""
+    if func not in _FIXED:
+        return None
+    low, high = _FIXED[func]  # type: ignore[index]
+    scale = (high - low) / (quant_max - quant_min + 1)
+    return scale, quant_min - round(low / scale)
+
+
 def _no_form(func: OpOverload) -> str:
     name = func.overloadpacket.__name__.rstrip("_")
     helper = _FUNCTIONAL.get(name)
@@ -266,17 +283,10 @@ def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
     return like.with_codes(rounded(steps, int(like.zero_point), *like.limits, like.codes.dtype))
 
 
-def _fixed_grid(low: float, high: float) -> Handler:
-    """Results in [low, high) over all codes, whatever the operand's grid."""
-
-    def handler(func: OpOverload, q: QTensor) -> QTensor:
-        _need_one_scale(func, q)
-        smallest, largest = q.limits
-        scale = (high - low) / (largest - smallest + 1)
-        grid = wrap(q.codes, scale, smallest - round(low / scale), None, q.stored_as)
-        return grid.quantize(func(q.dequantize()))
-
-    return handler
+def _on_fixed_grid(func: OpOverload, q: QTensor) -> QTensor:
+    _need_one_scale(func, q)
+    grid = wrap(q.codes, *fixed_grid(func, *q.limits), None, q.stored_as)  # type: ignore[misc]
+    return grid.quantize(func(q.dequantize()))
 
 
 def _item(func: OpOverload, q: QTensor) -> Any:
@@ -322,6 +332,9 @@ def _all(names: str) -> list[OpOverload]:
     return [getattr(packet, overload) for packet in packets for overload in packet.overloads() if "out" not in overload]
 
 
+_FIXED = {**dict.fromkeys(_all("sigmoid hardsigmoid"), (0.0, 1.0)), **dict.fromkeys(_all("tanh"), (-1.0, 1.0))}
+"""Operators whose results are in [low, high)."""
+
 _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(_all("clone detach alias lift_fresh"), _clone),
     **dict.fromkeys(_all("permute transpose t"), _permute),
@@ -348,6 +361,5 @@ _TABLE: dict[OpOverload, Handler] = {
         ),
         _linear,
     ),
-    **dict.fromkeys(_all("sigmoid hardsigmoid"), _fixed_grid(0.0, 1.0)),
-    **dict.fromkeys(_all("tanh"), _fixed_grid(-1.0, 1.0)),
+    **dict.fromkeys(_FIXED, _on_fixed_grid),
 }  # fmt: skip

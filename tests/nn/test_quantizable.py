@@ -14,7 +14,10 @@ from pt2e_quant import QuantizationError, eager
 from pt2e_quant.nn import qat, quantizable, quantized
 from pt2e_quant.qconfig import get_default_qat_qconfig, get_default_qconfig
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch.ao is deprecated
+    pytest.mark.filterwarnings("error::pt2e_quant.errors.ConversionWarning"),
+]
 torch_ao = torch.ao.quantization
 
 

@@ -28,12 +28,16 @@ def check_float(kind: Any, other: nn.Module, qconfig: Any = None) -> None:
 def observed(made: nn.Module, other: nn.Module, qconfig: Any = None) -> nn.Module:
     """With observers inside, or fake quantizers where the float module is trained; as `prepare` wants it back."""
     from ...eager import prepare, prepare_qat
+    from ...eager.hooks import remove_hooks
 
     made.qconfig = getattr(other, "qconfig", None) or qconfig
     made.train(other.training)
     if other.training:
-        return prepare_qat(made, inplace=True)
-    return prepare(made, inplace=True, prepare_custom_config_dict={})
+        made = prepare_qat(made, inplace=True)
+    else:
+        made = prepare(made, inplace=True, prepare_custom_config_dict={})
+    remove_hooks(made)  # what looks for missing stubs; whether there is one, the model around this knows
+    return made
 
 
 def quantized(kind: type[nn.Module], other: nn.Module) -> nn.Module:
