@@ -10,6 +10,7 @@ import enum
 import functools
 import importlib
 import inspect
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,9 +39,9 @@ from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_induct
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 LIBRARY = (
-    "algorithms", "calibration", "debug", "eager", "eager.helpers", "errors", "fake_quantize", "lowering.executorch",
-    "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping", "quantizer",
-    "qtensor", "report", "schemes", "specs", "testing",
+    "algorithms", "calibration", "compat", "debug", "eager", "eager.helpers", "errors", "fake_quantize",
+    "lowering.executorch", "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping",
+    "quantizer", "qtensor", "report", "schemes", "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
 ROOMS = ("pt2e_quant", *(f"pt2e_quant.{room}" for room in LIBRARY), *(f"quantizers.{file}" for file in BACKENDS))
@@ -213,6 +214,8 @@ OTHERWISE = {
     "convert": {"module": calibrated()},
     "prepare_qat": {"model": configured(nn.Linear(4, 3))},
     "default_eval_fn": {"model": nn.Linear(4, 3)},
+    "eager_to_pt2e": {"model": configured(nn.Linear(4, 3)).eval(), "example_inputs": (torch.ones(2, 4),)},
+    "load_file": {"file": io.BytesIO()},
     "swap_module": {"mod": configured(nn.Linear(4, 3))},
     "swap_report": {"model": quantize_dynamic(nn.Linear(4, 3))},
     "why": {"name": "linear"},
@@ -259,7 +262,8 @@ def public() -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
-RESULTS = tuple(f"pt2e_quant.{room}" for room in ("algorithms", "calibration", "debug", "eager", "pt2e", "testing"))
+_MADE_IN = ("algorithms", "calibration", "compat", "debug", "eager", "pt2e", "testing")
+RESULTS = tuple(f"pt2e_quant.{room}" for room in _MADE_IN)
 """Dataclasses of these rooms are results."""
 
 

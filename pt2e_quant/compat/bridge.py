@@ -1,4 +1,4 @@
-"""From eager mode to PT2E: a model with stubs and qconfigs as an exported graph and a Quantizer that gives the same grids.
+"""From eager mode to PT2E: a model with stubs and qconfigs as an exported graph, and a Quantizer with the same grids.
 
 The model is prepared where it is not yet. In a copy each observer becomes an operator that does nothing, a *tap*, so
 that export notes where values become integers. The quantizer takes the taps out again, and annotates what they mark.
@@ -20,7 +20,7 @@ from ..checks import checked
 from ..eager.hooks import is_watching, remove_hooks
 from ..eager.mappings import FUNCTIONALS
 from ..eager.observe import prepare
-from ..errors import ConversionError
+from ..errors import CaptureError, ConversionError
 from ..fx.recipes import read_recipe
 from ..nn.quantized import Quantize
 from ..nn.stubs import DeQuantStub
@@ -70,13 +70,18 @@ def eager_to_pt2e(
     Raises:
         CoverageError: nothing has a qconfig.
         ConversionError: the model is in training, was trained in eager mode, or is converted already.
+        CaptureError: torch.export cannot export it.
     """
     _check(model)
     prepared = copy.deepcopy(model) if _is_prepared(model) else prepare(model)
     layers = {path: Layer.of(module) for path, module in prepared.named_modules() if hasattr(module, "qconfig")}
     specs = _tap_all(prepared)
-    kwargs = dict(example_kwargs or {})
-    exported = torch.export.export(prepared, example_inputs, kwargs, dynamic_shapes=dynamic_shapes)
+    kwargs = None if example_kwargs is None else dict(example_kwargs)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(prepared, tuple(example_inputs), kwargs, dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        raise CaptureError(f"eager_to_pt2e: torch.export cannot export the model: {error}") from error
     return Bridge(exported, EagerQuantizer(specs, {path: one for path, one in layers.items() if one is not None}))
 
 
