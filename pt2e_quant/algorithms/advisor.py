@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from ..checks import checked
 from ..debug.compare import compare
 from ..debug.sensitivity import sqnr_on, told
-from ..errors import CaptureError
+from ..errors import CaptureError, QuantizationError
 from ..graph.attributes import attribute
 from ..graph.run import Arguments, batches_of, run_batch
 from ..pt2e import convert_pt2e, prepare_pt2e, record_of
@@ -75,14 +75,17 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Tried:
-    """One step of `Advice.apply`: what the held-back data gave with it, and whether it was kept."""
+    """One step of `Advice.apply`: what the held-back data gave with it, whether it was kept, or why it did not run."""
 
     algorithm: str
     value: float
     kept: bool
     seconds: float
+    reason: str | None = None
 
     def __str__(self) -> str:
+        if self.reason is not None:
+            return f"{self.algorithm}: did not run ({self.reason})"
         return f"{self.algorithm}: {self.value:.4g}, {'kept' if self.kept else 'dropped'} ({self.seconds:.1f} s)"
 
 
@@ -225,8 +228,12 @@ class _Job:
             start = time.monotonic()
             if start - begin > seconds:
                 break
-            made = step(best)
-            found = self._measure(convert_pt2e(made))
+            try:
+                made = step(best)
+                found = self._measure(convert_pt2e(made))
+            except QuantizationError as refusal:
+                tried.append(Tried(name, math.nan, False, time.monotonic() - start, str(refusal).partition("\n")[0]))
+                continue
             kept = found > value
             tried.append(Tried(name, found, kept, time.monotonic() - start))
             best, value = (made, found) if kept else (best, value)

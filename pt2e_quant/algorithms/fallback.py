@@ -22,7 +22,7 @@ from ..errors import CaptureError
 from ..graph.constants import Constants
 from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
-from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, RELUS, factors, is_conv_transpose
+from ..ops import RELUS, factors, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..passes.private_copy import private_copy
 from ..passes.runner import run_pass
@@ -30,10 +30,9 @@ from ..qparams import affine_qparams, fake_quantize
 from ..sqnr import decibels, differences, floating, power
 from ..where import module_path
 from .calibrated import Batches, rounded_weight, run_again, run_all
+from .sites import PRODUCTS
 
 __all__ = ["Sensitivity", "worst_ops"]
-
-_PRODUCTS = frozenset((*LINEAR, *CONV, *CONV_TRANSPOSE, *CONVOLUTION))
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def worst_ops(
 def _stored_products(gm: GraphModule) -> list[Node]:
     """The linears and convolutions whose weight no input changes, in graph order."""
     constants = Constants(gm)
-    products = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in _PRODUCTS]
+    products = [node for node in gm.graph.nodes if node.op == "call_function" and node.target in PRODUCTS]
     return [node for node in products if factors(node)[1] in constants]
 
 

@@ -57,7 +57,8 @@ def working_copy(prepared: GraphModule, asked_by: str) -> ExportedModule:
     """A copy of a prepared, calibrated graph to work on; parameters and observers are shared until they are set.
 
     Raises:
-        CaptureError: it is no graph that `prepare_pt2e` returned, or one whose runs depend on each other.
+        CaptureError: it is no graph that `prepare_pt2e` returned, or one whose runs depend on each other, or one with
+            observers in nested graphs.
     """
     record = record_of(prepared)
     if record is None or record.stage != "prepared" or record.trained:
@@ -70,6 +71,13 @@ def working_copy(prepared: GraphModule, asked_by: str) -> ExportedModule:
         raise CaptureError(
             f"{asked_by}: the model writes to its buffers ({', '.join(written[:3])}), so what a batch gives depends on "
             "those before it. Export it without the cache."
+        )
+    nested = [point.location for point in record.points if "." in point.producer]
+    if nested:
+        raise CaptureError(
+            f"{asked_by}: tensors inside of nested graphs (torch.cond, while_loop, ...) are quantized, and what runs "
+            f"there cannot be looked at:\n{nested[0]}\n"
+            "  Keep those modules in float, or convert without this algorithm."
         )
     gm.meta[WEIGHT_OBSERVERS_KEY] = dict(gm.meta.get(WEIGHT_OBSERVERS_KEY, {}))
     return gm

@@ -9,6 +9,7 @@ from torch import nn
 
 from pt2e_quant.algorithms import Advice, suggest
 from tests.algorithms.frame import batches, exported, quantizer
+from tests.algorithms.test_stream import Counts
 from tests.nets import ConvNet, export
 
 
@@ -53,3 +54,11 @@ def test_a_metric_of_the_caller_decides():
 
     advised = suggest(exported(ConvNet), quantizer(), batches(), metric=first_is_best).apply(thorough=False)
     assert [one.kept for one in advised.tried] == [True, *[False] * (len(made) - 1)]
+
+
+def test_an_algorithm_that_refuses_the_model_is_told_and_the_others_go_on():
+    net, x = Counts().eval(), torch.rand(3, 4)
+    advised = suggest(torch.export.export(net, (x,)), quantizer(8), [(x,)]).apply()
+    refused = {one.algorithm for one in advised.tried if "writes to its buffers" in (one.reason or "")}
+    assert refused == {"choose_ranges", "adaround", "correct_bias"}
+    assert advised.value >= advised.tried[0].value

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.algorithms import adaround, choose_ranges, correct_bias
 from pt2e_quant.algorithms.sites import sites_of, working_copy
 from pt2e_quant.algorithms.stream import Stream
 from pt2e_quant.errors import CaptureError
@@ -56,3 +60,51 @@ def test_a_float_or_converted_graph_is_refused():
     for model in (exported(Pair).module(), convert_pt2e(calibrated(exported()))):
         with pytest.raises(CaptureError, match="takes what prepare_pt2e returned"):
             working_copy(model, "the test")
+
+
+class Chooses(nn.Module):
+    """A linear, and one of two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, self.left, self.right, (self.first(x),))
+
+
+class Counts(nn.Module):
+    """A linear whose result depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Chooses, "nested graphs"), (Counts, "writes to its buffers")])
+def test_graphs_whose_values_cannot_be_streamed_are_refused(kind, message):
+    torch.manual_seed(0)
+    x = torch.rand(3, 4)
+    with torch.no_grad():
+        program = torch.export.export(kind().eval(), (x,))
+    with pytest.raises(CaptureError, match=message):
+        working_copy(calibrated(program, rows=x), "the test")
+
+
+def test_bfloat16_is_rounded_like_the_converted_graph():
+    """Within one step of the type, 2 ** -8: kernels may round between the dequantize and the product."""
+    torch.manual_seed(1)
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval().bfloat16(), torch.rand(3, 8).bfloat16()
+    prepared = calibrated(torch.export.export(net, (x,)), rows=x)
+    gm = working_copy(prepared, "the test")
+    stream = Stream(gm, [(x,)], "the test")
+    stream.advance(gm.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(next(stream.ends())[1][0], convert_pt2e(prepared)(x), rtol=2**-7, atol=2**-8)
+    for algorithm in (correct_bias, partial(adaround, steps=5), choose_ranges):
+        assert convert_pt2e(algorithm(prepared, [(x,)])[0])(x).dtype is torch.bfloat16
