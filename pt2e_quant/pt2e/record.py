@@ -21,6 +21,7 @@ __all__ = [
     "Decision",
     "GroupRecord",
     "Histogram",
+    "OutputErrors",
     "PointRecord",
     "Record",
     "Representation",
@@ -123,6 +124,19 @@ class GroupRecord:
 
 
 @dataclass(frozen=True)
+class OutputErrors:
+    """How far the outputs of a calibrated model are from those without rounding, on some data: SQNR in dB.
+
+    static:  with the grids of the calibration
+    dynamic: with the inputs of linears and convolutions on the grids of their own values, and no other activation
+             rounded
+    """
+
+    static: float
+    dynamic: float
+
+
+@dataclass(frozen=True)
 class Representation:
     """What became of the ops of a model that was rewritten in integer arithmetic.
 
@@ -148,6 +162,7 @@ class Record:
     buffers:         those that convert made integers, by name
     state:           what the buffers that the model writes to held before calibration, by name
     trained:         prepared for training
+    output_errors:   where they were measured: `explain(prepared, data)`
     """
 
     stage: Literal["prepared", "converted"]
@@ -166,6 +181,7 @@ class Record:
     state: dict[str, Tensor] = field(default_factory=dict)
     representation: Representation | None = None
     trained: bool = False
+    output_errors: OutputErrors | None = None
 
     def points_by_graph(self) -> dict[str, list[PointRecord]]:
         """The points of each graph by its path ('' is the outermost), with the names that things have inside it."""

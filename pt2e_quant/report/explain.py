@@ -40,9 +40,11 @@ def explain(model: object, data: Iterable[Any] | None = None) -> Report:
 
     Args:
         model: that model.
-        data: calibration data, for a prepared and calibrated model: batches that are a tensor, a tuple of arguments or
-            a dictionary of keyword arguments. They run once more, without observers, to find the range of each single
-            tensor; `why` then says what sharing costs. The model stays as it was; this report alone says it.
+        data: for a prepared and calibrated model: its calibration data, or such that it did not see. Batches are a
+            tensor, a tuple of arguments or a dictionary of keyword arguments. They run three times more: without
+            observers, to find the range of each single tensor (`why` then says what sharing costs), with its grids, and
+            with activations quantized at run time, to compare the outputs. The model stays as it was; this report alone
+            says it.
 
     Raises:
         CaptureError: the model carries no record of either, or `data` comes with a converted model.

@@ -7,7 +7,6 @@ copy of the prepared model in which watchers stand in the place of the observers
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,8 @@ from ..pt2e.histograms import with_histograms
 from ..pt2e.observed import QParams, read_observer, read_qparams, with_qparams
 from ..pt2e.record import GroupRecord, Record, SiteRange
 from ..qparams import affine_qparams, min_max
-from ..where import in_graph
+from .output_errors import MeasuredOutputs
+from .stand_ins import watched, with_stand_ins
 
 __all__ = ["measure_ranges"]
 
@@ -58,7 +58,7 @@ def _spread(x: Tensor) -> list[float]:
 
 
 def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -> Record:
-    """The record with range, qparams and the tensors' own ranges in the groups that have one static scale.
+    """The record with the errors of the outputs, and with ranges and qparams of the groups that have one static scale.
 
     Args:
         prepared: a calibrated model; its state stays as it is.
@@ -67,38 +67,20 @@ def measure_ranges(prepared: GraphModule, record: Record, data: Iterable[Any]) -
     Raises:
         CalibrationError: `data` is no collection of batches, or there is none in it.
     """
-    twin = copy.deepcopy(prepared, {id(parameter): parameter for parameter in prepared.parameters()})
-    watchers = _watch(twin, {group.observer for group in record.groups})
-    with torch.no_grad():
-        for args, kwargs in batches_of(data, "explain(prepared, data)"):
-            twin(*args, **kwargs)
+    watchers: dict[Key, _Watcher] = {}
+
+    def watch(name: str, call: Node) -> nn.Module:
+        return watchers.setdefault((name, watched(call)), _Watcher())
+
+    twin = with_stand_ins(prepared, {group.observer for group in record.groups}, watch)
     readings = {group.observer: read_observer(attribute(prepared, group.observer)) for group in record.groups}
     ranged = {name: read_qparams(reading) for name, reading in readings.items() if reading.has_range}
+    outputs = MeasuredOutputs(prepared, record, readings)
+    with torch.no_grad():
+        for args, kwargs in batches_of(data, "explain(prepared, data)"):
+            outputs.include(twin(*args, **kwargs), args, kwargs)
     groups = [_with_ranges(group, ranged.get(group.observer), watchers) for group in record.groups]
-    return with_histograms(replace(record, groups=groups), prepared)
-
-
-def _watch(twin: GraphModule, observers: set[str]) -> dict[Key, _Watcher]:
-    """Put a watcher in the place of every call of an observer, in nested graphs as well."""
-    watchers: dict[Key, _Watcher] = {}
-    for path, gm in [(path, gm) for path, gm in twin.named_modules() if isinstance(gm, GraphModule)]:
-        for node in gm.graph.nodes:
-            name = f"{path}.{node.target}" if path else str(node.target)
-            if node.op != "call_module" or name not in observers:
-                continue
-            watcher = watchers.setdefault((name, _watched(node)), _Watcher())
-            node.target = f"_watcher_{len(watchers)}"
-            gm.add_module(node.target, watcher)
-        gm.recompile()
-    return watchers
-
-
-def _watched(call: Node) -> str:
-    """Name of the tensor that an observer is called on; watchers in between pass it on unchanged."""
-    value: Any = call.args[0]
-    while value.op == "call_module" and str(value.target).startswith("_watcher_"):
-        value = value.args[0]
-    return in_graph(call.graph.owning_module, value.name)
+    return with_histograms(replace(record, groups=groups, output_errors=outputs.found()), prepared)
 
 
 def _with_ranges(group: GroupRecord, qparams: QParams | None, watchers: dict[Key, _Watcher]) -> GroupRecord:

@@ -45,8 +45,7 @@ def record_from_json(text: str | bytes) -> Record:
 
 
 def _implausible(record: Record) -> Iterator[str]:
-    if record.bytes_before < 0 or (record.bytes_after or 0) < 0:
-        yield f"parameters take {record.bytes_before} bytes before, {record.bytes_after} after"
+    yield from _implausible_totals(record)
     for group in record.groups:
         if not _plausible_group(group):
             yield f"{group.observer} has scale {group.scale}, zero point {group.zero_point}, range {group.range}"
@@ -59,6 +58,13 @@ def _implausible(record: Record) -> Iterator[str]:
         for name, qparams in border.items():
             if not _plausible_border(qparams):
                 yield f"{name} has {qparams}"
+
+
+def _implausible_totals(record: Record) -> Iterator[str]:
+    if record.bytes_before < 0 or (record.bytes_after or 0) < 0:
+        yield f"parameters take {record.bytes_before} bytes before, {record.bytes_after} after"
+    if record.output_errors is not None and not all(map(math.isfinite, vars(record.output_errors).values())):
+        yield f"its outputs have {record.output_errors}"
 
 
 def _plausible_group(group: GroupRecord) -> bool:

@@ -32,6 +32,9 @@ _WIDEST = 48
 _FEW_STEPS = 4
 """Of bell-shaped values, 8 bits over 4.5 standard deviations to each side leave 19."""
 
+_GOOD, _ONE_BIT = 30.0, 6.0
+"""In dB: what 8 bits give where nothing is wrong (docs/accuracy.md), and what a better way has to gain."""
+
 _FEW_TITLE = (
     f"Tensors half of whose values lie within {_FEW_STEPS} steps of their median, since a few others reach far;\n"
     "keep the ops that compute them from static integers (worst_ops tells which), or quantize them dynamically"
@@ -81,6 +84,7 @@ def asides(record: Record) -> dict[str, list[str]]:
         title: [f"{i}: {q.dtype}, scale {q.scale:.6g}, zero point {q.zero_point}" for i, q in border.items()]
         for title, border in borders.items()
     }
+    found["Outputs on the data of this report, against the model without rounding"] = list(_outputs(record))
     found["Wanted by another quantizer as well, which came later"] = [
         f"{d.node}: {other}" for d in record.quantized for other in d.overlaps
     ]
@@ -89,6 +93,19 @@ def asides(record: Record) -> dict[str, list[str]]:
         found |= _representation(record.representation)
     found["Batch norm folded"] = list(map(str, record.folded))
     return {title: rows for title, rows in found.items() if rows}
+
+
+def _outputs(record: Record) -> Iterator[str]:
+    errors = record.output_errors
+    if errors is None:
+        return
+    yield f"{errors.static:.1f} dB with static activations (SQNR)"
+    yield f"{errors.dynamic:.1f} dB with the inputs of linears and convolutions quantized at run time"
+    if errors.static < _GOOD and errors.dynamic - errors.static >= _ONE_BIT:
+        yield (
+            "so quantize dynamically (is_dynamic=True in the configuration): the whole model, or the ops that "
+            f"worst_ops(exported, batches, target={_GOOD:.1f}) names"
+        )
 
 
 def _representation(representation: Representation) -> dict[str, list[str]]:
