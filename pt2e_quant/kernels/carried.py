@@ -49,8 +49,9 @@ def _sums(product: Product) -> Callable[[Tensor], Tensor]:
         added = None if bias is None else bias.to(type_)
         return lambda x: weight.apply(_less(x.to(type_), zero_point), values, added)
     start = (0 if bias is None else bias) - zero_point * centred.sum(1)
-    columns, added = values.t(), start.to(type_)
-    return lambda x: torch.addmm(added, x.to(type_).reshape(-1, x.shape[-1]), columns).reshape(*x.shape[:-1], -1)
+    columns, added, sizes = values.t(), start.to(type_), (product.rows, product.shape[-1])
+    shape = (*product.shape[:-1], len(values))
+    return lambda x: torch.addmm(added, x.to(type_).reshape(sizes), columns).reshape(shape)
 
 
 def real(product: Product) -> Real:

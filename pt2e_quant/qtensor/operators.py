@@ -346,7 +346,7 @@ _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(_all("max_pool2d_with_indices max_pool3d_with_indices"), _max_pool),
     **dict.fromkeys(_all("eq ne lt le gt ge argmax argmin isnan isfinite isinf any all"), _compare),
     **dict.fromkeys(_all("equal"), _equal),
-    **dict.fromkeys(_all("_local_scalar_dense"), _item),
+    **dict.fromkeys(_all("_local_scalar_dense dequantize"), _item),
     **dict.fromkeys(
         (
             *ops.RELU, *ops.LEAKY_RELU, *ops.HARDTANH, *ops.CLAMP,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import qparams
 from ..checks import checked
-from ..errors import SpecError
+from ..errors import QuantizedTensorError, SpecError
 from ..specs import integer_range
 
 __all__ = ["QTensor", "dequantizing"]
@@ -125,6 +125,11 @@ class QTensor(Tensor):
     @property
     def is_quantized(self) -> bool:  # type: ignore[override]
         # torch refuses to trace what says so of itself; traced, this is a pair of plain tensors.
+        if not is_traced() and _fake_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+            raise QuantizedTensorError(
+                "a QTensor is no input of an exported program, where its scale would be a constant, whatever comes in. "
+                "Export a model that takes the codes (q.int_repr()) and calls QTensor(codes, scale, zero_point)"
+            )
         return not is_traced()
 
     @property
@@ -173,6 +178,38 @@ class QTensor(Tensor):
         self.data = self.with_codes(self.codes.resize_(sizes, memory_format=memory_format))
         return self
 
+    def share_memory_(self) -> QTensor:
+        """Move what it is made of to memory that other processes see."""
+        for name in self.__tensor_flatten__()[0]:
+            getattr(self, name).share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether other processes see the codes."""
+        return bool(self.codes.is_shared())
+
+    def is_floating_point(self) -> bool:
+        """False, so that `half()` of a module leaves its quantized weights alone."""
+        return False
+
+    def element_size(self) -> int:
+        """Bytes of a code."""
+        return self.codes.element_size()
+
+    def float(self, *_: Any, **__: Any) -> Tensor:
+        """The real numbers. Below, this is a float32 tensor, of which torch would return itself."""
+        return self.dequantize()
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """To another place; to torch.float32, the real numbers (see `float`)."""
+        if torch.float32 in (*args, kwargs.get("dtype")):
+            return self.dequantize().to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    def tolist(self) -> Any:
+        """The real numbers, as lists."""
+        return self.dequantize().tolist()
+
     def __repr__(self) -> str:  # type: ignore[override]
         values = repr(self.dequantize()).removesuffix(")")
         scheme = f"scale={self.scale}, zero_point={self.zero_point}" + (
@@ -208,10 +245,11 @@ class QTensor(Tensor):
         return dispatch(func, args, kwargs or {}, dequantize=_dequantizing.get())
 
 
-class _Exported(QTensor):
-    """A QTensor while torch.export runs, which sees operators before __torch_dispatch__ can: it is let in later.
+class _Early(QTensor):
+    """A QTensor while torch.export or a transform of functorch runs. Those see operators before __torch_dispatch__ can:
+    they are let in later.
 
-    Handlers compute with the settings of the caller, so that what they do to the codes is part of the graph.
+    Handlers compute with the settings of the caller, so that what they do to the codes is seen.
     """
 
     @classmethod
@@ -220,10 +258,7 @@ class _Exported(QTensor):
         keys = c._dispatch_tls_local_include_set(), c._dispatch_tls_local_exclude_set()
         token = _callers_keys.set(keys)
         try:
-            with (
-                c.DisableTorchFunctionSubclass(),
-                c._ExcludeDispatchKeyGuard(c.DispatchKeySet(c.DispatchKey.PreDispatch)),
-            ):
+            with c.DisableTorchFunctionSubclass(), c._ExcludeDispatchKeyGuard(_LATER):
                 return func(*args, **(kwargs or {}))
         finally:
             _callers_keys.reset(token)
@@ -232,6 +267,12 @@ class _Exported(QTensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         with torch._C._ForceDispatchKeyGuard(*_callers_keys.get()):
             return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+_KEYS = torch._C.DispatchKey
+_LATER = torch._C.DispatchKeySet(_KEYS.PreDispatch)
+for _key in (_KEYS.FuncTorchDynamicLayerFrontMode, _KEYS.FuncTorchDynamicLayerBackMode):
+    _LATER = _LATER.add(_key)
 
 
 def wrap(
@@ -243,19 +284,22 @@ def wrap(
     width: int | None = None,
 ) -> QTensor:
     """A QTensor of parts that fit together: what library code calls, as nothing is checked."""
-    shape, strides, kind = codes.shape, codes.stride(), QTensor
+    shape, strides = codes.shape, codes.stride()
+    transformed = not _is_compiling() and _transform() is not None
+    offset = 0 if transformed else codes.storage_offset()  # the tensors of vmap have no memory of their own
     if stored_as is torch.quint4x2:
         shape = torch.Size((*shape[:-1], width or 2 * shape[-1]))
         strides = torch.empty(shape, device="meta").stride()
-    if torch.compiler.is_exporting():
-        kind = _Exported
+    kind = _Early if transformed or torch.compiler.is_exporting() else QTensor
     made: QTensor = torch.Tensor._make_wrapper_subclass(
-        kind, shape, strides, codes.storage_offset(), dtype=torch.float32, device=codes.device
+        kind, shape, strides, offset, dtype=torch.float32, device=codes.device
     )
     made.codes, made.scale, made.zero_point, made.axis, made.stored_as = codes, scale, zero_point, axis, stored_as
     return made
 
 
+_fake_mode = torch._C._get_dispatch_mode
+_transform = torch._C._functorch.peek_interpreter_stack
 _is_compiling, _context = torch.compiler.is_compiling, torch._guards.TracingContext.try_get
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import multiprocessing
+import multiprocessing.reduction
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from pt2e_quant import QuantizationError, dequantize, quantize_per_channel, quantize_per_tensor
 from pt2e_quant import quantize_per_tensor_dynamic as quantize_dynamic
+from pt2e_quant.nn import quantized
 from pt2e_quant.qtensor import QTensor, dequantizing, from_torch, to_torch
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -177,6 +179,46 @@ def _sum(queue: Any, value: Any) -> None:
     queue.put(int(value.int_repr().sum()))
 
 
+def test_it_is_no_floating_point_tensor_and_becomes_one_when_asked() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("weight", Q)
+    assert module.half().weight.equal(Q)
+    for real in (Q.float(), Q.to(torch.float32)):
+        assert type(real) is Tensor
+        assert torch.equal(real, Q.dequantize())
+    assert Q.element_size() == 1
+    assert Q.tolist() == Q.dequantize().tolist()
+
+
+def test_memory_is_shared_with_other_processes() -> None:
+    made = Q.clone().share_memory_()
+    assert made.is_shared()
+    assert pickle.loads(bytes(multiprocessing.reduction.ForkingPickler.dumps(made))).equal(Q)
+
+
+LINEAR = quantized.Linear(6, 2)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: quantize_per_tensor(x, 0.1, 3, torch.quint8).view(-1).relu().dequantize(),
+        lambda x: LINEAR(quantize_per_tensor(x, 0.1, 3, torch.quint8)).dequantize(),
+    ],
+)
+def test_functorch_sees_plain_integers(function: Callable[[Tensor], Tensor]) -> None:
+    rows = torch.stack([function(row) for row in X])
+    assert torch.equal(torch.func.vmap(function)(X), rows)
+    assert torch.equal(torch.func.functionalize(torch.func.vmap(function))(X), rows)
+    assert torch.func.grad(lambda x: (function(X) * x.sum()).sum())(X).shape == X.shape
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_batch_of_quantized_tensors_goes_through_vmap() -> None:
+    assert torch.equal(torch.func.vmap(lambda q: q.relu().dequantize())(Q), Q.relu().dequantize())
+
+
 @pytest.mark.slow
 def test_another_process_gets_the_same_codes() -> None:
     context = multiprocessing.get_context("spawn")
@@ -250,6 +292,23 @@ def test_export_sees_plain_integers() -> None:
     names = {str(node.target) for node in program.graph.nodes}
     assert "quantized_decomposed.quantize_per_tensor.default" in names
     assert torch.allclose(program.module()(X), Round()(X))
+
+
+class Codes(torch.nn.Module):
+    def forward(self, codes: Tensor) -> Tensor:
+        return QTensor(codes, 0.05, 10).relu().dequantize()
+
+
+class Whole(torch.nn.Module):
+    def forward(self, q: Tensor) -> Tensor:
+        return q.relu().dequantize()
+
+
+def test_an_exported_program_takes_codes_and_no_quantized_tensor() -> None:
+    with pytest.raises(QuantizationError, match="takes the codes"):
+        torch.export.export(Whole(), (Q,))
+    made = torch.export.export(Codes(), (Q.int_repr(),)).module()
+    assert torch.equal(made(Q.int_repr()), Q.relu().dequantize())
 
 
 def test_compile_sees_plain_integers() -> None:
