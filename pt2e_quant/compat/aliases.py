@@ -24,13 +24,13 @@ FUNCTIONS = ("dequantize", "quantize_per_channel", "quantize_per_tensor")
 
 _QUANTIZATION = {
     "": "quantization",
-    **dict.fromkeys(("stubs", "fuse_modules"), "eager"),
+    **dict.fromkeys(("fuse_modules", "qconfig", "quantize"), "quantization"),  # they have names of several modules
     **dict.fromkeys(("fuser_method_mappings", "quantization_mappings", "quant_type"), "eager.helpers"),
-    "quantize": "quantization",  # names of both
-    **{name: name for name in ("observer", "fake_quantize", "qconfig", "qconfig_mapping", "quantize_pt2e")},
+    "stubs": "eager",
+    **{name: name for name in ("observer", "fake_quantize", "qconfig_mapping", "quantize_pt2e")},
     **{name: name for name in ("quantizer", "pt2e", "pt2e.representation", "quantize_fx", "fx", "backend_config")},
     "fx.custom_config": "fx.custom_config",
-    "backend_config.backend_config": "backend_config",
+    **dict.fromkeys(("backend_config.backend_config", "backend_config.native"), "backend_config"),
     **dict.fromkeys(("quantizer.quantizer", "quantizer.composable_quantizer"), "quantizer"),
     **dict.fromkeys(("pt2e.generate_numeric_debug_handle", "pt2e._numeric_debugger"), "pt2e.numeric_debugger"),
 }

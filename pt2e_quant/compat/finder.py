@@ -23,8 +23,6 @@ __all__ = ["install", "is_installed", "uninstall"]
 _LIBRARIES = ("torch", "torchao", "executorch")
 """They import from the old roots what no program does. Where we lack such a name, they get torch's."""
 
-_SERVED = tuple(root for root in ROOTS if root in ALIASES)
-
 
 def install() -> None:
     """From now on, imports of torch.ao.quantization, torch.quantization, torch.nn.quantized and the like get ours.
@@ -41,7 +39,7 @@ def install() -> None:
     _FINDER.replaced = {name: sys.modules.pop(name) for name in list(sys.modules) if name in ALIASES}
     _FINDER.before = frozenset(sys.modules)
     sys.meta_path.insert(0, _FINDER)
-    for root in _SERVED:
+    for root in ROOTS:
         importlib.import_module(root)  # which makes it an attribute of torch
     _FINDER.provided = [name for name in FUNCTIONS if not hasattr(torch, name)]
     for name in _FINDER.provided:
@@ -56,7 +54,7 @@ def uninstall() -> None:
     for name in [name for name in sys.modules if is_legacy(name) and name not in _FINDER.before]:
         del sys.modules[name]
     sys.modules.update(_FINDER.replaced)
-    for root in _SERVED:
+    for root in ROOTS:
         parent, _, last = root.rpartition(".")
         if root in _FINDER.replaced:
             setattr(sys.modules[parent], last, _FINDER.replaced[root])

@@ -15,6 +15,7 @@ from ..fake_quantize import FakeQuantizeBase
 from ..nn import quantizable
 from ..nn.quantized import functional
 from ..observer import ObserverBase
+from ..qconfig import QConfig
 from ..qconfig_mapping import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from .fuse import fuse_known_modules, is_known
 from .mappings import (
@@ -27,7 +28,13 @@ from .mappings import (
 )
 
 __all__ = [
+    "DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS",
+    "DEFAULT_FLOAT_TO_QUANTIZED_OPERATOR_MAPPINGS",
+    "DEFAULT_QAT_MODULE_MAPPINGS",
+    "DEFAULT_REFERENCE_STATIC_QUANT_MODULE_MAPPINGS",
+    "DEFAULT_STATIC_QUANT_MODULE_MAPPINGS",
     "ObserverOrFakeQuantize",
+    "QConfigDynamic",
     "QuantType",
     "fuse_conv_bn",
     "fuse_conv_bn_relu",
@@ -73,6 +80,18 @@ get_default_dynamic_quant_module_mappings = default_dynamic_mapping
 get_default_qat_module_mappings = default_qat_mapping
 get_embedding_qat_module_mappings = embedding_qat_mapping
 get_default_custom_config_dict = default_custom_config
+
+
+DEFAULT_STATIC_QUANT_MODULE_MAPPINGS = default_static_mapping()
+DEFAULT_REFERENCE_STATIC_QUANT_MODULE_MAPPINGS = default_reference_mapping()
+DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS = default_dynamic_mapping()
+DEFAULT_QAT_MODULE_MAPPINGS = default_qat_mapping()
+
+
+@checked(SpecError)
+def QConfigDynamic(activation: Any = nn.Identity, weight: Any = nn.Identity) -> QConfig:
+    """The reference's old name: a QConfig whose halves can be left out, which leaves them in float."""
+    return QConfig(activation, weight)
 
 
 @checked(ConversionError)
@@ -123,6 +142,9 @@ def get_default_compare_output_module_list() -> set[type[nn.Module]]:
 def get_default_float_to_quantized_operator_mappings() -> dict[Any, Callable[..., Any]]:
     """Function of torch.nn.functional -> that of nn.quantized.functional."""
     return {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
+
+
+DEFAULT_FLOAT_TO_QUANTIZED_OPERATOR_MAPPINGS = get_default_float_to_quantized_operator_mappings()
 
 
 @checked(ConversionError)

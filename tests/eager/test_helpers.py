@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import pt2e_quant.quantization
 from pt2e_quant import QuantizationError
 from pt2e_quant.eager import helpers
 from pt2e_quant.nn import intrinsic, quantized
@@ -21,6 +22,24 @@ FX_ALONE = {"ConvAdd2d", "ConvAddReLU2d"}  # which no mode of the reference's li
 def test_every_class_that_the_reference_maps_is_mapped(form):
     theirs, ours = (getattr(of, f"get_default_{form}_module_mappings")() for of in (torch_ao, helpers))
     assert {kind.__name__ for kind in theirs} - {kind.__name__ for kind in ours} <= SUBCLASSES | FX_ALONE
+
+
+TORCHSCRIPT = {
+    "convert_jit",
+    "fuse_conv_bn_jit",
+    "prepare_jit",
+    "quantize_jit",
+    "script_qconfig",
+    "script_qconfig_dict",
+}
+SPARSE = {f"get_default_{kind}_sparse_quant_module_mappings" for kind in ("dynamic", "static")}
+INNER = {"MatchAllNode", "Pattern", "TorchAODType", "get_fuser_method_new"}  # of FX mode's machinery, and of torchao
+
+
+def test_names_that_the_reference_has_beyond_its_list_are_there_but_for_these():
+    dynamic = {name.replace("_jit", "_dynamic_jit") for name in ("convert_jit", "prepare_jit", "quantize_jit")}
+    missing = set(torch_ao.__all__) - set(pt2e_quant.quantization.__all__)
+    assert missing == TORCHSCRIPT | dynamic | SPARSE | INNER
 
 
 def test_a_class_is_looked_up():
