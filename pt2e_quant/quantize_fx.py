@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.fx import GraphModule
 
-from .backend_config import BackendConfig, get_native_backend_config
+from .backend_config import BackendConfig
+from .backend_config.native import native
 from .checks import checked
 from .errors import CaptureError, ConversionError
 from .fx.convert import How, convert
@@ -156,5 +157,5 @@ def _read(kind: type[_Config], given: _Config | dict[str, Any] | None) -> _Confi
 
 def _backend(given: BackendConfig | dict[str, Any] | None) -> BackendConfig:
     if given is None:
-        return get_native_backend_config()
+        return native()
     return BackendConfig.from_dict(given) if isinstance(given, dict) else given

@@ -20,10 +20,12 @@ import torch
 from torch import nn
 
 from pt2e_quant import QuantizationError, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.backend_config import get_native_backend_config
 from pt2e_quant.calibration import save_calibration
 from pt2e_quant.debug import Budget
 from pt2e_quant.eager import prepare, quantize_dynamic
 from pt2e_quant.fake_quantize import FakeQuantize
+from pt2e_quant.fx import PrepareCustomConfig
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.lowering.onnx import lower_to_onnx
@@ -32,6 +34,7 @@ from pt2e_quant.observer import FixedQParamsObserver, MappingType, MinMaxObserve
 from pt2e_quant.observer.factory import PartialWrapper
 from pt2e_quant.qconfig import QConfig, default_dynamic_qconfig
 from pt2e_quant.qconfig_mapping import QConfigMapping
+from pt2e_quant.quantize_fx import prepare_fx
 from pt2e_quant.quantizer import ComposableQuantizer, op
 from pt2e_quant.schemes import Cell, Scheme
 from pt2e_quant.specs import QuantizationSpec
@@ -39,9 +42,9 @@ from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_induct
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 LIBRARY = (
-    "algorithms", "calibration", "compat", "debug", "eager", "eager.helpers", "errors", "fake_quantize",
-    "lowering.executorch", "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig", "qconfig_mapping",
-    "quantizer", "qtensor", "report", "schemes", "specs", "testing",
+    "algorithms", "backend_config", "calibration", "compat", "debug", "eager", "eager.helpers", "errors",
+    "fake_quantize", "fx", "lowering.executorch", "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig",
+    "qconfig_mapping", "quantize_fx", "quantizer", "qtensor", "report", "schemes", "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
 ROOMS = ("pt2e_quant", *(f"pt2e_quant.{room}" for room in LIBRARY), *(f"quantizers.{file}" for file in BACKENDS))
@@ -101,6 +104,14 @@ def calibrated() -> nn.Module:
 
 RELU = op(torch.ops.aten.relu.default)
 QCONFIG = QConfig(MinMaxObserver, MinMaxObserver.with_args(dtype=torch.qint8))
+
+
+def prepared_fx() -> Any:
+    made = prepare_fx(nn.Linear(4, 3).eval(), QConfigMapping().set_global(QCONFIG), (torch.rand(2, 4),))
+    made(torch.rand(2, 4))
+    return made
+
+
 GOOD: dict[str, Callable[[], Any]] = {
     "bn": lambda: nn.BatchNorm2d(4).eval(),
     "conv": lambda: nn.Conv2d(4, 4, 1).eval(),
@@ -116,6 +127,10 @@ GOOD: dict[str, Callable[[], Any]] = {
     "actual": lambda: torch.ones(2),
     "actual_results": dict,
     "backend": lambda: "x86",
+    "backend_config": get_native_backend_config,
+    "example_inputs": lambda: (torch.rand(2, 4),),
+    "qconfig_mapping": lambda: QConfigMapping().set_global(QCONFIG),
+    "prepare_custom_config": PrepareCustomConfig,
     "batches": lambda: [(torch.rand(2, 4),)],
     "budget": lambda: Budget(sqnr=10.0),
     "by": lambda: "a rule",
@@ -218,6 +233,13 @@ OTHERWISE = {
     "load_file": {"file": io.BytesIO()},
     "swap_module": {"mod": configured(nn.Linear(4, 3))},
     "swap_report": {"model": quantize_dynamic(nn.Linear(4, 3))},
+    "prepare_fx": {"model": nn.Linear(4, 3).eval()},
+    "prepare_qat_fx": {"model": nn.Linear(4, 3)},
+    "fuse_fx": {"model": nn.Linear(4, 3).eval()},
+    "convert_fx": {"graph_module": prepared_fx()},
+    "convert_to_reference_fx": {"graph_module": prepared_fx()},
+    "QConfigMappingQuantizer": {"mapping": QConfigMapping()},
+    "StandaloneModuleConfigEntry": {"prepare_custom_config": PrepareCustomConfig()},
     "why": {"name": "linear"},
     "check_quantizer": {"models": {"net": exported()}},
     "assert_conforms": {"models": {"net": exported()}},

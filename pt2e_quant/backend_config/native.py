@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ..nn.rows import ROWS, Row, float_class, resolve
 from .config import BackendConfig, BackendPatternConfig
 from .dtypes import DTypeConfig, DTypeWithConstraints, ObservationType
 
-__all__ = ["get_native_backend_config"]
+__all__ = ["get_native_backend_config", "native"]
 
 _SHARED = ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
 _APART = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
@@ -78,6 +79,12 @@ def get_native_backend_config() -> BackendConfig:
     for asked in ("shape", "size"):
         made.set_backend_pattern_config(_config(asked, [_ACTIVATIONS], ObservationType.INPUT_OUTPUT_NOT_OBSERVED))
     return made
+
+
+@functools.cache
+def native() -> BackendConfig:
+    """`get_native_backend_config()`, made once: not to be changed."""
+    return get_native_backend_config()
 
 
 def _config(pattern: Any, types: Sequence[DTypeConfig], observation: ObservationType = _APART) -> BackendPatternConfig:

@@ -5,6 +5,7 @@ What has none stays: its operands are dequantized, it computes in float, and its
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..backend_config import BackendPatternConfig, ObservationType, get_native_backend_config
+from ..backend_config import BackendPatternConfig, ObservationType
+from ..backend_config.native import native
 from ..graph.attributes import attribute, free_name, set_attribute
 from ..graph.module import tidy
 from ..graph.values import copy_value, is_float_tensor
@@ -54,8 +56,6 @@ class _Lowering:
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
         self._names = Names(gm)
-        same = [one for one in get_native_backend_config().configs if _stays_on_grid(one)]
-        self._same_grid = Patterns(same)
         self._calls = {node: str(node.target) for node in gm.graph.find_nodes(op="call_module")}
         self._modules = {path: attribute(gm, path) for path in self._calls.values()}
 
@@ -171,7 +171,7 @@ class _Lowering:
     def _keeps_grid(self, node: Node, quantize: Node) -> bool:
         """The operator runs on the codes, and its result has the grid that is asked for."""
         grid = grid_of(quantize)
-        match = next(self._same_grid.ending_at(self._gm, node), None)
+        match = next(_same_grid().ending_at(self._gm, node), None)
         if match is None:
             return False
         if match.config.observation_type is ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT:
@@ -235,6 +235,11 @@ def _read_codes(node: Node) -> None:
     for operand in node.all_input_nodes:
         if is_dequantize(operand):
             node.replace_input_with(operand, operand.args[0])  # type: ignore[arg-type]
+
+
+@functools.cache
+def _same_grid() -> Patterns:
+    return Patterns(one for one in native().configs if _stays_on_grid(one))
 
 
 def _stays_on_grid(config: BackendPatternConfig) -> bool:

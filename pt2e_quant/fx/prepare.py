@@ -70,7 +70,7 @@ def prepare(model: nn.Module, wanted: Wanted) -> ExportedModule:
     """The model with observers, or with fake quantizers."""
     check_names(model, wanted.custom)
     try:
-        traced = trace(model, wanted.custom)
+        traced = trace(model, wanted.custom, to_train=wanted.is_qat)
     except QuantizationError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever code of the model raises on symbols

@@ -24,17 +24,18 @@ __all__ = ["finish_in_modes", "record_values", "trace"]
 _WHOLE = ("torch.nn.", "pt2e_quant.nn.")
 
 
-def trace(model: nn.Module, custom: PrepareCustomConfig) -> ExportedModule:
+def trace(model: nn.Module, custom: PrepareCustomConfig, *, to_train: bool = False) -> ExportedModule:
     """A draft of a graph whose nodes call the modules of torch.nn, and those that `custom` names, as they are.
 
-    The model stays as it was: the graph has a copy.
+    The model stays as it was: the graph has modules of its own, and to be trained parameters, too.
 
     Raises:
         Whatever the model raises on symbols, such as torch.fx.proxy.TraceError.
     """
     if isinstance(model, GraphModule):
         model = copy.copy(model)
-    root = copy.deepcopy(model)
+    tensors = () if to_train else (*model.parameters(), *model.buffers())
+    root = copy.deepcopy(model, {id(one): one for one in tensors})
     for module in list(root.modules()):
         for name, child in module.named_children():
             if type(child) is FloatFunctional:
@@ -42,10 +43,9 @@ def trace(model: nn.Module, custom: PrepareCustomConfig) -> ExportedModule:
     tracer = _Tracer(custom)
     graph = tracer.trace(root)
     made = ExportedModule(root, graph, type(model).__name__, draft=True)
-    nn.Module.train(made, model.training)
-    for name, module in root.named_modules():  # each keeps its own mode
-        if name and name in dict(made.named_modules()):
-            made.get_submodule(name).training = module.training
+    modes = {name: module.training for name, module in root.named_modules()}
+    for name, module in made.named_modules():  # each keeps its own
+        module.training = modes.get(name, model.training)
     return made
 
 

@@ -6,6 +6,7 @@ standalone module is prepared and converted by itself; its own config says where
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..eager.helpers import QuantType
-from ..errors import ConversionError, TargetingError, did_you_mean
+from ..errors import ConversionError, ConversionWarning, TargetingError, did_you_mean
 from ..graph.attributes import attribute, set_attribute
 from ..meta import FX_KEY
 from ..qconfig import QConfigAny
@@ -84,8 +85,12 @@ def put_units(
             made = observed[type(module)].from_float(module)  # type: ignore[attr-defined]
             made.qconfig = qconfigs[node]
             set_attribute(gm, path, made.train(module.training))
-            units[path] = Unit((0,), f"custom module {type(module).__name__}")
+            units[path] = Unit(_TAKES.get(type(module), (0,)), f"custom module {type(module).__name__}")
     return units
+
+
+_TAKES: dict[type, tuple[int, ...]] = {nn.MultiheadAttention: (0, 1, 2)}
+"""Arguments of custom modules that are quantized, where that is not the first alone."""
 
 
 def _seen(node: Node) -> tuple[Any, ...]:
@@ -133,7 +138,9 @@ def _converted(module: Any, quantized: Mapping[type, type], convert: Callable[[A
             f"nothing says what an observed {type(module).__name__} becomes: "
             "ConvertCustomConfig().set_observed_to_quantized_mapping(observed class, quantized class)"
         )
-    return made.from_observed(module)  # type: ignore[no-any-return]
+    with warnings.catch_warnings():  # alone, its inputs look like floats; in this graph they are not
+        warnings.simplefilter("ignore", ConversionWarning)
+        return made.from_observed(module)  # type: ignore[no-any-return]
 
 
 def _codes(gm: GraphModule, dequantize: Node, to_reference: bool) -> Node:

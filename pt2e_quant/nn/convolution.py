@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import QuantizedTensorError
 from ..kernels import Geometry, Weight
-from ..qtensor import quantize_per_tensor
+from ..qtensor import QTensor
 from .rows import ROWS
 from .weighted import WeightedModule, moved, prepared
 
@@ -44,10 +44,8 @@ class Convolution(WeightedModule):
         self._check()
         self.scale, self.zero_point = 1.0, 0
         sizes = (self.in_channels, self.out_channels) if self.transposed else (self.out_channels, self.in_channels)
-        empty = torch.zeros(sizes[0], sizes[1] // self.groups, *self.kernel_size)
-        self.set_weight_bias(
-            quantize_per_tensor(empty, 1.0, 0, torch.qint8), torch.zeros(self.out_channels) if bias else None
-        )
+        empty = torch.zeros(sizes[0], sizes[1] // self.groups, *self.kernel_size, dtype=torch.int8)
+        self.set_weight_bias(QTensor(empty, 1.0, 0), torch.zeros(self.out_channels) if bias else None)
 
     def _check(self) -> None:
         name = f"{self._get_name()}({self.in_channels}, {self.out_channels}, groups={self.groups})"

@@ -136,7 +136,7 @@ class _Weighted(ReferenceQuantizedModule):
         options = {name: getattr(mod, name) for name in cls._KEPT}
         if hasattr(mod, "bias"):
             options["bias"] = mod.bias is not None
-        made = cls(**options, weight_qparams=weight_qparams)
+        made = cls(**options, device="meta", weight_qparams=weight_qparams)  # without random weights
         made.weight = nn.Parameter(mod.weight.detach())
         if getattr(mod, "bias", None) is not None:
             made.bias = nn.Parameter(mod.bias.detach())

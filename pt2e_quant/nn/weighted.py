@@ -240,9 +240,8 @@ class Linear(WeightedModule):
         self.in_features, self.out_features = in_features, out_features
         self.scale, self.zero_point = 1.0, 0
         self._packed_params = LinearPackedParams(dtype)
-        weight = torch.zeros(out_features, in_features)
-        if dtype is torch.qint8:
-            weight = quantize_per_tensor(weight, 1.0, 0, torch.qint8)
+        weight = torch.zeros(out_features, in_features, dtype=torch.int8 if dtype is torch.qint8 else torch.float32)
+        weight = QTensor(weight, 1.0, 0) if dtype is torch.qint8 else weight
         self.set_weight_bias(weight, torch.zeros(out_features) if bias_ else None)
 
     @property

@@ -105,7 +105,8 @@ def quantize_per_channel(input: Tensor, scales: Tensor, zero_points: Tensor, axi
         codes = _with_float_zero_points(input, scales, zero_points, axis, (low, high)).to(stored)
     else:
         codes = qparams.quantize(input, scales, zero_points, low, high, stored, axis=axis)
-    kinds = (torch.float32, torch.float32) if floats else (torch.float64, torch.int64)
+    exact = torch.float32 if is_traced() else torch.float64  # torch keeps these; ONNX knows no others than float32
+    kinds = (torch.float32, torch.float32) if floats else (exact, torch.int64)
     scales, zero_points = scales.to(kinds[0]), zero_points.to(kinds[1])
     if not packed:
         return QTensor(codes, scales, zero_points, axis)
