@@ -123,12 +123,34 @@ LINEARS = {
     "one input of two": (3, 1, _promoted(nn.Linear, 32, 32), (4, 32)),
     "one input of two, 3-D": (3, 1, _promoted(nn.Linear, 32, 32), (4, 3, 32)),
 }
+
+
+def _with_norms(activation: type[nn.Module], *, sum_of_two: bool = False):
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = net.second_norm(net.second(x))
+        return net.act(net.norm(net.first(x)) + y) if sum_of_two else net.act(net.norm(net.first(y)))
+
+    return lambda: Net(
+        forward, act=activation(), first=conv(3, 3, 3, padding=1), norm=nn.BatchNorm2d(3),
+        second=conv(3, 3, 3, padding=1), second_norm=nn.BatchNorm2d(3),
+    )  # fmt: skip
+
+
+TRAINED = {
+    **{
+        f"norms and {kind.__name__}": (2, 0, _with_norms(kind))
+        for kind in (nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.Hardswish)
+    },
+    "sum of norms": (2, 1, _with_norms(nn.Identity, sum_of_two=True)),
+    "sum of norms, relu": (2, 1, _with_norms(nn.ReLU, sum_of_two=True)),
+    "a norm in front": (1, 0, lambda: nn.Sequential(nn.BatchNorm2d(3), conv(3, 3, 3), nn.BatchNorm2d(3))),
+}
 """(integer products, sums among them that are fused, model, shape of its input). The counts are those of the peer."""
 
 
 @functools.cache
 def compiled(table: str, recipe: str) -> dict[str, Outcome]:
-    rows = {"convolutions": CONVOLUTIONS, "linears": LINEARS}[table]
+    rows = {"convolutions": CONVOLUTIONS, "linears": LINEARS, "trained": TRAINED}[table]
     return outcomes({name: Row(row[2], row[3] if len(row) > 3 else IMAGE) for name, row in rows.items()}, recipe)
 
 
@@ -148,7 +170,13 @@ def test_convolutions_become_the_kernels_that_the_peer_counts(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["static", "dynamic"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_models_trained_with_norms_become_the_kernels_that_the_peer_counts(name):
+    judge(compiled("trained", "trained")[name], *TRAINED[name][:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["static", "dynamic", "trained", "trained, dynamic"])
 @pytest.mark.parametrize("name", LINEARS)
 def test_linears_become_the_kernels_that_the_peer_counts(name, recipe):
     judge(compiled("linears", recipe)[name], *LINEARS[name][:2])

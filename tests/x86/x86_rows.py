@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
-from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e
+from pt2e_quant import Report, convert_pt2e, explain, prepare_pt2e, prepare_qat_pt2e
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from quantizers.x86_inductor import (
     X86InductorQuantizer,
@@ -39,6 +39,8 @@ RECIPES = {
     "fp16": get_x86_inductor_linear_dynamic_fp16_config(),
     "weight only": get_x86_inductor_weight_only_quantization_config(),
     "int4": get_x86_inductor_int4_weight_only_quantization_config(32),
+    "trained": get_default_x86_inductor_quantization_config(is_qat=True),
+    "trained, dynamic": get_default_x86_inductor_quantization_config(is_qat=True, is_dynamic=True),
 }
 
 
@@ -103,8 +105,9 @@ def report(model: nn.Module, x: Tensor, recipe: str = "static", **options: Any) 
 
 
 def converted(model: nn.Module, inputs: tuple[Tensor, ...], recipe: str = "static", **options: Any) -> GraphModule:
-    exported = torch.export.export(randomize(model).eval(), inputs, **options)
-    prepared = prepare_pt2e(exported, quantizer(recipe))
+    training = RECIPES[recipe].is_qat
+    exported = torch.export.export(randomize(model).train(training), inputs, **options)
+    prepared = (prepare_qat_pt2e if training else prepare_pt2e)(exported, quantizer(recipe))
     with torch.no_grad():
         prepared(*inputs)
     return convert_pt2e(prepared)

@@ -119,10 +119,11 @@ def lower_to_executorch(
         "dynamic_shapes": dynamic_shapes,
         "verify": None if isinstance(verify, bool) else verify,
     }
-    if isinstance(model, Mapping):
-        return _lowered(model, by_method(model, **given), verify is not False, backend, preflight)
-    arguments = {"forward": tuple(given.values())}
-    return _lowered({"forward": model}, arguments, verify is not False, backend, preflight)["forward"]
+    with torch.autocast("cpu", enabled=False):  # the program computes what the graph says, wherever it is lowered
+        if isinstance(model, Mapping):
+            return _lowered(model, by_method(model, **given), verify is not False, backend, preflight)
+        arguments = {"forward": tuple(given.values())}
+        return _lowered({"forward": model}, arguments, verify is not False, backend, preflight)["forward"]
 
 
 def _lowered(

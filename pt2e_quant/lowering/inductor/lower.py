@@ -62,6 +62,7 @@ def lower_to_inductor(
             ExportedProgram that holds some.
         dynamic_shapes: as torch.export takes it; None keeps the dynamic dimensions that the graph has.
         mode: 'compile' for this process; 'aoti' makes a package that a process with torch alone loads.
+            Under autocast to bfloat16, what is float between the integers computes in bfloat16.
         allow_float: do not raise when a quantized operator became a float kernel.
         autotune: let Inductor measure its own matrix-product templates against oneDNN, for convolutions of kernel
             size 1 too; takes seconds for each product.
@@ -75,6 +76,7 @@ def lower_to_inductor(
         LoweringError: the graph breaks Inductor's contract, a quantized operator fell back to float (each node is
             named), Inductor cannot compile the graph, or the program computes something else than the graph.
     """
+    _refuse_autocast_to_float16()
     taken = take(model, example_inputs, example_kwargs, "lower_to_inductor")
     graph = clone(taken[0])
     program = _compiled(taken, dynamic_shapes, mode, allow_float, autotune, profile)
@@ -84,6 +86,14 @@ def lower_to_inductor(
 
     elsewhere = next((f"  {text}.\n" for _, text in overflows(graph)), "")
     return verify_program(program, graph, taken[1], verify, lower, elsewhere)
+
+
+def _refuse_autocast_to_float16() -> None:
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.float16:
+        raise LoweringError(
+            "lower_to_inductor was called under autocast to float16, in which oneDNN's integer kernels do not end. "
+            "Call it outside, or under autocast to bfloat16, where float operators then compute."
+        )
 
 
 def _compiled(

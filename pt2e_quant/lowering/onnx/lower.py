@@ -72,12 +72,13 @@ def lower_to_onnx(
     taken = take(model, example_inputs, example_kwargs, "lower_to_onnx")
     require()
     graph = clone(taken[0])
-    program = _written(taken, dynamic_shapes, opset, allow_float)
 
     def lower(part: GraphModule, batch: Arguments) -> Program:
         return _written(take(part, batch.args, batch.kwargs, ""), None, opset, True).run_flat
 
-    return verify_program(program, graph, taken[1], verify, lower)
+    with torch.autocast("cpu", enabled=False):  # the file computes what the graph says, wherever it is written
+        program = _written(taken, dynamic_shapes, opset, allow_float)
+        return verify_program(program, graph, taken[1], verify, lower)
 
 
 def _written(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, opset: int, allow_float: bool) -> OnnxProgram:
