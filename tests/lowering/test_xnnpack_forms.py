@@ -35,6 +35,7 @@ class Image(nn.Module):
         return self.function(self.conv(x))
 
 
+SLOPES = torch.linspace(0.1, 0.5, 8)
 IMAGES: dict[str, Function] = {
     "softmax over the last dimension": lambda y: F.softmax(y, -1),
     "softmin, of what an operator made of the image": lambda y: F.softmin(torch.sigmoid(y) * 3, 3),
@@ -53,6 +54,11 @@ IMAGES: dict[str, Function] = {
     "every second column": lambda y: y[..., ::2],
     "every third, from the second on": lambda y: y[:, :, 1::3, 2:7:4],
     "max pooling of one image": lambda y: F.max_pool2d(y[1], 2),
+    "average pooling of one image": lambda y: F.avg_pool2d(y[1], 2),
+    "prelu of a matrix": lambda y: F.prelu(y[0, 0], SLOPES),
+    "prelu of a sequence": lambda y: F.prelu(y.flatten(2), SLOPES[:4]),
+    "prelu of a vector": lambda y: F.prelu(y[0, 0, 0], SLOPES[:1]),
+    "prelu of a volume": lambda y: F.prelu(y.unsqueeze(-1), SLOPES[:4]),
     "times one of its values": lambda y: y * y[0, 1, 2, 3],
     "plus the mean of all": lambda y: y + y.mean(),
     "minus the largest of all": lambda y: y - y.max(),

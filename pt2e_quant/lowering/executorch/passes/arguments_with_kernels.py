@@ -21,6 +21,9 @@ __all__ = ["arguments_with_kernels"]
 aten = torch.ops.aten
 leaky_relu, maximum = function(aten.leaky_relu.default), function(aten.amax.default)
 largest, pad = function(aten.max.dim), function(aten.constant_pad_nd.default)
+prelu = function(aten.prelu.default)
+
+_IMAGE = 4
 
 
 def arguments_with_kernels(gm: GraphModule) -> GraphModule:
@@ -80,11 +83,26 @@ def _largest(node: Node) -> list[Emit]:
 
 
 def _in_a_batch(node: Node) -> list[Emit] | None:
-    """max_pool2d of one image, which ExecuTorch cannot lower."""
+    """A pool of one image, which ExecuTorch cannot lower."""
     pool, (_, *rest) = function(node.target), node.args
     if len(literal_sizes(node)) != 3:
         return None
     return [lambda x: x.unsqueeze(0), lambda x: pool(x, *rest, **node.kwargs), lambda x: x.squeeze(0)]
+
+
+def _in_four_dimensions(node: Node) -> list[Emit] | None:
+    """prelu, which ExecuTorch's pass on layouts takes of four dimensions only."""
+    sizes, (_, slopes) = literal_sizes(node), node.args
+    rank = len(sizes)
+    if rank == _IMAGE or (rank > _IMAGE and sizes.count(-1) > 1):
+        return None
+    rectify: Emit = lambda x: prelu(x, slopes)  # noqa: E731
+    if rank > _IMAGE:
+        return [lambda x: x.flatten(3), rectify, lambda x: x.view(sizes)]
+    batch: list[Emit] = [lambda x: x.unsqueeze(0)] if rank < 2 else []
+    added = _IMAGE - max(rank, 2)
+    after: list[Emit] = [lambda x: x.squeeze(0)] if rank < 2 else []
+    return [*batch, *[lambda x: x.unsqueeze(-1)] * added, rectify, *[lambda x: x.squeeze(-1)] * added, *after]
 
 
 _FORMS: MappingProxyType[Any, Callable[[Node], list[Emit] | None]] = MappingProxyType({
@@ -92,4 +110,6 @@ _FORMS: MappingProxyType[Any, Callable[[Node], list[Emit] | None]] = MappingProx
     aten.pad.default: _slices,
     aten.constant_pad_nd.default: _slices,
     aten.max_pool2d.default: _in_a_batch,
+    aten.avg_pool2d.default: _in_a_batch,
+    aten.prelu.default: _in_four_dimensions,
 })  # fmt: skip
