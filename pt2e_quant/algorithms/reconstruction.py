@@ -237,7 +237,7 @@ class _Attempt:
         def through(node: Node, name: str, value: Tensor) -> Tensor:
             if node in self._soft:
                 return self._soft[node]()  # type: ignore[no-any-return]
-            if node.op == "get_attr":
+            if name in self._stream.of_weights:
                 return self._stream.round(node, name, value)
             qparams = self._stream.grid(name)
             return value if qparams is None else _mixed(value, rounded(value, qparams), drop, random)

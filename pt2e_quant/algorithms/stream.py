@@ -53,6 +53,8 @@ class Stream:
         data: batches, as `graph.run.batches_of` takes them.
         asked_by: for messages.
 
+    `of_weights` are the observers of constants, which nothing calls.
+
     Raises:
         CalibrationError: there is no batch, or one is not for this model.
     """
@@ -64,8 +66,9 @@ class Stream:
         record = record_of(gm)
         points = [] if record is None else record.points_by_graph()[""]
         self._weights = {(p.producer, user): p.observer for p in points if p.constant for user in p.consumers}
+        self.of_weights = frozenset(self._weights.values())
         self._grids: dict[str, QParams | None] = {}
-        self._read: dict[Node, Tensor] = {}
+        self._read: dict[tuple[Node, str], Tensor] = {}
         self.outputs: list[tuple[list[Any], list[Any]]] = []
 
     def advance(self, nodes: Iterable[Node], after: Callable[[Node], None] | None = None) -> None:
@@ -121,12 +124,12 @@ class Stream:
         return self._run(node, lambda source: self._weight(node, source, look(source), through), at_work=True)
 
     def round(self, node: Node, name: str, value: Tensor) -> Tensor:
-        """What the observer of this name makes of a value. Of a weight, the grid is that of its values."""
-        if node.op == "get_attr":
-            if node not in self._read:
+        """What the observer of this name makes of a value. Of a constant, the grid is that of its values."""
+        if name in self.of_weights:
+            if (node, name) not in self._read:
                 qparams = grid_of(self.gm, name, value)
-                self._read[node] = value if qparams is None else rounded(value, qparams)
-            return self._read[node]
+                self._read[node, name] = value if qparams is None else rounded(value, qparams)
+            return self._read[node, name]
         qparams = self.grid(name)
         return value if qparams is None else rounded(value, qparams)
 

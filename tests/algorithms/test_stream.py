@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.algorithms import adaround, choose_ranges, correct_bias
@@ -39,6 +40,19 @@ def test_a_stream_ends_with_the_outputs_of_both_models(name):
         for (batch,), (floats, rounded) in zip(batches(), stream.ends(), strict=True):
             torch.testing.assert_close(floats[0], exact(batch), rtol=1e-5, atol=1e-6)  # batch norms are folded
             assert torch.equal(rounded[0], converted(batch))
+
+
+def test_a_computed_weight_is_rounded_too():
+    """weight_norm: what reads it sees the norm's result rounded, as convert makes it."""
+    torch.manual_seed(1)
+    net, x = nn.Sequential(weight_norm(nn.Linear(6, 6)), nn.Linear(6, 3)).eval(), torch.rand(5, 6)
+    prepared = calibrated(torch.export.export(net, (x,)), rows=x)
+    gm = working_copy(prepared, "the test")
+    assert "computed by" in next(iter(sites_of(gm)[1].values()))
+    stream = Stream(gm, [(x,)], "the test")
+    stream.advance(gm.graph.nodes)
+    with torch.no_grad():
+        assert torch.equal(next(stream.ends())[1][0], convert_pt2e(prepared)(x))
 
 
 def test_a_stream_holds_what_is_read_later():
