@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import on_grid
-from .observed import activation_grid, as_quantized
-from .pointwise import grid_of
+from .pointwise import OnGrid
 from .rows import ROWS, Row
 
 __all__ = [
@@ -26,31 +24,17 @@ __all__ = [
 ]
 
 
-class _Norm:
+class _Norm(OnGrid):
     """A norm computed with real numbers and rounded to the grid in the buffers scale and zero_point."""
 
     row: ClassVar[Row]
-
-    def _get_name(self) -> str:
-        return f"Quantized{self.row.shown}"
 
     def _keep(self: Any, weight: Any, bias: Any, scale: float, zero_point: int, device: Any, dtype: Any) -> None:
         self.weight, self.bias = weight, bias
         self._keep_grid(scale, zero_point, device, dtype)
 
-    def _keep_grid(self: Any, scale: float, zero_point: int, device: Any, dtype: Any) -> None:
-        self.register_buffer("scale", torch.tensor(scale, device=device, dtype=dtype))
-        self.register_buffer("zero_point", torch.tensor(zero_point, device=device, dtype=dtype))
-
     def forward(self: Any, input: Tensor) -> Tensor:
-        scale, zero_point = grid_of(self)
-        relu = self.row.post == "relu"
-        return on_grid(self._normalized, as_quantized(input, self), scale=scale, zero_point=zero_point, relu=relu)
-
-    @classmethod
-    def from_float(cls: Any, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
-        """The quantized form of an observed float norm."""
-        return cls.from_reference(mod, *activation_grid(mod))
+        return self._round(self._normalized, input, relu=self.row.post == "relu")  # type: ignore[no-any-return]
 
 
 class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ __all__ = [
     "Dropout",
     "Hardswish",
     "LeakyReLU",
+    "OnGrid",
     "PReLU",
     "Quantize",
     "ReLU6",
@@ -32,34 +34,72 @@ def grid_of(module: Any) -> Any:
     return (module.scale, module.zero_point) if is_traced() else (float(module.scale), int(module.zero_point))
 
 
-class ReLU6(nn.ReLU):
-    """min(max(x, 0), 6) on the grid of the input."""
+class OnGrid:
+    """What modules have in common that compute with real numbers and round to a grid of their own.
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.hardtanh(as_quantized(input, self), 0.0, 6.0, self.inplace)
+    _KEPT: fields of the float class that its quantized form has, too, in the order of the constructor, after the grid.
+    """
+
+    _KEPT: ClassVar[tuple[str, ...]] = ()
 
     def _get_name(self) -> str:
-        return "QuantizedReLU6"
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> ReLU6:
-        """The quantized form of torch.nn.ReLU6."""
-        return cls(mod.inplace)
-
-
-class _OnBuffers:
-    """Activations that keep their grid in buffers."""
+        return f"Quantized{type(self).__name__}"
 
     def _keep_grid(self: Any, scale: float, zero_point: int, device: Any, dtype: Any) -> None:
         self.register_buffer("scale", torch.tensor(scale, device=device, dtype=dtype))
         self.register_buffer("zero_point", torch.tensor(zero_point, device=device, dtype=dtype))
 
-    def _round(self: Any, function: Any, input: Tensor) -> QTensor:
-        scale, zero_point = grid_of(self)
-        return on_grid(function, as_quantized(input, self), scale=scale, zero_point=zero_point)
+    def _grid(self) -> Any:
+        return grid_of(self)
+
+    def _round(self, function: Callable[[Tensor], Tensor], input: Tensor, *, relu: bool = False) -> QTensor:
+        scale, zero_point = self._grid()
+        return on_grid(function, as_quantized(input, self), scale=scale, zero_point=zero_point, relu=relu)
+
+    @classmethod
+    def from_float(cls: Any, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
+        """The quantized form of the observed float class of the same name."""
+        return cls.from_reference(mod, *activation_grid(mod))
+
+    @classmethod
+    def from_reference(cls: Any, mod: Any, scale: float, zero_point: int) -> Any:
+        """The quantized form of the float class of the same name, on a grid."""
+        return cls(float(scale), int(zero_point), *(getattr(mod, name) for name in cls._KEPT))
 
 
-class Hardswish(_OnBuffers, nn.Hardswish):
+class _OnItsOwn(OnGrid):
+    """Those without a grid of their own."""
+
+    @classmethod
+    def from_float(cls: Any, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
+        """The quantized form of the float class of the same name."""
+        return cls(*(getattr(mod, name) for name in cls._KEPT))
+
+    @classmethod
+    def from_reference(cls: Any, mod: Any, scale: float, zero_point: int) -> Any:
+        """The same; the grid is not needed."""
+        return cls.from_float(mod)
+
+
+class ReLU6(_OnItsOwn, nn.ReLU):
+    """min(max(x, 0), 6) on the grid of the input."""
+
+    _KEPT = ("inplace",)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardtanh(as_quantized(input, self), 0.0, 6.0, self.inplace)
+
+
+class Dropout(_OnItsOwn, nn.Dropout):
+    """Nothing: a quantized model is not trained."""
+
+    _KEPT = ("p", "inplace")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+class Hardswish(OnGrid, nn.Hardswish):
     """torch.nn.Hardswish on the grid (scale, zero_point)."""
 
     def __init__(self, scale: float, zero_point: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -69,22 +109,11 @@ class Hardswish(_OnBuffers, nn.Hardswish):
     def forward(self, input: Tensor) -> Tensor:
         return self._round(F.hardswish, input)
 
-    def _get_name(self) -> str:
-        return "QuantizedHardswish"
 
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Hardswish:
-        """The quantized form of an observed torch.nn.Hardswish."""
-        return cls(*activation_grid(mod))
-
-    @classmethod
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Hardswish:
-        """The quantized form of torch.nn.Hardswish, on a grid."""
-        return cls(float(scale), int(zero_point))
-
-
-class LeakyReLU(_OnBuffers, nn.LeakyReLU):
+class LeakyReLU(OnGrid, nn.LeakyReLU):
     """torch.nn.LeakyReLU on the grid (scale, zero_point)."""
+
+    _KEPT = ("negative_slope", "inplace")
 
     def __init__(
         self,
@@ -101,63 +130,38 @@ class LeakyReLU(_OnBuffers, nn.LeakyReLU):
     def forward(self, input: Tensor) -> Tensor:
         return self._round(lambda x: F.leaky_relu(x, self.negative_slope), input)
 
-    def _get_name(self) -> str:
-        return "QuantizedLeakyReLU"
 
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> LeakyReLU:
-        """The quantized form of an observed torch.nn.LeakyReLU."""
-        return cls(*activation_grid(mod), mod.negative_slope, mod.inplace)
-
-    @classmethod
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> LeakyReLU:
-        """The quantized form of torch.nn.LeakyReLU, on a grid."""
-        return cls(float(scale), int(zero_point), mod.negative_slope, mod.inplace)
-
-
-class ELU(nn.ELU):
+class ELU(OnGrid, nn.ELU):
     """torch.nn.ELU on the grid (scale, zero_point)."""
+
+    _KEPT = ("alpha",)
 
     def __init__(self, scale: float, zero_point: int, alpha: float = 1.0) -> None:
         super().__init__(alpha)
         self.scale, self.zero_point = scale, zero_point
 
     def forward(self, input: Tensor) -> Tensor:
-        x = as_quantized(input, self)
-        return on_grid(lambda values: F.elu(values, self.alpha), x, scale=self.scale, zero_point=self.zero_point)
-
-    def _get_name(self) -> str:
-        return "QuantizedELU"
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> ELU:
-        """The quantized form of an observed torch.nn.ELU."""
-        return cls(*activation_grid(mod), mod.alpha)
-
-    @classmethod
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> ELU:
-        """The quantized form of torch.nn.ELU, on a grid."""
-        return cls(float(scale), int(zero_point), mod.alpha)
+        return self._round(lambda x: F.elu(x, self.alpha), input)
 
 
-class Sigmoid(nn.Sigmoid):
+class Sigmoid(OnGrid, nn.Sigmoid):
     """torch.nn.Sigmoid on the grid (output_scale, output_zero_point)."""
 
     def __init__(self, output_scale: float, output_zero_point: int) -> None:
         super().__init__()
         self.output_scale, self.output_zero_point = output_scale, output_zero_point
 
+    def _get_name(self) -> str:
+        return "Sigmoid"  # as the reference's, which alone does not say Quantized
+
+    def _grid(self) -> Any:
+        return self.output_scale, self.output_zero_point
+
     def forward(self, input: Tensor) -> Tensor:
-        x = as_quantized(input, self)
-        return on_grid(torch.sigmoid, x, scale=self.output_scale, zero_point=self.output_zero_point)
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Sigmoid:
-        """The quantized form of an observed torch.nn.Sigmoid."""
-        return cls(*activation_grid(mod))
+        return self._round(torch.sigmoid, input)
 
 
-class Softmax(nn.Softmax):
+class Softmax(OnGrid, nn.Softmax):
     """torch.nn.Softmax on the grid (scale, zero_point)."""
 
     def __init__(self, dim: int | None = None, scale: float = 1.0, zero_point: int = 0) -> None:
@@ -165,25 +169,16 @@ class Softmax(nn.Softmax):
         self.scale, self.zero_point = scale, zero_point
 
     def forward(self, input: Tensor) -> Tensor:
-        x = as_quantized(input, self)
-        dim = self.dim if self.dim is not None else (0 if x.dim() in (0, 1, 3) else 1)  # torch.nn.Softmax's own choice
-        return on_grid(lambda v: torch.softmax(v, dim), x, scale=self.scale, zero_point=self.zero_point)
-
-    def _get_name(self) -> str:
-        return "QuantizedSoftmax"
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Softmax:
-        """The quantized form of an observed torch.nn.Softmax."""
-        return cls(mod.dim, *activation_grid(mod))
+        dims = as_quantized(input, self).dim()
+        dim = self.dim if self.dim is not None else (0 if dims in (0, 1, 3) else 1)  # torch.nn.Softmax's own choice
+        return self._round(lambda x: torch.softmax(x, dim), input)
 
     @classmethod
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Softmax:
-        """The quantized form of torch.nn.Softmax, on a grid."""
         return cls(mod.dim, float(scale), int(zero_point))
 
 
-class PReLU(nn.Module):
+class PReLU(OnGrid, nn.Module):
     """torch.nn.PReLU with quantized slopes, on the grid (output_scale, output_zero_point)."""
 
     weight: Tensor
@@ -199,16 +194,8 @@ class PReLU(nn.Module):
         self.weight = as_quantized(w, "PReLU.set_weight")
 
     def forward(self, input: Tensor) -> Tensor:
-        x, weight = as_quantized(input, self), self.weight.dequantize()
-        return on_grid(lambda v: F.prelu(v, weight), x, scale=self.scale, zero_point=self.zero_point)
-
-    def _get_name(self) -> str:
-        return "QuantizedPReLU"
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> PReLU:
-        """The quantized form of an observed torch.nn.PReLU."""
-        return cls.from_reference(mod, *activation_grid(mod))
+        weight = self.weight.dequantize()
+        return self._round(lambda x: F.prelu(x, weight), input)
 
     @classmethod
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> PReLU:
@@ -216,26 +203,6 @@ class PReLU(nn.Module):
         made = cls(float(scale), int(zero_point), mod.num_parameters)
         made.set_weight(quantize_weight(mod.weight, weight_observer(mod, mod)))
         return made
-
-
-class Dropout(nn.Dropout):
-    """Nothing: a quantized model is not trained."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input
-
-    def _get_name(self) -> str:
-        return "QuantizedDropout"
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Dropout:
-        """The quantized form of torch.nn.Dropout."""
-        return cls(mod.p, mod.inplace)
-
-    @classmethod
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Dropout:
-        """The quantized form of torch.nn.Dropout."""
-        return cls(mod.p, mod.inplace)
 
 
 class Quantize(nn.Module):
