@@ -1,79 +1,8 @@
 """The same as pt2e_quant.nn.quantized, under the reference's longer path."""
 
-from ...embedding import (
-    EmbeddingPackedParams,
-)
-from ...weighted import (
-    LinearPackedParams,
-)
-from .. import (
-    ELU,
-    LSTM,
-    BatchNorm2d,
-    BatchNorm3d,
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    DeQuantize,
-    Dropout,
-    Embedding,
-    EmbeddingBag,
-    FloatFunctional,
-    FXFloatFunctional,
-    GroupNorm,
-    Hardswish,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LeakyReLU,
-    Linear,
-    LSTMCell,
-    MultiheadAttention,
-    PReLU,
-    QFunctional,
-    Quantize,
-    ReLU6,
-    Sigmoid,
-    Softmax,
-)
+from ...embedding import EmbeddingPackedParams
+from ...weighted import LinearPackedParams
+from .. import *  # noqa: F403
+from .. import __all__ as _short
 
-__all__ = [
-    "ELU",
-    "LSTM",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "DeQuantize",
-    "Dropout",
-    "Embedding",
-    "EmbeddingBag",
-    "EmbeddingPackedParams",
-    "FXFloatFunctional",
-    "FloatFunctional",
-    "GroupNorm",
-    "Hardswish",
-    "InstanceNorm1d",
-    "InstanceNorm2d",
-    "InstanceNorm3d",
-    "LSTMCell",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LinearPackedParams",
-    "MultiheadAttention",
-    "PReLU",
-    "QFunctional",
-    "Quantize",
-    "ReLU6",
-    "Sigmoid",
-    "Softmax",
-]
+__all__ = [*_short, "EmbeddingPackedParams", "LinearPackedParams"]

@@ -1,23 +1,4 @@
 """The same as pt2e_quant.nn.intrinsic.quantized, under the reference's longer path."""
 
-from .. import (
-    BNReLU2d,
-    BNReLU3d,
-    ConvReLU1d,
-    ConvReLU2d,
-    ConvReLU3d,
-    LinearLeakyReLU,
-    LinearReLU,
-    LinearTanh,
-)
-
-__all__ = [
-    "BNReLU2d",
-    "BNReLU3d",
-    "ConvReLU1d",
-    "ConvReLU2d",
-    "ConvReLU3d",
-    "LinearLeakyReLU",
-    "LinearReLU",
-    "LinearTanh",
-]
+from .. import *  # noqa: F403
+from .. import __all__ as __all__

@@ -2,35 +2,7 @@
 
 from ....recurrent import PackedParameter, RNNBase
 from ....recurrent_cells import RNNCellBase
-from .. import (
-    GRU,
-    LSTM,
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    GRUCell,
-    Linear,
-    LSTMCell,
-    RNNCell,
-)
+from .. import *  # noqa: F403
+from .. import __all__ as _short
 
-__all__ = [
-    "GRU",
-    "LSTM",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "GRUCell",
-    "LSTMCell",
-    "Linear",
-    "PackedParameter",
-    "RNNBase",
-    "RNNCell",
-    "RNNCellBase",
-]
+__all__ = [*_short, "PackedParameter", "RNNBase", "RNNCellBase"]

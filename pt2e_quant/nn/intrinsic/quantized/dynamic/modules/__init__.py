@@ -1,9 +1,4 @@
 """The same as pt2e_quant.nn.intrinsic.quantized.dynamic, under the reference's longer path."""
 
-from .. import (
-    LinearReLU,
-)
-
-__all__ = [
-    "LinearReLU",
-]
+from .. import *  # noqa: F403
+from .. import __all__ as __all__
