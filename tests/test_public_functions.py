@@ -43,8 +43,8 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 LIBRARY = (
     "algorithms", "backend_config", "calibration", "compat", "debug", "eager", "eager.helpers", "errors",
-    "fake_quantize", "fx", "lowering.executorch", "lowering.inductor", "observer", "pt2e", "pt2e.representation", "qconfig",
-    "qconfig_mapping", "quantize_fx", "quantizer", "qtensor", "report", "schemes", "specs", "testing",
+    "fake_quantize", "fx", "lowering.executorch", "lowering.inductor", "observer", "pt2e", "pt2e.representation",
+    "qconfig", "qconfig_mapping", "quantize_fx", "quantizer", "qtensor", "report", "schemes", "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
 ROOMS = ("pt2e_quant", *(f"pt2e_quant.{room}" for room in LIBRARY), *(f"quantizers.{file}" for file in BACKENDS))

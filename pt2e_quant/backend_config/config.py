@@ -19,20 +19,12 @@ Pattern = Any
 _Classes = type[nn.Module] | None
 _DEFAULT = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
 
+_PUBLIC = "pattern observation_type dtype_configs root_module qat_module fused_module fuser_method"
+_PRIVATE = "root_node_getter extra_inputs_getter num_tensor_args_to_observation_type input_type_to_index"
 _FIELDS = {
-    "pattern": "pattern",
-    "observation_type": "observation_type",
-    "dtype_configs": "dtype_configs",
-    "root_module": "root_module",
-    "qat_module": "qat_module",
+    **{name: name for name in _PUBLIC.split()},
+    **{name: f"_{name}" for name in (*_PRIVATE.split(), "pattern_complex_format")},
     "reference_quantized_module_for_root": "reference_quantized_module",
-    "fused_module": "fused_module",
-    "fuser_method": "fuser_method",
-    "root_node_getter": "_root_node_getter",
-    "extra_inputs_getter": "_extra_inputs_getter",
-    "num_tensor_args_to_observation_type": "_num_tensor_args_to_observation_type",
-    "input_type_to_index": "_input_type_to_index",
-    "pattern_complex_format": "_pattern_complex_format",
 }
 """Key of the dictionary -> attribute. The names of both are the reference's."""
 

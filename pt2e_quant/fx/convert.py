@@ -20,7 +20,7 @@ from .custom_config import ConvertCustomConfig
 from .lower import lower
 from .prepare import FXState, kept_attribute, preserve
 from .trace import finish_in_modes
-from .units import convert_units, dequantize_input, give_integers, take_integers
+from .units import convert_units, give_integers, take_integers
 from .weights import to_reference_modules
 
 __all__ = ["How", "convert"]
@@ -51,14 +51,11 @@ def convert(model: Any, how: How) -> ExportedModule:
     record = with_histograms(record, model)
     gm = clone(model)
     qparams = replace_observers(gm, record, how.allow_uncalibrated)
-    take_integers(gm, state.custom.input_quantized_indexes)
+    take_integers(gm, state.custom.input_quantized_indexes, to_reference=how.to_reference)
     inside = functools.partial(convert, how=how)
     convert_units(gm, state.units, how.custom, inside, to_reference=how.to_reference)
     to_reference_modules(gm, record, how.backend_config)
-    if how.to_reference:
-        for node in gm.graph.find_nodes(op="placeholder"):
-            dequantize_input(gm, node)
-    else:
+    if not how.to_reference:
         lower(gm)
     give_integers(gm, state.custom.output_quantized_indexes, to_reference=how.to_reference)
     tidy(gm)

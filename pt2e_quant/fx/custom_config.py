@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..backend_config import BackendConfig
 from ..checks import checked
@@ -14,8 +14,8 @@ from ..qconfig_mapping import QConfigMapping
 
 __all__ = ["ConvertCustomConfig", "FuseCustomConfig", "PrepareCustomConfig", "StandaloneModuleConfigEntry"]
 
-
 Classes = dict[QuantType, dict[type, type]]
+_Config = TypeVar("_Config", bound="_Preserving")
 
 
 @dataclass
@@ -38,8 +38,11 @@ class StandaloneModuleConfigEntry:
 class _Preserving:
     preserved_attributes: list[str]
 
-    def _preserve(self, attributes: list[str]) -> None:
+    @checked(SpecError)
+    def set_preserved_attributes(self: _Config, attributes: list[str]) -> _Config:
+        """Attributes that the result is to have, although the forward of the model does not read them."""
         self.preserved_attributes = list(attributes)
+        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({ {name: value for name, value in vars(self).items() if value} })"
@@ -50,12 +53,6 @@ class FuseCustomConfig(_Preserving):
 
     def __init__(self) -> None:
         self.preserved_attributes = []
-
-    @checked(SpecError)
-    def set_preserved_attributes(self, attributes: list[str]) -> FuseCustomConfig:
-        """Attributes of the model that the result is to have, although its forward does not read them."""
-        self._preserve(attributes)
-        return self
 
     @classmethod
     @checked(SpecError)
@@ -147,12 +144,6 @@ class PrepareCustomConfig(_Preserving):
         self.output_quantized_indexes = list(indexes)
         return self
 
-    @checked(SpecError)
-    def set_preserved_attributes(self, attributes: list[str]) -> PrepareCustomConfig:
-        """Attributes of the model that the result is to have, although its forward does not read them."""
-        self._preserve(attributes)
-        return self
-
     @classmethod
     @checked(SpecError)
     def from_dict(cls, prepare_custom_config_dict: dict[str, Any]) -> PrepareCustomConfig:
@@ -207,12 +198,6 @@ class ConvertCustomConfig(_Preserving):
         self.observed_to_quantized_mapping.setdefault(quant_type, {})[observed_class] = quantized_class
         return self
 
-    @checked(SpecError)
-    def set_preserved_attributes(self, attributes: list[str]) -> ConvertCustomConfig:
-        """Attributes of the prepared model that the result is to have, although its forward does not read them."""
-        self._preserve(attributes)
-        return self
-
     @classmethod
     @checked(SpecError)
     def from_dict(cls, convert_custom_config_dict: dict[str, Any]) -> ConvertCustomConfig:
@@ -247,10 +232,9 @@ def _classes(given: Mapping[str, Any], key: str) -> Classes:
 
 
 def _entry(key: Any, entry: StandaloneModuleConfigEntry) -> tuple[Any, ...]:
-    mapping, custom = entry.qconfig_mapping, entry.prepare_custom_config
-    parts = (None if part is None else part.to_dict() for part in (mapping, custom))
-    plain_mapping, plain_custom = parts
-    return key, plain_mapping, entry.example_inputs, plain_custom, entry.backend_config
+    parts = (entry.qconfig_mapping, entry.prepare_custom_config)
+    mapping, custom = (None if part is None else part.to_dict() for part in parts)
+    return key, mapping, entry.example_inputs, custom, entry.backend_config
 
 
 def _standalone(entry: Any) -> tuple[Any, ...]:

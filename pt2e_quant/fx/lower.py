@@ -23,7 +23,7 @@ from ..qtensor.tensor import NAMES
 from ..where import copy_origin
 from . import functions
 from .grids import Names, grid_of, is_dequantize, is_quantize
-from .lower_modules import dynamic_form, module_of_function, plain_form, static_form
+from .lower_modules import PRODUCT_FUNCTIONS, dynamic_form, module_of_function, plain_form, static_form
 from .matching import Patterns, module_of
 
 __all__ = ["lower"]
@@ -76,7 +76,7 @@ class _Lowering:
             self._pair(node, quantize, relu=True)
         elif module is not None:
             self._module(node, module, quantize)
-        elif node.target in _PAIRS or node.target in _FUNCTIONS:
+        elif node.target in _PAIRS or node.target in PRODUCT_FUNCTIONS:
             self._pair(node, quantize, relu=False)
         if quantize in self._gm.graph.nodes and self._keeps_grid(node, quantize):
             self._take_codes(node, quantize)
@@ -103,7 +103,7 @@ class _Lowering:
         if is_quantize(user):
             return node, user
         then = next(iter(user.users), None)
-        wanted = node.target in _PAIRS or node.target in _FUNCTIONS
+        wanted = node.target in _PAIRS or node.target in PRODUCT_FUNCTIONS
         return (
             (user, then)
             if wanted and self._is_relu(user) and len(user.users) == 1 and then and is_quantize(then)
@@ -114,7 +114,7 @@ class _Lowering:
         """Every float operand is dequantized, from the type of the result."""
         dtype = grid_of(after[1]).dtype
         operands = [one for one in node.all_input_nodes if is_float_tensor(one)]
-        data = operands[:1] if node.target in _FUNCTIONS else operands
+        data = operands[:1] if node.target in PRODUCT_FUNCTIONS else operands
         return bool(data) and all(is_dequantize(one) and grid_of(one).dtype is dtype for one in data)
 
     def _module(self, node: Node, module: nn.Module, quantize: Node) -> None:
@@ -124,7 +124,7 @@ class _Lowering:
             self._take_codes(node, quantize)
 
     def _pair(self, node: Node, quantize: Node, *, relu: bool) -> None:
-        if node.target in _FUNCTIONS:
+        if node.target in PRODUCT_FUNCTIONS:
             self._product(node, quantize, relu)
             return
         function = _PAIRS[node.target][relu] if node.target in _PAIRS else None
@@ -138,13 +138,8 @@ class _Lowering:
     def _product(self, node: Node, quantize: Node, relu: bool) -> None:
         """A function with a constant weight becomes a module."""
         made = module_of_function(node, grid_of(quantize), relu=relu)
-        if made is None:
-            return
-        path = next(free_name(self._gm, "_packed_weight_"))
-        set_attribute(self._gm, path, made)
-        with self._gm.graph.inserting_before(quantize):
-            call = self._gm.graph.call_module(path, (node.args[0].args[0],))  # type: ignore[union-attr]
-        self._write(call, quantize)
+        if made is not None:
+            self._call(made, node.args[0].args[0], quantize)  # type: ignore[union-attr]
 
     def _dynamic_product(self, node: Node) -> bool:
         """A linear whose input gets a grid while it runs, and the relu after it."""
@@ -153,12 +148,15 @@ class _Lowering:
         made = module_of_function(node, None, relu=relu) if is_dequantize(operand, dynamic=True) else None
         if made is None:
             return False
+        self._call(made, operand.args[0].args[0], user if relu else node)  # type: ignore[union-attr, arg-type]
+        return True
+
+    def _call(self, made: nn.Module, operand: Any, old: Node) -> None:
         path = next(free_name(self._gm, "_packed_weight_"))
         set_attribute(self._gm, path, made)
-        with self._gm.graph.inserting_before(node):
-            call = self._gm.graph.call_module(path, (operand.args[0].args[0],))  # type: ignore[union-attr]
-        self._write(call, user if relu else node)  # type: ignore[arg-type]
-        return True
+        with self._gm.graph.inserting_before(old):
+            call = self._gm.graph.call_module(path, (operand,))
+        self._write(call, old)
 
     def _is_relu(self, node: Node) -> bool:
         return node.target in _RELUS or isinstance(module_of(self._gm, node), nn.ReLU)
@@ -227,8 +225,6 @@ class _Lowering:
 
 _ASKING: tuple[Any, ...] = (getattr, "size", "dim", "numel")
 """What asks a tensor for a fact that its codes have too."""
-
-_FUNCTIONS = (nn.functional.linear, nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
 
 
 def _read_codes(node: Node) -> None:

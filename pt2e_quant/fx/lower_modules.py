@@ -18,12 +18,12 @@ from ..nn.rows import resolve, row_of
 from ..qtensor import QTensor, quantize_per_channel, quantize_per_tensor
 from .grids import Grid
 
-__all__ = ["dynamic_form", "module_of_function", "plain_form", "static_form"]
+__all__ = ["PRODUCT_FUNCTIONS", "dynamic_form", "module_of_function", "plain_form", "static_form"]
 
 _PRODUCTS = ("linear", "conv", "conv_transpose")
 _OPS = torch.ops.quantized_decomposed
 _F = nn.functional
-_FUNCTIONS: dict[Any, tuple[str, str]] = {
+PRODUCT_FUNCTIONS: dict[Any, tuple[str, str]] = {
     _F.linear: ("Linear", "LinearReLU"),
     **{getattr(_F, f"conv{n}d"): (f"Conv{n}d", f"ConvReLU{n}d") for n in (1, 2, 3)},
 }
@@ -75,7 +75,7 @@ def module_of_function(node: Node, grid: Grid | None, *, relu: bool) -> nn.Modul
     if weight is None or (bias is not None and held is None) or isinstance(given[4], str):
         return None
     rooms = (quantized, fused) if grid is not None else (dynamic, fused_dynamic)
-    kind: Any = getattr(rooms[relu], _FUNCTIONS[node.target][relu], None)
+    kind: Any = getattr(rooms[relu], PRODUCT_FUNCTIONS[node.target][relu], None)
     if kind is None:
         return None
     if node.target is _F.linear:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from ..backend_config import BackendPatternConfig
 from ..graph.attributes import attribute
 
-__all__ = ["Match", "Patterns", "module_of"]
+__all__ = ["Match", "Patterns", "keys_of", "module_of"]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from . import functions
 from .custom_config import ConvertCustomConfig, PrepareCustomConfig, StandaloneModuleConfigEntry
 from .grids import grid_of, is_dequantize
 
-__all__ = ["Unit", "check_names", "convert_units", "dequantize_input", "give_integers", "put_units", "take_integers"]
+__all__ = ["Unit", "check_names", "convert_units", "give_integers", "put_units", "take_integers"]
 
 _BY = "convert_fx"
 
@@ -96,8 +96,7 @@ _TAKES: dict[type, tuple[int, ...]] = {nn.MultiheadAttention: (0, 1, 2)}
 def _seen(node: Node) -> tuple[Any, ...]:
     """Arguments like those of a call, of zeros: sizes and types are all that counts."""
     values: Any = map_arg(node.args, lambda used: used.meta["val"])
-    made: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda one: torch.zeros(one.shape, dtype=one.dtype), values)
-    return made
+    return tuple(pytree.tree_map_only(Tensor, lambda one: torch.zeros(one.shape, dtype=one.dtype), values))
 
 
 def convert_units(
@@ -160,8 +159,8 @@ def _dequantize_after(gm: GraphModule, node: Node) -> None:
     node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
 
 
-def take_integers(gm: GraphModule, indexes: list[int]) -> None:
-    """Inputs that come as quantized tensors are quantized no more."""
+def take_integers(gm: GraphModule, indexes: list[int], *, to_reference: bool) -> None:
+    """Inputs that come as quantized tensors are quantized no more. In float they are real numbers of their own grid."""
     inputs = gm.graph.find_nodes(op="placeholder")
     for index in indexes:
         if not 0 <= index < len(inputs):
@@ -169,15 +168,11 @@ def take_integers(gm: GraphModule, indexes: list[int]) -> None:
         for quantize in [user for user in inputs[index].users if user.target is _QUANTIZE]:
             quantize.replace_all_uses_with(inputs[index])
             gm.graph.erase_node(quantize)
-
-
-def dequantize_input(gm: GraphModule, node: Node) -> None:
-    """What reads a quantized input in float reads its own real numbers, whatever its grid is."""
-    for read in [user for user in node.users if is_dequantize(user)]:
-        with gm.graph.inserting_before(read):
-            made = copy_origin(gm.graph.call_method("dequantize", (node,)), read, _BY)
-        read.replace_all_uses_with(made)
-        gm.graph.erase_node(read)
+        for read in filter(is_dequantize, list(inputs[index].users) if to_reference else ()):
+            with gm.graph.inserting_before(read):
+                made = copy_origin(gm.graph.call_method("dequantize", (inputs[index],)), read, _BY)
+            read.replace_all_uses_with(made)
+            gm.graph.erase_node(read)
 
 
 def give_integers(gm: GraphModule, indexes: list[int], *, to_reference: bool) -> None:

@@ -77,7 +77,8 @@ def nothing_quantized(parts: Iterable[GraphModule], decided: list[Decision], qua
         lines += [f"  {len(examples)} x {reason}, such as", locate_all(examples[:1])]
         lines += [f"    {WAYS_OUT[code]}"] if code in WAYS_OUT else []
     lines.append(
-        "  Or widen the selectors or the rules; prepare_pt2e(..., allow_empty=True) prepares a graph without observers."
+        "  Or widen the selectors or the rules; prepare_pt2e(..., allow_empty=True), or prepare_fx with None for every "
+        "qconfig, prepares a graph without observers."
     )
     return "\n".join(lines)
 

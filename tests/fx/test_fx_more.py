@@ -12,8 +12,11 @@ from torch.ao.quantization import quantize_fx as torch_fx
 from torch.nn import functional as F
 
 from pt2e_quant import qconfig
+from pt2e_quant.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig
 from pt2e_quant.errors import CaptureError, CaptureWarning, ConversionError, SpecError, TargetingError
 from pt2e_quant.fx.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig
+from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.onnx import lower_to_onnx
 from pt2e_quant.nn import quantizable, quantized
 from pt2e_quant.nn.quantized import dynamic
 from pt2e_quant.pt2e import record_of
@@ -289,6 +292,46 @@ def test_preserved_attributes_are_kept_through_copies():
 def test_a_name_or_index_that_does_not_exist_is_an_error(custom, error):
     with pytest.raises(error):
         converted_around(nn.ReLU(), custom)
+
+
+# --- other backends ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lower", ["executorch", "onnx"])
+def test_a_reference_model_is_exported_and_lowered(lower):
+    """Signed types, as XNNPACK wants them: the backend config says that it computes in these."""
+    signed = DTypeConfig(torch.qint8, torch.qint8, torch.qint8, torch.float)
+    conv = BackendPatternConfig(nn.Conv2d).add_dtype_config(signed).set_root_module(nn.Conv2d)
+    backend = BackendConfig("xnnpack").set_backend_pattern_config(
+        conv.set_reference_quantized_module(quantized.reference.Conv2d)
+    )
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).eval(), torch.randn(1, 3, 8, 8)
+    mapping = QConfigMapping().set_global(qconfig.default_per_channel_symmetric_qnnpack_qconfig)
+    prepared = prepare_fx(model, mapping, (x,), backend_config=backend)
+    prepared(x)
+    reference = convert_to_reference_fx(prepared, backend_config=backend)
+    exported = torch.export.export(reference, (x,))
+    program = lower_to_executorch(exported) if lower == "executorch" else lower_to_onnx(exported.module(), (x,))
+    (step,) = {group.scale for group in record_of(reference).groups[-1:]}
+    assert (program.run(x)[0] - reference(x)).abs().max() <= 1.01 * step  # kernels round one step apart
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_quantized_by_what_it_calls():
+    torch.manual_seed(0)
+    model = nn.Sequential(Doubling(8, 8), nn.Linear(8, 8)).eval()
+    prepared = prepare_fx(model, MAPPING, (DATA[0],))
+    for batch in DATA:
+        prepared(batch)
+    converted = convert_fx(prepared)
+    assert type(converted._packed_weight_0) is quantized.Linear
+    assert sqnr(model(DATA[0]), converted(DATA[0])) > 25  # 7 bits, two layers
 
 
 # --- configs as dictionaries ------------------------------------------------------------------------------------------
