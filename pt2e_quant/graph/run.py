@@ -99,9 +99,20 @@ def on_batch(model: nn.Module, what: str) -> Iterator[None]:
             raise
         raise CalibrationError(
             f"{what} failed on this batch: {type(failure).__name__}: {failure}\n"
-            f"{_place(model, failure)}  It was exported for {_inputs(model)}. Give it such inputs alone, without "
-            "labels, on its device; sizes that vary are named at export (dynamic_shapes)."
+            f"{_place(model, failure)}  {_advice(model)}"
         ) from failure
+
+
+def _advice(model: nn.Module) -> str:
+    if any(type(one).__name__ == "DTensor" for one in model.parameters()):
+        return (
+            "Nothing gathers its parameters, which are sharded: a graph reads those of its submodules without calling "
+            "them. Give fully_shard the whole model, and none of its parts."
+        )
+    return (
+        f"It was exported for {_inputs(model)}. Give it such inputs alone, without labels, on its device; sizes that "
+        "vary are named at export (dynamic_shapes)."
+    )
 
 
 _ASSIGNED = re.compile(r"\s*(\w+) = ")

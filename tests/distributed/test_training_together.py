@@ -129,8 +129,15 @@ def in_trouble():
     return found
 
 
+def sharded_in_parts():
+    model = convnet()
+    fully_shard(model.depthwise, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    return outcome(lambda: model(IMAGES[0]))
+
+
 def every_case():
-    return {"ddp": under_ddp(), "fsdp": under_fsdp(), "recipes": with_recipes(), "trouble": in_trouble()}
+    cases = {"ddp": under_ddp(), "fsdp": under_fsdp(), "recipes": with_recipes(), "parts": sharded_in_parts()}
+    return {**cases, "trouble": in_trouble()}  # it ends what the ranks have in common
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +163,14 @@ def test_all_ranks_have_the_same_ranges_and_statistics_under_fsdp(ranks):
     assert any(key.endswith("running_var") for key in others)
     assert sum(key.endswith(".scale") for key in others) == 8
     assert different(state, others) == []
+
+
+def test_a_part_that_is_sharded_alone_is_told_that_nothing_gathers_it(ranks):
+    for rank in ranks:
+        error, text = rank["parts"]
+        assert error == "CalibrationError"
+        assert "in module 'depthwise'" in text
+        assert "Give fully_shard the whole model" in text
 
 
 @pytest.mark.parametrize("name", RECIPES)
