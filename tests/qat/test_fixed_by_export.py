@@ -83,6 +83,7 @@ def test_what_follows_the_mode_is_not_named():
 def test_attention_exported_in_evaluation_is_named_once(strict):
     (message,) = messages(Innocent(), images(1, 3, 2, 4), train=False, strict=strict)
     assert "the dropout of 2 nn.MultiheadAttention" in message
+    assert "= aten.softmax.int(" in message
     assert "in module 'attention' (MultiheadAttention), test_fixed_by_export.py:" in message
     assert "export the model in training mode" in message
 

@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 from ...arguments import bind
 from ...errors import CaptureWarning
 from ...graph.nested import every_node
-from ...ops import DROPOUT
+from ...ops import ATTENTION, DROPOUT, SOFTMAX
 from ...passes.fold_batch_norm import is_batch_norm
 from ...where import locate, module_path, module_type, type_name
 
@@ -72,12 +72,13 @@ def warn_of_what_is_fixed(gm: GraphModule, training: bool) -> None:
 
 
 def _without_dropout(nodes: Iterable[Node]) -> list[Node]:
-    """The first node of each nn.MultiheadAttention without a dropout in it."""
+    """The softmax, or what has it inside, of each nn.MultiheadAttention that holds no dropout."""
     inside: dict[str | None, list[Node]] = {}
     for node in nodes:
         if node.op == "call_function" and module_type(node) == _ATTENTION:
             inside.setdefault(module_path(node), []).append(node)
-    return [first for first, *rest in inside.values() if not any(one.target in DROPOUT for one in (first, *rest))]
+    silent = [part for part in inside.values() if not any(node.target in DROPOUT for node in part)]
+    return [next((node for node in part if node.target in (*SOFTMAX, *ATTENTION)), part[0]) for part in silent]
 
 
 def _warn(message: str) -> None:
