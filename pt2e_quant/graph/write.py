@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..where import copy_origin
 from .attributes import free_name, insert_attribute
-from .values import copy_value, with_value
+from .values import copy_value, fake_like, with_value
 
-__all__ = ["Symbol", "Writer", "call", "function"]
+__all__ = ["Symbol", "Writer", "call", "function", "nodes_of"]
 
 aten = torch.ops.aten
 
@@ -50,6 +51,7 @@ class Writer:
         self._by = by
         self._names = free_name(gm, constants)
         self._known: list[tuple[Tensor, str]] = []
+        self._values: dict[Any, FakeTensor] = {}
         self._like: Node = gm.graph.output_node()
 
     @property
@@ -90,7 +92,7 @@ class Writer:
         """Insert a call; symbols among the arguments, also inside lists, become their nodes."""
         args, kwargs = nodes_of((args, kwargs))
         values: Any = map_arg((args, kwargs), lambda used: used.meta.get("val"))
-        return self.call_with_value(target, args, kwargs, lambda: target(*values[0], **values[1]))
+        return self.call_with_value(target, args, kwargs, lambda: self._computed(target, values))
 
     def call_with_value(self, target: Any, args: Any, kwargs: Any, value: Callable[[], Any]) -> Symbol:
         """Insert a call whose value `value` computes: for ops that would invent sizes where these depend on data."""
@@ -99,6 +101,17 @@ class Writer:
         if all("val" in used.meta for used in sources):
             with_value(node, sources[0], value)
         return Symbol(node, self)
+
+    def _computed(self, target: Any, values: Any) -> Any:
+        """What an op gives for fake values. Torch takes long to tell, so it is asked once for all that are alike."""
+        kind = _kind(target, values)
+        known = None if kind is None else self._values.get(kind)
+        if known is not None:
+            return fake_like(known, known.fake_mode)
+        made = target(*values[0], **values[1])
+        if kind is not None and isinstance(made, FakeTensor) and made.is_contiguous():
+            self._values[kind] = made
+        return made
 
     def without_value(self, target: Any, args: Any, kwargs: Any) -> Node:
         """Insert a call whose value the caller records."""
@@ -216,6 +229,20 @@ def function(target: Any) -> Callable[..., Any]:
 def nodes_of(arguments: Any) -> Any:
     """Arguments with the nodes that symbols among them stand for."""
     return pytree.tree_map_only(Symbol, lambda symbol: symbol.node, arguments)
+
+
+def _kind(target: Any, values: Any) -> Any:
+    """What the value of a call depends on: sizes, strides and types of its arguments; None where one is unknown."""
+    leaves, tree = pytree.tree_flatten(values)
+    kinds: list[Any] = [target, tree]
+    for leaf in leaves:
+        if isinstance(leaf, FakeTensor) and all(type(size) is int for size in leaf.shape):
+            kinds.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device, id(leaf.fake_mode)))
+        elif leaf is None or isinstance(leaf, (bool, int, float, torch.dtype)):
+            kinds.append((type(leaf), leaf))
+        else:
+            return None
+    return tuple(kinds)
 
 
 def _is_same(held: Tensor, tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ from ...errors import PlanError, QuantizationError
 from ...graph.attributes import attribute, constant, insert_attribute, set_attribute
 from ...graph.module import counts_batches, tidy
 from ...graph.values import is_float_tensor
-from ...graph.write import Symbol, Writer
+from ...graph.write import Symbol, Writer, nodes_of
 from ...meta import SET_ASIDE_KEY, TRAINED_KEY
 from ...ops import is_conv_transpose
 from ...passes.fold_batch_norm import NORM_TENSORS, fold_batch_norm, folded_bias, is_batch_norm
@@ -224,7 +224,8 @@ class _Unfolder:
                 set_argument(layer, "weight", unscaled.node)
 
         def normalized(y: Any) -> Symbol:
-            return self._write.call(norm.target, y, *tensors.values(), *norm.arguments.values())
+            arguments = nodes_of((y, *tensors.values(), *norm.arguments.values()))
+            return self._write(self._write.without_value(norm.target, arguments, {}))  # norm.meta has it
 
         set_argument(layer, "bias", None if bias is None else bias.node)
         made = self._write.follow(layer, normalized)

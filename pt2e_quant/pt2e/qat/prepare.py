@@ -76,7 +76,7 @@ def prepare_qat_pt2e(
     if not allow_empty and not any(map(is_fake_quantizer, gm.modules())):
         raise CoverageError(_nothing_rounded(name))
     _unfold(gm, norms)
-    finish(gm)
+    finish(gm.train(captured.training))  # as a draft, so that code is generated once
     warn_of_what_is_fixed(gm, captured.training)
     shape_learned_scales(gm)
     if calibration is not None:
