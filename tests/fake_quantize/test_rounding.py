@@ -55,6 +55,20 @@ def test_infinity_saturates_and_nan_stays():
     torch.testing.assert_close(found, torch.tensor([124 * 0.02, -131 * 0.02, torch.nan, 0.0]), equal_nan=True)
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_what_is_compiled_gives_the_bits_of_the_kernel(monkeypatch, axis):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = torch.randn(BIG)
+    x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.finfo(torch.float32).min])
+    x.requires_grad_()
+    qparams = (SCALE, ZERO_POINT) if axis is None else (SCALE.repeat(BIG[axis]), ZERO_POINT.repeat(BIG[axis]))
+    mine = value_and_gradient(on_grid(x, *qparams, *BOUNDS, axis), x)
+    kernels = value_and_gradient(
+        torch.fake_quantize_per_tensor_affine(x.clamp(-1e6, 1e6), SCALE, ZERO_POINT, *BOUNDS), x
+    )
+    assert all(map(torch.equal, mine, kernels))
+
+
 @pytest.mark.parametrize("factor", [0.1, 1.0])
 def test_a_model_may_write_to_what_was_rounded(factor):
     """As residual connections do: y += x. Whether a mask is kept or not."""

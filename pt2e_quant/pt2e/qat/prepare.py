@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from ...checks import checked
 from ...errors import CaptureError, CoverageError
 from ...fake_quantize import FakeQuantize, is_fake_quantizer
+from ...fake_quantize.rounding import ready_to_compile
 from ...graph.attributes import attribute
 from ...graph.module import ExportedModule, collector_paused, finish
 from ...graph.nested import graphs
@@ -79,6 +80,7 @@ def prepare_qat_pt2e(
     finish(gm.train(captured.training))  # as a draft, so that code is generated once
     warn_of_what_is_fixed(gm, captured.training)
     shape_learned_scales(gm)
+    ready_to_compile()
     if calibration is not None:
         start_from_calibration(gm, calibration)
     return gm.train(captured.training)
