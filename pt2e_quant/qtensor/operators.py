@@ -59,7 +59,7 @@ def fixed_grid(func: object, quant_min: int, quant_max: int) -> tuple[float, int
     """Scale and zero point of the result of an operator whose results have a known range, whatever its operand's."""
     if func not in _FIXED:
         return None
-    low, high = _FIXED[func]  # type: ignore[index]
+    low, high = _FIXED[func]
     scale = (high - low) / (quant_max - quant_min + 1)
     return scale, quant_min - round(low / scale)
 
@@ -285,8 +285,8 @@ def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
 
 def _on_fixed_grid(func: OpOverload, q: QTensor) -> QTensor:
     _need_one_scale(func, q)
-    grid = wrap(q.codes, *fixed_grid(func, *q.limits), None, q.stored_as)  # type: ignore[misc]
-    return grid.quantize(func(q.dequantize()))
+    scale, zero_point = fixed_grid(func, *q.limits) or (1.0, 0)
+    return wrap(q.codes, scale, zero_point, None, q.stored_as).quantize(func(q.dequantize()))
 
 
 def _item(func: OpOverload, q: QTensor) -> Any:
