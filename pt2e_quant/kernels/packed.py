@@ -69,7 +69,7 @@ def dynamic(product: Product) -> Dynamic:
 
     def run(x: Tensor, reduce_range: bool) -> Tensor:
         check_finite(x)
-        return op(x, packed, reduce_range)  # type: ignore[no-any-return]
+        return op(x, packed, reduce_range) if x.dim() > 1 else op(x[None], packed, reduce_range)[0]  # type: ignore[no-any-return]
 
     return run
 

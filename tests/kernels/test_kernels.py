@@ -149,7 +149,7 @@ def test_a_named_kernel_that_cannot_compute_a_product_says_why() -> None:
             Product.compute(weight, Post(), x, 0.1, 0)
 
 
-@pytest.mark.parametrize("shape", [(1, 64), (5, 7, 64)])
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (5, 7, 64)])
 def test_all_kernels_of_dynamic_linears_agree(shape: tuple[int, ...]) -> None:
     weight, x = weight_of((48, 64), 0, 0, 48), torch.randn(shape)
     with using("exact"):
