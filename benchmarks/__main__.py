@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import (
+    accuracy,
     debug,
     engine,
     memory,
@@ -27,3 +28,4 @@ memory.main()
 qat.main()
 qat_accuracy.main()
 debug.main()
+accuracy.main()
