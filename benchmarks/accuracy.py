@@ -87,7 +87,10 @@ def trained_on(program: ExportedProgram, form: tuple[int, int], start: GraphModu
     quantizer = XNNPACKQuantizer().set_global(RECIPES[RECOMMENDED].configure(config(*form)))
     prepared = prepare_qat_pt2e(program, quantizer, calibration=start)
     steps = steps_of(learn, epochs)
-    schedule = QATSchedule(prepared, freeze_norms_at=steps // 2, freeze_ranges_at=steps * 9 // 10)
+    has_norms = any("batch_norm" in str(node.target) for node in prepared.graph.nodes)
+    schedule = QATSchedule(
+        prepared, freeze_norms_at=steps // 2 if has_norms else None, freeze_ranges_at=steps * 9 // 10
+    )
     train(prepared.train(), learn, epochs, lr=3e-4, after_step=schedule.step)
     return prepared
 
