@@ -78,7 +78,8 @@ def get_symmetric_quantization_config(
     Args:
         is_per_channel: one weight scale per output channel instead of one in all. Dynamic needs it.
         is_qat: fake quantizers instead of observers, for prepare_qat_pt2e.
-        is_dynamic: activation qparams at run time; needs no calibration data, works for linear and conv2d.
+        is_dynamic: activation qparams at run time; needs no calibration data, works for linear, conv2d, and conv2d
+            transposed.
         act_qmin, act_qmax, weight_qmin, weight_qmax: bounds of the integers, both included.
 
     Raises:
@@ -228,13 +229,13 @@ def pad_conv(x, w, b):
     return conv(padding(x), w, b)
 
 
-@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=_TRANSPOSED)
+@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*_TRANSPOSED, not_static])
 def conv_transpose_relu(x, w, b):
     """The weight of a transposed convolution is (in, out / groups, *kernel): channels on axis 1."""
     return activation(conv_transpose(x, w, b))
 
 
-@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=_TRANSPOSED)
+@rule(x=INPUT, w=WEIGHT.at(1), output=OUTPUT, unless=[*_TRANSPOSED, asked(limits.one_scale_in_all, conv_transpose)])
 def conv_transpose_only(x, w, b):
     return conv_transpose(x, w, b)
 

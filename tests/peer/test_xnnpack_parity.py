@@ -82,6 +82,13 @@ DIFFERENCES = (
         for graph in ("conv bn relu", "grouped conv relu")
     ),
     Difference(
+        "transposed conv bn relu", DYNAMIC, DYNAMIC_RELU,
+        (
+            "conv_transpose2d.input#0[0]: int8 per tensor at run time of input input / float of input input",
+            "conv_transpose2d.input#0[1]: int8 per channel 1 of a constant / float of a constant",
+        ),
+    ),
+    Difference(
         "conv relu6", STATIC, FUSED_CLAMP,
         (
             "hardtanh.default#0[0]: float of conv2d.default#0 / int8 per tensor of conv2d.default#0",

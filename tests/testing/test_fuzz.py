@@ -1,11 +1,13 @@
 """Random models under random configurations: the whole way works, or a typed error says why not.
 
-`make test` draws 25 models, `make test-all` 5,000 more, the same ones each time; each goes through two recipes.
+`make test` draws 25 models, `make test-all` 5,000 more, the same ones each time, or as many as FUZZ_GRAPHS says; each
+goes through two recipes.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -26,7 +28,8 @@ from tests.testing.simulation import Simulation, sqnr
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attribute")  # torch, of the weights of a GRU on each export
 
 ENOUGH = 20.0  # dB
-PARTS = 20  # of the 5,000, so that workers share them; the number of a part seeds it
+GRAPHS = int(os.environ.get("FUZZ_GRAPHS", "5000"))
+PARTS = 20  # of these, so that workers share them; the number of a part seeds it
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -107,10 +110,13 @@ def test_a_random_model_is_quantized_or_refused_with_a_reason(sketch, recipe, st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_five_thousand_random_models_are_quantized_or_refused_with_a_reason(part):
+def test_thousands_of_random_models_are_quantized_or_refused_with_a_reason(part):
     @seed(part)
     @settings(
-        max_examples=5000 // PARTS, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=max(GRAPHS // PARTS, 1),
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(aten_graphs(max_steps=12, dtypes=DTYPES, dynamic=True, nested=True), recipes(), st.sampled_from(STATIC_INT8))
     def drawn(sketch: Sketch, recipe: Recipe, static: Recipe) -> None:

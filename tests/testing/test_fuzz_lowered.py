@@ -5,6 +5,7 @@ All lowerings here verify what they made, so a program that computes something e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ WAYS: dict[str, tuple[Callable[[], Quantizer], Lower]] = {
     "x86 static": (x86, lambda graph: lower_to_inductor(graph, allow_float=True)),
     "x86 dynamic": (lambda: x86(is_dynamic=True), lambda graph: lower_to_inductor(graph, allow_float=True)),
 }
-EACH = 40
+EACH = int(os.environ.get("FUZZ_LOWERED", "40"))
 """Models for each way: one takes seconds."""
 
 

@@ -204,6 +204,13 @@ DYNAMIC: dict[str, tuple[Row, tuple[str, ...]]] = {
     "grouped conv relu": (
         Row(chain(lambda: nn.Conv2d(4, 6, 3, groups=2), nn.ReLU), ((1, 4, 6, 6),), "dynamic"), ("conv_only", "float")
     ),
+    "transposed": (
+        Row(chain(lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, bias=False), nn.ReLU), ((1, 3, 6, 6),), "dynamic"),
+        ("conv_transpose_only", "float"),
+    ),
+    "transposed to one channel": (
+        Row(lambda: nn.ConvTranspose2d(3, 1, 3, bias=False), ((1, 3, 6, 6),), "dynamic"), ("conv_transpose_only",)
+    ),
     "two convs": (Row(chain(conv, lambda: nn.Conv2d(4, 5, 3)), ((1, 3, 6, 6),), "dynamic"), ("conv_only",) * 2),
     "conv, then linear": (
         Row(lambda: Net(lambda n, x: n.f(n.c(x).permute(0, 2, 3, 1)), c=conv(), f=nn.Linear(4, 5)), ((1, 3, 6, 6),),

@@ -93,9 +93,17 @@ REFUSALS = {
         Row(lambda: Net(lambda n, x: torch.cat([n.f(x), x]), f=linear()), VECTOR, "dynamic"), "aten.cat.default",
         "not_static", STATIC_ONLY,
     ),
-    "dynamic transposed conv": Refusal(
-        Row(lambda: nn.ConvTranspose2d(3, 4, 3), ONE_IMAGE, "dynamic"), "aten.conv_transpose2d.input", "not_static",
-        STATIC_ONLY,
+    "dynamic transposed conv1d": Refusal(
+        Row(lambda: nn.ConvTranspose1d(3, 4, 3), ((1, 3, 9),), "dynamic"), "aten.conv_transpose1d.default",
+        "dynamic_convolution", "XNNPACK's dynamic convolutions are 2-d only",
+    ),
+    "dynamic transposed conv of one channel": Refusal(
+        Row(lambda: nn.ConvTranspose2d(1, 4, 3), ((1, 1, 6, 6),), "dynamic"), "aten.conv_transpose2d.input",
+        "dynamic_convolution", "XNNPACK has no dynamic depthwise convolution",
+    ),
+    "dynamic transposed conv of two images": Refusal(
+        Row(lambda: nn.ConvTranspose2d(3, 4, 3), IMAGE, "dynamic"), "aten.conv_transpose2d.input", "one_scale_in_all",
+        "its batch is 2; XNNPACK's dynamic convolution has a scale for each image, the graph one in all",
     ),
     "conv without batch": Refusal(
         Row(conv, ((3, 6, 6),)), "aten.conv2d.default", "unbatched", NO_BATCH.format(3, 4)

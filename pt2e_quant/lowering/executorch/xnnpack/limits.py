@@ -150,7 +150,8 @@ def dynamic_convolution(case: Case) -> str | None:
     if len(weight) != 4:
         return because("configuration", "XNNPACK's dynamic convolutions are 2-d only")
     # also an image of one channel: to XNNPACK that is depthwise
-    depthwise = weight[1] == 1
+    inputs = weight[0] // case.argument("groups") if ops.is_conv_transpose(case.node) else weight[1]
+    depthwise = inputs == 1
     return because("configuration", "XNNPACK has no dynamic depthwise convolution") if depthwise else None
 
 
@@ -322,7 +323,7 @@ CONVOLUTION = Kernel(
 )
 TRANSPOSED = Kernel(
     "transposed convolution", (*ops.CONV_TRANSPOSE1D, *ops.CONV_TRANSPOSE2D),
-    (*_WEIGHTS, not_static, unbatched, grouped_transpose), fuses=ops.RELUS,
+    (*_WEIGHTS, unbatched, dynamic_convolution, grouped_transpose), fuses=ops.RELUS,
 )  # fmt: skip
 LINEAR = Kernel("linear", ops.LINEAR, _WEIGHTS, fuses=ops.RELUS)
 MATRIX = Kernel("product with a constant matrix", ops.MM, (*_WEIGHTS, unbatched), ops.RELUS)
