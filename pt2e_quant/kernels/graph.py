@@ -31,7 +31,7 @@ def real(product: Product) -> Real:
 
     def run(x: Tensor, scale: Any, zero_point: Any) -> Tensor:
         values = wrap(x, scale, zero_point, None, NAMES[product.stored]).dequantize()
-        return weight.apply(values, weight.quantized.dequantize(), weight.bias)
+        return weight.apply(values, weight.exported.dequantize(), weight.bias)
 
     return run
 

@@ -59,12 +59,14 @@ class Weight:
         one; one scale in all, or one for each output channel.
     bias: (out,), or None.
     geometry: None for a linear.
+    exported: the weight with scales in float32, the type that backends read in graphs.
     """
 
     quantized: QTensor
     bias: Tensor | None = None
     geometry: Geometry | None = None
     derived: dict[Any, Any] = field(default_factory=dict, repr=False)
+    exported: QTensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         q = self.quantized
@@ -73,6 +75,8 @@ class Weight:
                 f"a weight has int8 codes and one scale in all, or one for each index of dimension {self.output_axis} "
                 f"(its outputs); got {q.stored_as} with axis {q.axis}"
             )
+        scale = q.scale.float() if isinstance(q.scale, Tensor) else q.scale
+        self.exported = wrap(q.codes, scale, q.zero_point, q.axis, q.stored_as)  # now, since later it would be traced
 
     @property
     def output_axis(self) -> int:

@@ -184,6 +184,9 @@ def _max_pool(
     than one dimension after the other.
     """
     _need_one_scale(func, q)
+    if is_traced():  # what backends match
+        values, indices = func(q.dequantize(), kernel, stride, padding, dilation, ceil)
+        return q.quantize(values), indices
     dims = len(kernel)
     numbers = ([*given] * dims if len(given) == 1 else [*given] for given in map(_listed, (padding, dilation)))
     (padding, dilation), steps = numbers, _listed(stride) or kernel
@@ -272,7 +275,12 @@ def _same_grid(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 
 def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
-    """Averages: of code - zero point, which float32 holds exactly, so that ties round to even as they should."""
+    """Averages: of code - zero point, which float32 holds exactly, so that ties round to even as they should.
+
+    In a graph of real numbers: that is what backends match.
+    """
+    if is_traced():
+        return _same_grid(func, *args, **kwargs)  # type: ignore[no-any-return]
     like = _first(args, kwargs)
     _need_one_scale(func, like)
     centred = like.codes.float().sub_(like.zero_point)

@@ -162,6 +162,9 @@ class QTensor(Tensor):
     def quantize(self, x: Tensor) -> QTensor:
         """Real numbers on this grid, which has one scale."""
         low, high = self.limits
+        if is_traced():
+            op = _Q.quantize_per_tensor.tensor if isinstance(self.scale, Tensor) else _Q.quantize_per_tensor.default
+            return self.with_codes(op(x.float(), self.scale, self.zero_point, low, high, self.codes.dtype))
         scale = torch.as_tensor(self.scale, dtype=torch.float32)
         return self.with_codes(qparams.quantize(x, scale, self.zero_point, low, high, self.codes.dtype))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ...passes.cancel_requantize import cancel_requantize
 from ...passes.decompose_attention import decompose_attention
 from ...passes.lift_scalars import lift_scalars
+from ...passes.numbers_as_qparams import numbers_as_qparams
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
@@ -48,7 +49,7 @@ from .passes.weighted_sums_to_products import weighted_sums_to_products
 __all__ = ["AT_LAST", "FOR_EXECUTORCH", "FOR_XNNPACK"]
 
 FOR_EXECUTORCH: tuple[Pass, ...] = (
-    one_layout, take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
+    numbers_as_qparams, one_layout, take_apart, own_dequantizes, remove_identities, cancel_requantize, own_storage,
     copies_to_fresh_memory, spell_out_sums, adaptive_max_pools, arguments_with_kernels,
     bags_to_embeddings, embeddings_to_kernels,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ...passes.absorb_clamps import absorb_clamps
 from ...passes.cancel_requantize import cancel_requantize
+from ...passes.numbers_as_qparams import numbers_as_qparams
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
@@ -34,7 +35,7 @@ from .passes.whole_codes import whole_codes
 __all__ = ["ALWAYS", "IN_INDUCTOR", "recipe"]
 
 ALWAYS: tuple[Pass, ...] = (
-    remove_identities, cancel_requantize, own_storage, out_of_place, own_dequantizes,
+    numbers_as_qparams, remove_identities, cancel_requantize, own_storage, out_of_place, own_dequantizes,
     # What computes in integers, and what does not.
     float32_between_integers, move_integers, drop_unread_rounding, integer_weights, cast_float16,
     # What Inductor's patterns get wrong.

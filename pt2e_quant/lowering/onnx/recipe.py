@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ...passes.absorb_clamps import absorb_clamps
 from ...passes.cancel_requantize import cancel_requantize
+from ...passes.numbers_as_qparams import numbers_as_qparams
 from ...passes.own_dequantizes import own_dequantizes
 from ...passes.own_storage import own_storage
 from ...passes.remove_identities import remove_identities
@@ -24,7 +25,7 @@ from .passes.weights_in_columns import weights_in_columns
 __all__ = ["RECIPE"]
 
 RECIPE: tuple[Pass, ...] = (
-    remove_identities, cancel_requantize, own_storage, own_dequantizes, spell_out_sums, absorb_clamps,
-    pads_into_convolutions, rows_of_tables, means_to_pools, integers_at_run_time, weights_in_columns, linears_on_rows,
-    integer_biases,
+    numbers_as_qparams, remove_identities, cancel_requantize, own_storage, own_dequantizes, spell_out_sums,
+    absorb_clamps, pads_into_convolutions, rows_of_tables, means_to_pools, integers_at_run_time, weights_in_columns,
+    linears_on_rows, integer_biases,
 )  # fmt: skip
