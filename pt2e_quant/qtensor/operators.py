@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 
 from .. import ops
 from ..errors import QuantizedTensorError
-from ..qparams import narrowed, rounded
+from ..qparams import rounded
 from .tensor import QTensor, is_traced, wrap
 
 __all__ = ["calling_line", "dispatch"]
@@ -285,9 +285,6 @@ def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
     _need_one_scale(func, like)
     centred = like.codes.float().sub_(like.zero_point)
     steps = func(centred, *args[1:], **kwargs)
-    if isinstance(like.zero_point, Tensor):  # known when the graph runs
-        codes = steps.round().add(like.zero_point).clamp(*like.limits)
-        return like.with_codes(narrowed(codes, like.codes.dtype))
     return like.with_codes(rounded(steps, int(like.zero_point), *like.limits, like.codes.dtype))
 
 
