@@ -18,7 +18,7 @@ from .mappings import default_custom_config, default_reference_mapping, default_
 from .observe import remove_observers
 from .rehearsal import rehearsal_of
 from .report import Meeting, SwapReport, keep_report
-from .swap import Forms, swap_all
+from .swap import Forms, never_ran, swap_all
 
 __all__ = ["convert"]
 
@@ -50,7 +50,8 @@ def convert(
         The quantized model; `swap_report` tells what stayed float and why.
 
     Raises:
-        ConversionError: nothing could be quantized, or a module cannot be: it saw no data, or its qconfig does not fit.
+        ConversionError: nothing could be quantized, no data was seen, or a qconfig does not fit its module. A module
+            that alone saw no data stays float.
 
     Warns:
         ConversionWarning: where a float tensor meets a quantized one, as the first calibration run has shown.
@@ -61,6 +62,7 @@ def convert(
         mapping = default_reference_mapping() if is_reference else default_static_mapping()
     if not inplace:
         module = copy.deepcopy(module)
+    _check_calibrated(module)
     meetings = _meetings(module, mapping)
     observed = custom.get("observed_to_quantized_custom_module_class", {})
     made, report = swap_all(module, Forms(mapping, observed, use_precomputed_fake_quant), inplace=inplace)
@@ -89,6 +91,15 @@ def _warn(model: nn.Module, meetings: tuple[Meeting, ...]) -> None:
         ConversionWarning,
         stacklevel=4,  # the caller of convert, past its check of arguments
     )
+
+
+def _check_calibrated(prepared: nn.Module) -> None:
+    observed = [module for module in prepared.modules() if hasattr(module, "activation_post_process")]
+    if observed and all(map(never_ran, observed)):
+        raise ConversionError(
+            f"convert: {type(prepared).__name__} has observers, none of which saw data; run at least one batch of "
+            "calibration data through the prepared model"
+        )
 
 
 def _check_any(model: nn.Module, report: SwapReport) -> None:

@@ -17,12 +17,15 @@ from .fast_paths import close_fast_paths, reader_of_child
 from .hooks import is_watching
 from .report import Stayed, Swapped, SwapReport
 
-__all__ = ["OBSERVERS", "Forms", "form_of", "is_unit", "swap_all", "swap_module"]
+__all__ = ["OBSERVERS", "Forms", "form_of", "is_unit", "never_ran", "swap_all", "swap_module"]
 
 OBSERVERS = ("activation_post_process", "weight_fake_quant")
 """Children that are no layers of the model."""
 
 _NO_QCONFIG = "it has no qconfig: nothing that was given names it, its class or a module around it"
+
+
+NEVER_RAN = "it never ran in calibration, so its output has no range"
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,10 @@ class _Walk:
         return self.done[module]
 
     def _visit(self, module: nn.Module, path: str, reader: str | None) -> nn.Module:
-        reason = reader or _why_float(module, self.forms)
+        reason = reader or _why_float(module, self.forms) or (NEVER_RAN if never_ran(module) else None)
         if reason is None and module is self.fixed:
             reason = "the model itself cannot be replaced in place; take what the call returns, with inplace=False"
-        if reason is not None and next(module.parameters(recurse=is_unit(module)), None) is not None:
+        if reason is NEVER_RAN or (reason and next(module.parameters(recurse=is_unit(module)), None) is not None):
             self.stayed.append(Stayed(path, type(module).__name__, reason))
         if not (is_unit(module) or type(module) in self.forms.custom):
             self._visit_children(module, path)
@@ -110,6 +113,13 @@ class _Walk:
             ) from error
         self.swapped.append(Swapped(path, type(module).__name__, made._get_name()))
         return made
+
+
+def never_ran(module: nn.Module) -> bool:
+    """Whether a module has an observer that waits for its first tensor."""
+    observer = getattr(module, "activation_post_process", None)
+    inner = getattr(observer, "activation_post_process", observer)
+    return getattr(inner, "has_data", True) is False
 
 
 def is_unit(module: nn.Module) -> bool:

@@ -254,11 +254,25 @@ def test_what_cannot_be_done_is_said(change: Any, error: type[Exception], messag
         change()
 
 
-def test_a_module_that_saw_no_data_is_named() -> None:
+def test_a_model_that_saw_no_data_is_an_error() -> None:
     model = copy.deepcopy(Net()).eval()
     model.qconfig = default_qconfig  # type: ignore[assignment]
-    with pytest.raises(ConversionError, match=r"module 'quant', QuantStub: the output of module 'quant'.* saw no data"):
+    with pytest.raises(ConversionError, match="Net has observers, none of which saw data; run at least one batch"):
         convert(prepare(model))
+
+
+def test_a_module_that_never_ran_stays_float_and_is_named() -> None:
+    """As the unused sums of torchvision's MobileNetV2."""
+    model = Net().eval()
+    model.extra, model.spare, model.qconfig = nn.Linear(3, 3), FloatFunctional(), default_qconfig  # type: ignore[assignment]
+    prepared = prepare(model)
+    prepared(X)
+    made: Any = convert(prepared)
+    assert isinstance(made.extra, nn.Linear)
+    assert [(one.name, "never ran" in one.reason) for one in swap_report(made).stayed] == [
+        ("extra", True),
+        ("spare", True),
+    ]
 
 
 def test_containers_are_one_module() -> None:
