@@ -101,6 +101,8 @@ def test_scales_that_a_graph_writes_stay_tensors() -> None:
 @pytest.mark.parametrize(
     ("lower", "backend"), [(lower_to_executorch, "qnnpack"), (lower_to_inductor, "x86"), (lower_to_onnx, "x86")]
 )
-def test_each_lowering_runs_it_within_a_step(lower: Any, backend: str) -> None:
-    program = lower(exported(backend))
-    assert (program.run(X) - converted(backend)(X)).abs().max() <= converted(backend).fc.scale * 1.01
+def test_each_lowering_computes_the_same(lower: Any, backend: str) -> None:
+    made = lower(exported(backend)).run(X)
+    made = made[0] if isinstance(made, tuple) else made
+    # one step in the middle; Inductor leaves out the last rounding, half a step
+    assert (made - converted(backend)(X)).abs().max() <= 1.5 * converted(backend).fc.scale
