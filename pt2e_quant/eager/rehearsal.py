@@ -32,7 +32,6 @@ _METHODS = [name for name in vars(FXFloatFunctional) if not name.startswith("_")
 _WITHOUT_STUB = (
     "takes a quantized tensor, and gets a float one. Put a QuantStub in front of it, or give it the qconfig None"
 )
-_STUB_TWICE = "is a QuantStub, and gets a quantized tensor. Put a DeQuantStub in front of it, or leave it out"
 
 
 class Rehearsal(Watcher):
@@ -135,9 +134,7 @@ class _Watch(TorchFunctionMode):
         if self.inside is not None or form is None:
             return
         self.inside = module
-        if form is Quantize and self._is_shadowed(inputs):
-            self._report_call(_STUB_TWICE)
-        elif _needs_quantized(form) and not self._is_shadowed(inputs[:1]):
+        if _needs_quantized(form) and not self._is_shadowed(inputs[:1]):
             self._report_call(f"{type(module).__name__} {_WITHOUT_STUB}")
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any, *, form: Any) -> Any:

@@ -116,7 +116,12 @@ class _Walk:
 
 
 def never_ran(module: nn.Module) -> bool:
-    """Whether a module has an observer that waits for its first tensor."""
+    """Whether a module has an observer that waits for its first tensor.
+
+    A functional that was called with numbers alone ran, and its observer saw nothing: results keep the tensor's grid.
+    """
+    if getattr(module, "_takes_numbers", False):
+        return False
     observer = getattr(module, "activation_post_process", None)
     inner = getattr(observer, "activation_post_process", observer)
     return getattr(inner, "has_data", True) is False

@@ -54,11 +54,6 @@ class Unfused(Residual):
         return self.dequant(self.norm(self.conv1(self.quant(x)).flatten(2)))
 
 
-class Twice(Residual):
-    def forward(self, x: Tensor) -> Any:
-        return self.dequant(self.conv2(self.quant(self.conv1(self.quant(x)))))
-
-
 class Sound(Residual):
     """Moves, pools, a functional, an input that is read in float too, two dequantized outputs."""
 
@@ -91,7 +86,6 @@ def found(model: nn.Module) -> tuple[Any, tuple[Meeting, ...]]:
         (Sum, "", ["aten.add.Tensor has no form", "return self.dequant(y + x)", "FloatFunctional().add(...)"]),
         (NoStub, "conv1", ["Conv2d takes a quantized tensor, and gets a float one", "self.conv1(x)", "QuantStub"]),
         (Unfused, "norm", ["batch_norm", "return self.dequant(self.norm(", "(fuse_modules)"]),
-        (Twice, "quant", ["is a QuantStub, and gets a quantized tensor", "self.quant(self.conv1("]),
     ],
 )
 def test_a_meeting_has_a_module_a_line_and_a_way_out_and_is_where_the_model_stops(
