@@ -145,8 +145,8 @@ def _here(name: str, who: str, batch: int) -> None:
 
 
 def compiled(name: str, batch: int, repeat: int) -> dict[str, dict[str, float]]:
-    """Of 'float', 'ours' and 'peer', where they compile: 'graphs' and 'breaks' of torch.compile, graphs 'later' than step
-    2, and 'step' beside eager."""
+    """Of 'float', 'ours' and 'peer', where they compile: 'graphs' and 'breaks' of torch.compile, 'step' beside eager,
+    and how many graphs came 'later' than the second step."""
     model = trained(name, batch)
     exported = torch.export.export(model.module, model.inputs)
     found = {}
