@@ -163,6 +163,16 @@ class Product:
     out: Grid | None = None
     dynamic: bool = False
 
+    def __post_init__(self) -> None:
+        g, sizes = self.weight.geometry, self.weight.quantized.shape
+        wanted = sizes[0] if g is not None and g.transposed else sizes[1] * (1 if g is None else g.groups)
+        dim, counted = (-1, "features in the last") if g is None else (1, "channels in the second")
+        if len(self.shape) < max(dim + 1, 1) or self.shape[dim] != wanted:
+            raise QuantizedTensorError(
+                f"a weight of {tuple(sizes)} takes {wanted} {counted} dimension, got an input of shape "
+                f"{tuple(self.shape)}"
+            )
+
     @classmethod
     def of(cls, weight: Weight, post: Post, x: QTensor, out: Grid | None = None) -> Product:
         """The product of an operand, and of all that are like it."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import qparams
 from ..checks import checked
-from ..errors import SpecError
+from ..errors import QuantizedTensorError, SpecError
 from ..specs import integer_range
 from .tensor import NAMES, QTensor, is_traced, wrap
 
@@ -69,6 +69,7 @@ def quantize_per_tensor_dynamic(input: Tensor, dtype: torch.dtype, reduce_range:
         SpecError: dtype is no 8-bit type.
         CalibrationError: the tensor is empty or not finite.
     """
+    _check_real(input)
     stored = _stored(dtype)
     if stored not in _REDUCED:
         raise SpecError(f"a range is quantized to 8 bits while a model runs, not to {dtype}; take quint8 or qint8")
@@ -94,6 +95,7 @@ def quantize_per_channel(input: Tensor, scales: Tensor, zero_points: Tensor, axi
     Raises:
         SpecError: the arguments do not fit together.
     """
+    _check_real(input)
     if not -input.dim() <= axis < input.dim():
         raise SpecError(f"axis {axis} does not exist in a tensor of shape {tuple(input.shape)}")
     axis %= input.dim()
@@ -158,6 +160,7 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stored: torch.dtype) -> QTensor:
+    _check_real(x)
     low, high = _limits(stored)
     if is_traced():
         overload = _Q.quantize_per_tensor.tensor if isinstance(scale, Tensor) else _Q.quantize_per_tensor.default
@@ -168,6 +171,13 @@ def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stor
         return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
     steps = torch.mul(x.detach(), 1.0 / step)
     return QTensor(qparams.rounded(steps, int(zero_point), low, high, stored), scale, zero_point)
+
+
+def _check_real(x: Tensor) -> None:
+    if isinstance(x, QTensor):
+        raise QuantizedTensorError(
+            "what is to be quantized is quantized already: dequantize() it before, or leave out the second QuantStub"
+        )
 
 
 def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, limits: tuple[int, int]) -> Tensor:

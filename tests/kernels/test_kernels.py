@@ -124,6 +124,16 @@ def test_the_kernel_for_gpus_computes_the_same_codes(stored: torch.dtype) -> Non
         torch.testing.assert_close(values, Product.compute_real(weight, RELU, x))
 
 
+def test_an_input_of_another_size_is_refused() -> None:
+    linear, conv = weight_of((4, 6), 0, 0, 4), weight_of((4, 3, 1, 1), 0, 0, 4, Geometry((1, 1), (0, 0), (1, 1), 2))
+    with pytest.raises(QuantizationError, match=r"6 features in the last dimension, got an input of shape \(2, 7\)"):
+        Product.compute(linear, Post(), input_of((2, 7), torch.uint8, 0, 0), 0.1, 0)
+    with pytest.raises(QuantizationError, match="6 features"):
+        Product.compute_dynamic(linear, Post(), torch.ones(2, 5))
+    with pytest.raises(QuantizationError, match="6 channels in the second"):
+        Product.compute(conv, Post(), input_of((1, 3, 2, 2), torch.uint8, 0, 0), 0.1, 0)
+
+
 def test_few_rows_and_many_take_different_kernels() -> None:
     small = Product.of(weight_of((64, 64), 0, 0, 64), Post(), input_of((1, 64), torch.uint8, 0, 0), None)
     assert choose(small).name == "small"

@@ -257,6 +257,8 @@ def test_a_sum_is_told_which_module_brings_its_scale() -> None:
         lambda: QTensor(Q.codes, torch.ones(3), torch.zeros(3), 1),
         lambda: QTensor(Q.codes, 1.0, 0, dtype=torch.qint8),
         lambda: quantize_per_tensor(X, 0.1, 0, torch.float32),
+        lambda: quantize_per_tensor(Q, 0.1, 0, torch.quint8),
+        lambda: quantize_dynamic(Q, torch.quint8),
         lambda: quantize_per_tensor([X], torch.ones(2), torch.zeros(2), torch.qint8),
         lambda: quantize_per_channel(X, torch.ones(6), torch.zeros(6), 5, torch.qint8),
         lambda: quantize_dynamic(X, torch.qint32),
