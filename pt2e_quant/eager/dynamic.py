@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checks import checked
 from ..errors import ConversionError, TargetingError, did_you_mean
+from ..nn.intrinsic import LinearReLU
 from ..qconfig import (
     QConfig,
     default_dynamic_qconfig,
@@ -50,7 +51,7 @@ def quantize_dynamic(
         model: float; it is copied unless `inplace`, and the result is in evaluation mode.
         qconfig_spec: a set of classes and paths of modules, which get what `dtype` says; or a dict from these to
             QConfigs, None to leave one in float. None takes the classes that are usual for `dtype`. A class stands for
-            its subclasses, too, and a module for all below it.
+            its subclasses, too, nn.Linear for a fused LinearReLU, and a module for all below it.
         dtype: of the weights: torch.qint8 and float16 for linears and recurrent layers, quint8 for embeddings, quint4x2
             for EmbeddingBag.
         mapping: float class -> quantized class; None for `default_dynamic_mapping()`.
@@ -69,7 +70,8 @@ def quantize_dynamic(
         model = copy.deepcopy(model)
     model.eval()
     wanted = _spec(model, qconfig_spec, dtype)
-    propagate_qconfig_(model, wanted)
+    fused = {LinearReLU: wanted[nn.Linear]} if nn.Linear in wanted else {}
+    propagate_qconfig_(model, {**fused, **wanted})
     unused = [kind.__name__ for kind in unused_types(model, wanted)] if qconfig_spec is not None else []
     if unused and len(unused) == len(wanted):
         present = {type(module).__name__ for module in model.modules()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pt2e_quant.eager import default_dynamic_mapping, propagate_qconfig_, quantize_dynamic, swap_module, swap_report
 from pt2e_quant.errors import ConversionError, TargetingError
+from pt2e_quant.nn import intrinsic
 from pt2e_quant.nn.quantized import Embedding, EmbeddingBag, dynamic
 from pt2e_quant.qconfig import default_dynamic_qconfig, float16_dynamic_qconfig, per_channel_dynamic_qconfig
 from pt2e_quant.sqnr import sqnr
@@ -215,3 +216,11 @@ def test_swap_module_leaves_alone_what_has_no_qconfig() -> None:
     assert swap_module(linear, default_dynamic_mapping(), {}) is linear
     linear.qconfig = default_dynamic_qconfig
     assert isinstance(swap_module(linear, default_dynamic_mapping(), {}), dynamic.Linear)
+
+
+def test_a_fused_linear_counts_as_a_linear() -> None:
+    model: Any = nn.Sequential(intrinsic.LinearReLU(nn.Linear(8, 4), nn.ReLU())).eval()
+    made: Any = quantize_dynamic(model, {nn.Linear})
+    assert isinstance(made[0], intrinsic.quantized.dynamic.LinearReLU)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    assert sqnr(model(x), made(x)) > 35
