@@ -136,7 +136,9 @@ class EagerQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate the tensors that were tapped, what keeps their grid, and weights."""
         for node in model.graph.nodes:
-            inputs = {one: self._edges[one, node] for one in node.all_input_nodes if (one, node) in self._edges}
+            inputs: dict[Node, QuantizationSpecBase | None] = {
+                one: self._edges[one, node] for one in node.all_input_nodes if (one, node) in self._edges
+            }
             inputs |= self._weight(node) if node.target in _PRODUCTS else {}
             output = self._outputs.get(node)
             if inputs or output is not None:

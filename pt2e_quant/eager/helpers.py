@@ -205,8 +205,8 @@ def get_fuser_method(
     custom = (additional_fuser_method_mapping or {}).get(tuple(op_list))
     if custom is not None:
         return custom  # type: ignore[no-any-return]
-    blanks = [kind.__new__(kind) for kind in op_list]
-    if not all(isinstance(one, nn.Module) for one in blanks) or not (is_known(blanks, False) or is_known(blanks, True)):
+    blanks = [object.__new__(kind) for kind in op_list if issubclass(kind, nn.Module)]
+    if len(blanks) < len(op_list) or not (is_known(blanks, False) or is_known(blanks, True)):
         raise ConversionError(f"{[kind.__name__ for kind in op_list]} are not known to fuse")
     return _fused
 
