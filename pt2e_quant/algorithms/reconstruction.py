@@ -30,11 +30,10 @@ from ..graph.attributes import attribute
 from ..graph.module import ExportedModule, finish
 from ..graph.run import on_batch
 from ..progress import counted
-from ..pt2e.observed import QParams
 from .blocks import Block, Per, blocks_of
 from .finished import Finished, Outcome
 from .rounding import rounded
-from .sites import Site, grid_of, set_parameter, settle, sites_of, working_copy
+from .sites import choose_weight, sites_of, static_grid, working_copy
 from .soft_rounding import SoftRounding, clipped
 from .stream import Round, Stream
 
@@ -166,9 +165,7 @@ class _Job:
 
 def _apply(gm: GraphModule, block: Block, chosen: dict[str, tuple[Tensor, ...]]) -> None:
     for site in block.sites if chosen else ():
-        scale, zero_point, weight = chosen[site.node.name]
-        settle(gm, site.observer, scale, zero_point)
-        set_parameter(gm, site.weight, weight)
+        choose_weight(gm, site, *chosen[site.node.name])
 
 
 class _Attempt:
@@ -190,7 +187,7 @@ class _Attempt:
     def _put(self, *, clip: bool) -> None:
         """Every weight between the integers of its grid."""
         weights = {site: attribute(self._stream.gm, str(site.weight.target)).detach() for site in self._block.sites}
-        grids = {site: _static_grid(self._stream.gm, site, weight) for site, weight in weights.items()}
+        grids = {site: static_grid(self._stream.gm, site, weight) for site, weight in weights.items()}
         self._grids = {site: clipped(weights[site], grid) if clip else grid for site, grid in grids.items()}
         self._soft = {site.weight: SoftRounding(weights[site], grid) for site, grid in self._grids.items()}
 
@@ -255,10 +252,3 @@ def _mixed(exact: Any, found: Any, drop: float, random: torch.Generator) -> Any:
 
 def _floats(values: list[Any]) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-
-
-def _static_grid(gm: GraphModule, site: Site, weight: Tensor) -> QParams:
-    qparams = grid_of(gm, site.observer, weight)
-    if qparams is None:
-        raise CaptureError(f"the weight of {site.node.name} has no grid")
-    return qparams

@@ -11,7 +11,7 @@ from ..fake_quantize.rounding import on_grid
 from ..pt2e.observed import QParams
 from ..qparams import fake_quantize
 
-__all__ = ["rounded"]
+__all__ = ["along", "rounded"]
 
 _OPS = torch.ops.quantized_decomposed
 
@@ -51,3 +51,19 @@ def _at_run_time(x: Tensor, qparams: QParams) -> Tensor:
     scale, zero_point = choose(x, *limits[:2], qparams.eps, qparams.dtype)
     codes = _OPS.quantize_per_tensor.tensor(x, scale, zero_point, *limits)
     return _OPS.dequantize_per_tensor.tensor(codes, scale, zero_point, *limits).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def along(weight: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
+    """Scale and zero point in shapes that broadcast over the weight, in float32."""
+    both: list[Tensor] = []
+    for one in (qparams.scale, qparams.zero_point):
+        values: Tensor = one.to(weight.device, torch.float32)  # type: ignore[union-attr]  # static grids have both
+        if qparams.group_size is not None:
+            both.append(values.repeat_interleave(qparams.group_size, -1))
+        elif qparams.axis is not None:
+            both.append(
+                values.reshape([-1 if dim == qparams.axis % weight.dim() else 1 for dim in range(weight.dim())])
+            )
+        else:
+            both.append(values.reshape(()))
+    return both[0], both[1]

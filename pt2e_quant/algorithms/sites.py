@@ -23,7 +23,10 @@ from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, factors, is_conv_tr
 from ..pt2e.observed import ObserverReading, QParams, read_observer, read_qparams
 from ..pt2e.record import PointRecord, record_of
 
-__all__ = ["PRODUCTS", "Site", "give_bias", "grid_of", "set_parameter", "settle", "sites_of", "working_copy"]
+__all__ = [
+    "PRODUCTS", "Site", "choose_weight", "give_bias", "grid_of", "set_parameter", "settle", "sites_of", "static_grid",
+    "working_copy",
+]  # fmt: skip
 
 PRODUCTS = frozenset((*LINEAR, *CONV, *CONV_TRANSPOSE, *CONVOLUTION))
 """The ops that can be a site."""
@@ -133,11 +136,30 @@ def grid_of(gm: GraphModule, name: str, value: Tensor | None = None) -> QParams 
 
 
 def _grid(observer: nn.Module, value: Tensor | None) -> QParams | None:
-    if value is not None:
-        observer = copy.deepcopy(observer)
-        observer.to(value.device)(value)
+    observer = observer if value is None else _seen(observer, value)
     reading: ObserverReading = read_observer(observer)
     return read_qparams(reading) if reading.has_data and not reading.writes_pairs else None
+
+
+def _seen(observer: nn.Module, value: Tensor) -> nn.Module:
+    """A copy that saw this."""
+    observer = copy.deepcopy(observer)
+    observer.to(value.device)(value)
+    return observer
+
+
+def static_grid(gm: GraphModule, site: Site, weight: Tensor) -> QParams:
+    """The grid that a site's observer gives its weight."""
+    qparams = grid_of(gm, site.observer, weight)
+    if qparams is None:
+        raise CaptureError(f"the weight of {site.node.name} has no grid")
+    return qparams
+
+
+def choose_weight(gm: GraphModule, site: Site, scale: Tensor, zero_point: Tensor, weight: Tensor) -> None:
+    """Let convert give a site this weight, which lies on this grid."""
+    settle(gm, site.observer, scale, zero_point, like=weight)
+    set_parameter(gm, site.weight, weight)
 
 
 def set_parameter(gm: GraphModule, node: Node, value: Tensor) -> None:
@@ -176,10 +198,13 @@ def _zeros(gm: GraphModule, site: Site) -> Tensor:
     return weight.new_zeros(int(site.node.meta["val"].shape[site.channels])).detach()
 
 
-def settle(gm: GraphModule, name: str, scale: Tensor, zero_point: Tensor) -> None:
-    """Let an observer give this grid, and all that derive from it see that."""
+def settle(gm: GraphModule, name: str, scale: Tensor, zero_point: Tensor, like: Tensor | None = None) -> None:
+    """Let an observer give this grid, and all that derive from it see that.
+
+    `like` is for one that has seen nothing yet: some learn from a tensor what their groups are.
+    """
     old: nn.Module = attribute(gm, name)
-    _exchange(gm, name, SettledObserver(old, scale, zero_point))
+    _exchange(gm, name, SettledObserver(old if like is None else _seen(old, like), scale, zero_point))
     new = attribute(gm, name)
     for other, observer in list(gm.named_children()):
         if isinstance(observer, DerivedObserver) and any(source is old for source in observer.sources):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pt2e.observed import QParams
+from .rounding import along
 
 __all__ = ["SoftRounding", "clipped"]
 
@@ -30,7 +31,7 @@ class SoftRounding(nn.Module):
     def __init__(self, weight: Tensor, qparams: QParams) -> None:
         super().__init__()
         self._dtype, self._bounds = weight.dtype, (qparams.quant_min, qparams.quant_max)
-        self._scale, self._zero_point = _along(weight, qparams)
+        self._scale, self._zero_point = along(weight, qparams)
         steps = weight.detach().float() / self._scale
         self._floor = steps.floor()
         part = (steps - self._floor - _LOW) / (_HIGH - _LOW)
@@ -72,12 +73,18 @@ def clipped(weight: Tensor, qparams: QParams) -> QParams:
     errors = torch.stack([_errors(weight, one) for one in found])
     best = errors.argmin(0).reshape(qparams.scale.shape)
     factors = torch.tensor(_FACTORS, device=qparams.scale.device)[best]
-    return replace(qparams, scale=(qparams.scale * factors).to(qparams.scale.dtype))
+    return replace(qparams, scale=_stored_alike(qparams.scale * factors, qparams.scale))
+
+
+def _stored_alike(scale: Tensor, old: Tensor) -> Tensor:
+    """In bfloat16 where the old one was: a backend that stores it so computes with what the converted graph has."""
+    held = torch.equal(old.to(torch.bfloat16).to(old.dtype), old)
+    return scale.to(torch.bfloat16 if held else old.dtype).to(old.dtype)
 
 
 def _errors(weight: Tensor, qparams: QParams) -> Tensor:
     """The squared error of all values that share a scale."""
-    scale, zero_point = _along(weight, qparams)
+    scale, zero_point = along(weight, qparams)
     codes = (weight.detach().float() / scale + zero_point).round().clamp(qparams.quant_min, qparams.quant_max)
     errors: Tensor = ((codes - zero_point) * scale - weight.detach().float()).square()
     if qparams.group_size is not None:
@@ -85,19 +92,3 @@ def _errors(weight: Tensor, qparams: QParams) -> Tensor:
     if qparams.axis is not None:
         return errors.movedim(qparams.axis, 0).flatten(1).sum(1)
     return errors.sum()
-
-
-def _along(weight: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
-    """Scale and zero point in shapes that broadcast over the weight, in float32."""
-    both = []
-    for one in (qparams.scale, qparams.zero_point):
-        values: Tensor = one.to(weight.device, torch.float32)  # type: ignore[union-attr]  # static grids have both
-        if qparams.group_size is not None:
-            both.append(values.repeat_interleave(qparams.group_size, -1))
-        elif qparams.axis is not None:
-            both.append(
-                values.reshape([-1 if dim == qparams.axis % weight.dim() else 1 for dim in range(weight.dim())])
-            )
-        else:
-            both.append(values.reshape(()))
-    return both[0], both[1]

@@ -70,6 +70,7 @@ class Stream:
         self._grids: dict[str, QParams | None] = {}
         self._read: dict[tuple[Node, str], Tensor] = {}
         self.outputs: list[tuple[list[Any], list[Any]]] = []
+        self._nodes, self._at = list(gm.graph.nodes), 0
 
     def advance(self, nodes: Iterable[Node], after: Callable[[Node], None] | None = None) -> None:
         """Compute nodes, the next ones of the graph in its order, for all batches.
@@ -84,12 +85,17 @@ class Stream:
         with torch.no_grad(), on_batch(self.gm, "the prepared graph"):
             for node in nodes:
                 self._read.clear()
+                self._at += 1
                 for lane in self.lanes:
                     self._step(lane, node)
                 if after is not None:
                     after(node)
                 for lane in self.lanes:
                     lane.release(node)
+
+    def advance_to(self, node: Node) -> None:
+        """Compute all that comes before a node further on, for all batches; raises as `advance`."""
+        self.advance(self._nodes[self._at : self._nodes.index(node, self._at)])
 
     def _step(self, lane: Lane, node: Node) -> None:
         if node.op == "placeholder":

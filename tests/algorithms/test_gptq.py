@@ -1,0 +1,136 @@
+"""gptq: the algorithm by hand, less error than rounding to the nearest, in groups and convolutions; repeatable."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pt2e_quant import convert_pt2e, prepare_pt2e
+from pt2e_quant.algorithms import gptq
+from pt2e_quant.algorithms.input_moments import InputMoments
+from pt2e_quant.algorithms.sites import sites_of, static_grid
+from pt2e_quant.errors import CalibrationError, CaptureError, FileError
+from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config
+from tests.algorithms.frame import Pair, batches, calibrated, exported, loss_of
+from tests.nets import ConvNet
+
+HELD_BACK = batches(6)[4:]
+
+
+def correlated(rows: int, seed: int = 2) -> Tensor:
+    """64 inputs that follow from 12, as those inside of a net do."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(12, 64, generator=torch.Generator().manual_seed(7))
+    return torch.randn(rows, 12, generator=generator) @ mixing + 0.1 * torch.randn(rows, 64, generator=generator)
+
+
+@functools.cache
+def in_groups() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32)).eval()
+    return prepare_pt2e(torch.export.export(net, (correlated(512),)), XNNPACKQuantizer().set_global(get_8da4w_config()))
+
+
+@functools.cache
+def rounded_in_groups(act_order: bool) -> torch.fx.GraphModule:
+    return gptq(in_groups(), [(correlated(512),)], act_order=act_order)[0]
+
+
+def by_the_paper(weight: Tensor, scale: Tensor, x: Tensor, damp: float) -> Tensor:
+    """Column by column with the inverse of what is left, which is how the paper derives its algorithm (equation 2)."""
+    weight, scale, hessian = weight.double().clone(), scale.double(), (x.T @ x).double()
+    hessian += damp * hessian.diagonal().mean() * torch.eye(len(hessian))
+    for at in range(weight.shape[1]):
+        inverse = torch.linalg.inv(hessian[at:, at:])
+        new = (weight[:, at] / scale[:, at]).round().clamp(-8, 7) * scale[:, at]
+        error = (weight[:, at] - new) / inverse[0, 0]
+        weight[:, at:] -= error[:, None] * inverse[0]
+        weight[:, at] = new
+    return weight
+
+
+def test_weights_are_those_of_the_papers_equations():
+    net = nn.Linear(64, 8, bias=False).eval()
+    x = (10 * correlated(256)).round().clamp(-128, 127)
+    x[:, :2] = torch.tensor([-128.0, 127.0])  # so that rounding each row to 8 bits, with steps of 1, changes nothing
+    prepared = prepare_pt2e(torch.export.export(net, (x,)), XNNPACKQuantizer().set_global(get_8da4w_config()))
+    found = gptq(prepared, [(x,)], act_order=False)[0]
+    site = sites_of(found)[0][0]
+    scale = static_grid(found, site, net.weight).scale.repeat_interleave(32, 1)
+    wanted = by_the_paper(net.weight.detach(), scale, x, 0.01)
+    same = ((found.get_parameter(site.weight.target) - wanted).abs() < 0.5 * scale).float().mean()
+    assert same > 0.99  # halves between two integers may fall to either side in float32
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_groups_lose_less_on_held_back_data(act_order):
+    program = in_groups()
+    exact = program(correlated(512, seed=3))  # observers of weights let them pass
+    nearest, found = (convert_pt2e(one)(correlated(512, seed=3)) for one in (program, rounded_in_groups(act_order)))
+    assert (found - exact).square().sum() < 0.5 * (nearest - exact).square().sum()
+
+
+def test_scales_that_a_backend_stores_in_bfloat16_stay_so():
+    found = rounded_in_groups(True)
+    for site in sites_of(found)[0]:
+        scale = static_grid(found, site, found.get_parameter(site.weight.target)).scale
+        assert torch.equal(scale, scale.bfloat16().float())
+
+
+def test_convert_finds_the_integers_that_were_chosen():
+    found = rounded_in_groups(True)
+    codes = [value for name, value in convert_pt2e(found).named_buffers() if "_frozen_param" in name]
+    for site, code in zip(sites_of(found)[0], [code for code in codes if code.dtype is torch.int8], strict=True):
+        weight = found.get_parameter(site.weight.target)
+        steps = static_grid(found, site, weight).scale.repeat_interleave(32, 1)
+        assert torch.equal(code * steps, weight)
+
+
+@pytest.mark.parametrize("kind", [ConvNet, Pair])
+def test_convolutions_of_every_form_lose_less(kind):
+    before = calibrated(exported(kind))
+    found, done = gptq(before, batches())
+    assert all(one.gain > 1 for one in done if one.reason is None)
+    assert loss_of(exported(kind), found, HELD_BACK) > loss_of(exported(kind), before, HELD_BACK)
+
+
+def test_a_transposed_convolution_is_left_alone():
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 4, 1)).eval()
+    done = gptq(calibrated(torch.export.export(net, batches()[0])), batches())[1]
+    assert [one.reason for one in done] == ["it is a transposed convolution", None]
+
+
+def test_finished_layers_come_from_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "done"
+    first, done = gptq(calibrated(exported()), batches(), resume=path)
+    monkeypatch.setattr(InputMoments, "power", None)
+    second, again = gptq(calibrated(exported()), batches(), resume=path)
+    assert done == again
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    with pytest.raises(FileError, match="another job"):
+        gptq(calibrated(exported()), batches(), damp=0.02, resume=path)
+
+
+def test_bfloat16_models_come_nearer_too():
+    torch.manual_seed(0)
+    net = nn.Linear(64, 32).eval().bfloat16()
+    x = correlated(512).bfloat16()
+    prepared = prepare_pt2e(torch.export.export(net, (x,)), XNNPACKQuantizer().set_global(get_8da4w_config()))
+    found, (done,) = gptq(prepared, [(x,)])
+    assert done.gain > 2
+    assert sites_of(found)[0][0].weight.meta["val"].dtype is torch.bfloat16
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(CaptureError, match="damp must be in"):
+        gptq(calibrated(exported()), batches(), damp=0.0)
+
+
+def test_inputs_that_are_not_finite_are_named():
+    program, x = in_groups(), correlated(512)
+    x[3, 5] = float("inf")
+    with pytest.raises(CalibrationError, match="NaN or infinite"):
+        gptq(program, [(x,)])
