@@ -48,7 +48,9 @@ class InputMoments:
         with torch.no_grad():
             self.values = sum(((part.mT @ part).double() for part in parts), torch.zeros(()))
         if not bool(self.values.isfinite().all()):
-            raise CalibrationError(f"inputs are NaN or infinite in the prepared graph\n{indent(locate(site.node), '  ')}")
+            raise CalibrationError(
+                f"inputs are NaN or infinite in the prepared graph\n{indent(locate(site.node), '  ')}"
+            )
 
     def matrix(self, like_weight: Tensor) -> Tensor:
         """A tensor of the weight's shape as (groups, rows, columns)."""
