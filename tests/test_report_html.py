@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.debug import compare
 from pt2e_quant.errors import CaptureError
+from pt2e_quant.latency import KernelTime, Profile
 from pt2e_quant.report import Report
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.browser import open_browser
 
 SHARP = "<script>alert('x')</script>"
+PROFILE = Profile(90.0, (KernelTime("conv", 1, 40.0, ("conv2d",)), KernelTime("linear", 1, 9.0, ("linear",))))
+FLOAT_PROFILE = Profile(150.0, (KernelTime("float conv", 2, 120.0, ("conv2d", "conv2d_1")),))
 VOID = {"meta", "input", "br", "link", "img"}
 
 
@@ -102,7 +105,7 @@ def made() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def html(made) -> str:
-    return made.measured.html(made.comparison, Program())
+    return made.measured.html(made.comparison, Program(), PROFILE, FLOAT_PROFILE)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +209,15 @@ def test_without_plotly_saving_writes_the_rest_and_says_so(made, tmp_path, monke
     assert re.search(r"There is no .*net\.html: .* needs plotly.*pt2e-quant\[report\]", files[0].read_text())
     with pytest.raises(CaptureError, match="needs plotly"):
         made.report.html()
+
+
+def test_it_says_the_time_of_each_kernel_and_of_the_float_model_beside_it(page):
+    assert "Quantized: 90 us a run in 2 kernels" in page.words
+    assert "Float model: 150 us a run in 2 kernels" in page.words
+    rows = [row for row in page.text.split("\n") if row.strip()]
+    start = rows.index("linear", rows.index("Latency by kernel"))
+    assert rows[start : start + 5] == ["linear", "9.0", "10.0", "1", "linear"]
+    assert "41 lie outside of kernels" in page.text
 
 
 # --- what a reader sees -----------------------------------------------------------------------------------------------

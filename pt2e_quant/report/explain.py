@@ -15,6 +15,7 @@ from ..errors import CaptureError, FileError, TargetingError
 from ..files import open_file, write_files
 from ..graph.module import collector_paused
 from ..grid import Grid
+from ..latency import Profile
 from ..pt2e.record import Decision, GroupRecord, Record, record_of
 from .html import Artefact, as_html
 from .model_explorer import Column, node_data
@@ -197,22 +198,36 @@ class Report:
         return node_data(self.record, column)
 
     @checked(CaptureError)
-    def html(self, comparison: Comparison | None = None, program: Artefact | None = None) -> str:
+    def html(
+        self,
+        comparison: Comparison | None = None,
+        program: Artefact | None = None,
+        profile: Profile | None = None,
+        float_profile: Profile | None = None,
+    ) -> str:
         """One page for a browser, which needs no network. It needs the extra `report`.
 
         Args:
             comparison: what `pt2e_quant.debug.compare` found between the float model and this one; the page then shows
                 own and inherited errors.
             program: what the converted model was lowered to; the page then says what became of each op in it.
+            profile: what `program.profile(...)` measured; the page then shows the time of each kernel.
+            float_profile: the same of the float model, lowered to the same backend, to stand beside it.
 
         Raises:
             CaptureError: the extra is not installed.
         """
-        return as_html(self.record, comparison, program)
+        return as_html(self.record, comparison, program, profile, float_profile)
 
     @checked(FileError)
     def save(
-        self, path: str | Path, *, comparison: Comparison | None = None, program: Artefact | None = None
+        self,
+        path: str | Path,
+        *,
+        comparison: Comparison | None = None,
+        program: Artefact | None = None,
+        profile: Profile | None = None,
+        float_profile: Profile | None = None,
     ) -> tuple[Path, ...]:
         """Write `path` + ".txt", ".json", ".model_explorer.json" (to_model_explorer) and ".html"; the paths.
 
@@ -220,23 +235,28 @@ class Report:
 
         Args:
             path: where, without the suffixes.
-            comparison, program: as `html` takes them.
+            comparison, program, profile, float_profile: as `html` takes them.
 
         Raises:
             FileError: one cannot be written; then all are as they were.
         """
-        contents = self.contents(str(path), comparison, program)
+        contents = self.contents(str(path), comparison, program, profile, float_profile)
         return write_files({f"{path}{suffix}": content for suffix, content in contents.items()})
 
     @checked(CaptureError)
     def contents(
-        self, name: str = "report", comparison: Comparison | None = None, program: Artefact | None = None
+        self,
+        name: str = "report",
+        comparison: Comparison | None = None,
+        program: Artefact | None = None,
+        profile: Profile | None = None,
+        float_profile: Profile | None = None,
     ) -> dict[str, bytes]:
         """What `save` writes, by suffix. `name`: of the files, without it; the text may speak of them."""
         text = self.text()
         contents = {".json": self.to_json(), ".model_explorer.json": json.dumps(self.to_model_explorer(), indent=1)}
         try:
-            contents[".html"] = self.html(comparison, program)
+            contents[".html"] = self.html(comparison, program, profile, float_profile)
         except CaptureError as missing:
             text += f"\n\nThere is no {name}.html: {missing}"
         return {suffix: f"{content}\n".encode() for suffix, content in {".txt": text, **contents}.items()}

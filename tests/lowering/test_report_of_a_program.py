@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
 from pt2e_quant.lowering.common.program import remarks_on_float
 from pt2e_quant.lowering.executorch import lower_to_executorch
+from pt2e_quant.lowering.executorch.program import ExecutorchProgram
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from tests.nets import export
 
@@ -26,14 +28,27 @@ class Net(nn.Module):
         return torch.cumsum(torch.sigmoid(self.drop(torch.relu(self.norm(self.conv(x))))), 1)
 
 
-def test_every_op_of_the_report_is_delegated_or_not_by_the_same_name():
-    """Users' item 2: the node ids of the report are joinable after lowering, with delegated or not delegated."""
-    x = torch.randn(2, 3, 6, 6)
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.randn(2, 3, 6, 6)
+
+
+@pytest.fixture(scope="module")
+def converted(x) -> GraphModule:
     prepared = prepare_pt2e(export(Net(), x), XNNPACKQuantizer(get_symmetric_quantization_config(is_per_channel=True)))
     prepared(x)
-    converted = convert_pt2e(prepared)
+    return convert_pt2e(prepared)
+
+
+@pytest.fixture(scope="module")
+def program(converted) -> ExecutorchProgram:
+    return lower_to_executorch(converted)
+
+
+def test_every_op_of_the_report_is_delegated_or_not_by_the_same_name(converted, program):
+    """Users' item 2: the node ids of the report are joinable after lowering, with delegated or not delegated."""
     report = explain(converted)
-    assert report.lowered(lower_to_executorch(converted)) == {
+    assert report.lowered(program) == {
         "conv2d": "int8, delegate 0",
         "relu": "int8, delegate 0",
         "dropout": "removed while lowering",
@@ -44,6 +59,15 @@ def test_every_op_of_the_report_is_delegated_or_not_by_the_same_name():
         "not delegated: no backend was asked for",
         "removed while lowering",
     }
+
+
+def test_its_profile_names_the_nodes_of_products_and_of_what_is_outside_of_delegates(program, x):
+    profile = program.profile(x, runs=3)
+    assert set(profile.of_nodes()) == {"conv2d", "cumsum"}
+    kernels = {kernel.kernel for kernel in profile.kernels}
+    assert {"portable", "Sigmoid (NC)"} <= kernels
+    assert any(kernel.startswith("Convolution (NHWC") for kernel in kernels)
+    assert profile.microseconds > sum(kernel.microseconds for kernel in profile.kernels) > 0
 
 
 def test_a_graph_without_integers_is_remarked_on():

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError, did_you_mean
+from ...latency import Profile
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.program import Fallback, LoweredProgram, Remark, Saved
 from ..common.verify import NOT_RUN, Verification
+from .profile import take_profile
 from .taps import Tap, read_taps
 
 __all__ = ["ExecutorchKernel", "ExecutorchMethods", "ExecutorchProgram", "Loaded", "Sizes"]
@@ -189,6 +191,18 @@ class ExecutorchProgram(LoweredProgram):
         """
         found = read_taps(self.buffer, self.method, self.calling.flatten(args, kwargs), self.taps)
         return {(self.origins.get(tap.node, tap.node), tap.node): value for tap, value in found.items()}
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """Run it so many times on these arguments, from its first state, and tell where the time goes.
+
+        Products in delegates and operators outside of them are joined with their nodes.
+
+        Raises:
+            LoweringError: the arguments do not fit, or the runtime was built without its event tracer.
+        """
+        self.run(*args, **kwargs)  # which says what is wrong with them
+        self.reset()
+        return take_profile(self.buffer, self.method, self.calling.flatten(args, kwargs), runs, self.kernels, self.taps)
 
     def fate(self, node: str) -> str:
         left = next((f"not delegated: {one.reason}" for one in self.undelegated if one.node == node), None)

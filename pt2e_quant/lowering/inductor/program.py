@@ -18,11 +18,12 @@ from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
 from ...files import write_file
+from ...latency import Profile
 from ..common.calling import CallingConvention
 from ..common.entry import quietly
 from ..common.program import Fallback, LoweredProgram, Remark
 from ..common.verify import NOT_RUN, Verification
-from .profile import Profile, take_profile
+from .profile import take_profile
 
 __all__ = ["InductorKernel", "InductorProgram", "InputSpec", "Precision"]
 
@@ -147,7 +148,7 @@ class InductorProgram(LoweredProgram):
         Raises:
             LoweringError: the program was lowered without it, or the arguments do not fit.
         """
-        return take_profile(lambda: self(*args, **kwargs), runs)
+        return take_profile(lambda: self(*args, **kwargs), runs, self.kernels)
 
     def count(self, precision: str) -> int:
         """How many quantized operators run in this precision."""

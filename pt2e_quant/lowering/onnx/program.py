@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
+from ...latency import Profile
 from ..common.calling import CallingConvention
 from ..common.program import Fallback, LoweredProgram, Remark
 from ..common.verify import NOT_RUN, Verification
+from .profile import take_profile
 from .runtime import open_session
 
 __all__ = ["OnnxKernel", "OnnxProgram", "Precision"]
@@ -81,11 +83,9 @@ class OnnxProgram(LoweredProgram):
     run = __call__
 
     def run_flat(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        given = [value for value in self.calling.flatten(args, kwargs) if isinstance(value, Tensor)]
-        names = [one.name for one in self._session.get_inputs()]
-        feed = {name: value.detach().cpu().numpy() for name, value in zip(self._inputs, given, strict=True)}
+        given = self._given(args, kwargs)
         try:
-            found = self._session.run(None, {name: feed[name] for name in names})
+            found = self._session.run(None, self._feed(given))
         except Exception as error:  # onnxruntime's exceptions have no base class of their own
             shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in given)
             raise LoweringError(
@@ -93,6 +93,15 @@ class OnnxProgram(LoweredProgram):
                 "  Sizes must lie within those that the model was lowered for (dynamic_shapes), and dtypes must agree."
             ) from error
         return [torch.from_numpy(one.copy()) if one.ndim else torch.tensor(one) for one in found]
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """Run it so many times on these arguments and tell where the time goes, node by node.
+
+        Raises:
+            LoweringError: the arguments do not fit.
+        """
+        self.run_flat(*args, **kwargs)  # which says what is wrong with them
+        return take_profile(self.model, self._feed(self._given(args, kwargs)), runs)
 
     def fate(self, node: str) -> str:
         left = next((f"in float: {one.reason}" for one in self.fallbacks if one.node == node), None)
@@ -120,6 +129,13 @@ class OnnxProgram(LoweredProgram):
             f"ONNX program, opset {self.opset}, {len(self.model) / 1024:.1f} KiB: quantized operators {counts}; "
             f"{len(self.fallbacks)} fell back to float"
         )
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        return [value for value in self.calling.flatten(args, kwargs) if isinstance(value, Tensor)]
+
+    def _feed(self, given: list[Tensor]) -> dict[str, Any]:
+        """The inputs as onnxruntime takes them."""
+        return {name: value.detach().cpu().numpy() for name, value in zip(self._inputs, given, strict=True)}
 
     def _file(self) -> bytes:
         """An .onnx file, which any runtime of ONNX loads."""

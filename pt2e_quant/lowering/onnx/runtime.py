@@ -39,12 +39,13 @@ def require() -> None:
         ) from error
 
 
-def open_session(model: bytes, optimized_to: Path | None = None) -> Any:
+def open_session(model: bytes, optimized_to: Path | None = None, profile_to: Path | None = None) -> Any:
     """A session of onnxruntime on the processor, which computes what the file says.
 
     Args:
         model: the content of an ONNX file.
         optimized_to: where to write the graph that onnxruntime runs.
+        profile_to: what the name of the file begins with that `end_profiling` writes.
     """
     import onnxruntime
 
@@ -53,6 +54,8 @@ def open_session(model: bytes, optimized_to: Path | None = None) -> Any:
     options.add_session_config_entry(*EXACT_INPUTS)
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

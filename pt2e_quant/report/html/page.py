@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ...debug.comparison import Comparison, NodeError
 from ...errors import CaptureError
+from ...latency import Profile
 from ...pt2e.record import Decision, GroupRecord, Record, SiteRange
 from ...reasons import WAYS_OUT
 from ..text import asides, bits_lost, ends_text, letters, qparams_text, specs_text, summary
@@ -41,6 +42,7 @@ class Layer:
     how: str
     error: NodeError | None
     fate: str
+    microseconds: float | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ class Shared:
     bits: float
 
 
-def as_html(record: Record, comparison: Comparison | None, program: Artefact | None) -> str:
+def as_html(
+    record: Record,
+    comparison: Comparison | None,
+    program: Artefact | None,
+    profile: Profile | None,
+    float_profile: Profile | None,
+) -> str:
     """The page; see `Report.html`.
 
     Raises:
@@ -64,7 +72,9 @@ def as_html(record: Record, comparison: Comparison | None, program: Artefact | N
         summary=summary(record),
         comparison=comparison,
         program=program,
-        layers=list(_layers(record, comparison, program)),
+        profile=profile,
+        profiles={title: one for title, one in (("Quantized", profile), ("Float model", float_profile)) if one},
+        layers=list(_layers(record, comparison, program, profile)),
         reasons=_reasons(record),
         letters=letters(record),
         shared=_shared(record),
@@ -76,14 +86,18 @@ def as_html(record: Record, comparison: Comparison | None, program: Artefact | N
     )
 
 
-def _layers(record: Record, comparison: Comparison | None, program: Artefact | None) -> Iterator[Layer]:
+def _layers(
+    record: Record, comparison: Comparison | None, program: Artefact | None, profile: Profile | None
+) -> Iterator[Layer]:
     """In the order of the graph. An op that a quantizer's transform made has the error of the node it stems from."""
     names = letters(record)
     errors = {row.node: row for row in comparison.nodes} if comparison is not None else {}
+    times = profile.of_nodes() if profile is not None else {}
     for decision in record.decisions:
         how = specs_text(decision, names) if decision.quantized else f"{decision.reason} ({decision.code})"
         error = errors.get(decision.origin) or errors.get(decision.node)
-        yield Layer(decision, how, error, "" if program is None else program.fate(decision.node))
+        fate = "" if program is None else program.fate(decision.node)
+        yield Layer(decision, how, error, fate, times.get(decision.node))
 
 
 def _reasons(record: Record) -> list[tuple[int, str, str, str]]:
