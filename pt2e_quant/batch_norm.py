@@ -7,9 +7,10 @@ With scale = gamma / sqrt(running_var + eps), one value per output channel:
 What is rounded is the weight that will be stored, with the scale of the running statistics, which move little from
 batch to batch; the division undoes that scale, so that the batch's own statistics train as in the float model
 (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference: A whitepaper", arXiv:1806.08342,
-section 3.2.2; Jacob et al., arXiv:1712.05877, section 3.2). They divide the output of the layer; it is linear, so the
-same comes of dividing its weight, which is smaller, and autograd need not keep the output twice. In evaluation this is
-the folded layer, but for float rounding.
+section 3.2.2; Jacob et al., arXiv:1712.05877, section 3.2). They divide the output of the layer, and so do our modules,
+whose losses are the reference's to the bit. The layer is linear, so the same but for float rounding comes of dividing
+its weight, which is smaller, and autograd need not keep the output twice: so graphs do. In evaluation this is the
+folded layer, but for float rounding.
 
 On tensors these functions compute, on symbols of `graph.write` they insert nodes. After this: `nn.intrinsic.qat` has it
 in modules, `pt2e.qat.batch_norm` in graphs.

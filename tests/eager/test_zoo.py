@@ -12,7 +12,6 @@ from torch import nn
 from pt2e_quant.eager import DeQuantStub, QuantStub, convert, fuse_modules, fuse_modules_qat, prepare, prepare_qat
 from pt2e_quant.eager.chains import find_chains
 from pt2e_quant.eager.fuse import is_known
-from pt2e_quant.fake_quantize import disable_fake_quant
 from pt2e_quant.nn.quantized import FloatFunctional
 from pt2e_quant.qconfig import get_default_qat_qconfig, get_default_qconfig
 from pt2e_quant.qtensor import from_torch
@@ -79,8 +78,8 @@ def test_each_layer_is_within_a_step_of_the_peers_and_the_net_near_the_float_one
     assert sqnr(model(X), made(X)) > min(30.0, sqnr(model(X), wanted(X)) - 0.5)
 
 
-def in_training(package: str, name: str = "resnet18", scaled: float = 1.0) -> Any:
-    """A net of one package, prepared; its weights times a factor near 1."""
+def in_training(package: str, name: str) -> Any:
+    """A net of one package, prepared."""
     import torch.ao.quantization as peer
 
     chains = rows(ours(name), True)
@@ -90,31 +89,13 @@ def in_training(package: str, name: str = "resnet18", scaled: float = 1.0) -> An
         return prepare_qat(model)
     model = peer.fuse_modules_qat(theirs(name), chains)
     model.qconfig = peer.get_default_qat_qconfig("x86")
-    made = peer.prepare_qat(model)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.mul_(scaled)
-    return made
+    return peer.prepare_qat(model)
 
 
-@pytest.mark.slow
-def test_twenty_steps_without_rounding_are_the_peers() -> None:
-    from torch.ao.quantization import disable_fake_quant as disable_theirs
-
-    losses = train(in_training("ours").apply(disable_fake_quant)), train(in_training("peer").apply(disable_theirs))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
-def test_with_rounding_they_are_as_near_as_the_peer_is_to_itself(name: str) -> None:
-    """Ties of float32: torch.ao's own losses move by 1e-2 when its weights move by 1e-7."""
-    made, wanted, moved = (
-        torch.tensor(train(one))
-        for one in (in_training("ours", name), in_training("peer", name), in_training("peer", name, 1 + 1e-7))
-    )
-    assert (made - wanted)[:2].abs().max() < 1e-4
-    assert (made - wanted).abs().max() < 2 * (moved - wanted).abs().max()
+@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "googlenet"])
+def test_losses_of_twenty_steps_are_the_peers_to_the_bit(name: str) -> None:
+    """The same operators in the same order: anything else drifts by 1e-2, as torch.ao's do from weights 1e-7 apart."""
+    assert train(in_training("ours", name)) == train(in_training("peer", name))
 
 
 def train(model: nn.Module) -> list[float]:

@@ -91,15 +91,18 @@ class _WithNorm(FusedModule, trained.Trained):
         self.bn.training = self.training and not freeze_bn
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.bn(self._product(input, self._rounded_weight()))
+        """In the reference's order: one float32 rounding apart, values at ties go to other steps, and losses drift."""
+        scale = gamma_over_sigma(self.bn.weight, self.bn.running_var, self.bn.eps)
+        weight = self.weight_fake_quant(by_channel(operator.mul, self.weight, scale, None))
+        channels = [-1, *[1] * (self.weight.dim() - 2)]
+        y = self._product(input, weight) / scale.reshape(channels)
+        if self.bias is not None:
+            y = y + self.bias.reshape(channels)
+        y = self.bn(y)
         return F.relu(y) if self.row.post == "relu" else y
 
-    def _rounded_weight(self) -> Tensor:
-        scale = gamma_over_sigma(self.bn.weight, self.bn.running_var, self.bn.eps)
-        rounded = self.weight_fake_quant(by_channel(operator.mul, self.weight, scale, None))
-        return by_channel(operator.truediv, rounded, scale, None)  # type: ignore[no-any-return]
-
     def _product(self, input: Tensor, weight: Tensor) -> Tensor:
+        """Without the bias."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Any:
@@ -170,7 +173,7 @@ class _ConvBn(_WithNorm, trained.Convolution):
         self._norm_with(_norm(self.row.dims)(out_channels, eps, momentum, device=device, dtype=dtype), freeze_bn)
 
     def _product(self: Any, input: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(input, weight, self.bias)  # type: ignore[no-any-return]
+        return self._conv_forward(input, weight, None)  # type: ignore[no-any-return]
 
 
 def _norm(dims: int) -> Any:
@@ -234,7 +237,7 @@ class LinearBn1d(_WithNorm, trained.Linear):
         self._norm_with(nn.BatchNorm1d(out_features, eps, momentum, device=device, dtype=dtype), freeze_bn)
 
     def _product(self, input: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(input, weight, self.bias)
+        return F.linear(input, weight)
 
 
 # --- switches, to be given to model.apply -----------------------------------------------------------------------------
