@@ -640,7 +640,7 @@ def test_an_argument_can_be_set_to_another_node_and_the_graph_knows():
 
 # --- training and mutation --------------------------------------------------------------------------------------------
 
-# instance_norm(use_input_stats) is no such switch: it is True in evaluation as well unless running statistics are kept.
+# instance_norm(use_input_stats) is True in evaluation as well unless running statistics are kept: see `mode_switch`.
 SWITCHED = {
     "training": "batch_norm native_batch_norm cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index "
     "_native_batch_norm_legit _native_batch_norm_legit_functional rrelu rrelu_ rrelu_with_noise rrelu_with_noise_ "

@@ -35,6 +35,7 @@ __all__ = [
     "drops",
     "finish",
     "is_guard",
+    "mode_switch",
     "set_training",
     "tidy",
     "uncompiled",
@@ -44,8 +45,9 @@ __all__ = [
 class ExportedModule(GraphModule):
     """A GraphModule that came from torch.export, on which train() and eval() work.
 
-    Export captures one mode of dropout and batch norm as a literal in the graph. Here train(mode) rewrites exactly that
-    literal: p, eps and momentum keep their values, and nothing is recompiled when the mode is already the wanted one.
+    Export captures one mode of dropout, batch norm and instance norm as a literal in the graph. Here train(mode)
+    rewrites exactly that: p, eps and momentum keep their values, and nothing is recompiled when the mode is already
+    the wanted one.
     Attention has no such literal: in evaluation its dropout_p is 0, and a mark keeps the one of training.
     Batch norms with frozen statistics stay in evaluation, those without running statistics in training. Python
     branches on self.training were decided at capture and stay as they are.
@@ -147,7 +149,7 @@ def set_training(graph: Graph, mode: bool, *, norms: bool | None = None) -> int:
     """
     changed = 0
     for node in graph.nodes:
-        name = _switch(node)
+        name = mode_switch(node)
         if name is not None:
             of_norm = counts_batches(node) or node.target in BATCH_NORM
             value = norms if of_norm and norms is not None else mode
@@ -175,14 +177,15 @@ def counts_batches(node: Node) -> bool:
     return counter is not None and counter.dtype is torch.int64 and counter.dim() == 0
 
 
-def _switch(node: Node) -> str | None:
+def mode_switch(node: Node) -> str | None:
     """Name of the argument by which a node follows the mode; None for what does not."""
     if counts_batches(node):
         return "other"
-    name = training_argument(node.target) if node.op == "call_function" else None
-    if name is None or node.target not in BATCH_NORM:
+    is_instance_norm = node.target is torch.ops.aten.instance_norm.default
+    name = "use_input_stats" if is_instance_norm else training_argument(node.target)
+    if name is None or not (is_instance_norm or node.target in BATCH_NORM):
         return name
-    return None if bind(node).get("running_var", node) is None else name  # it has the batch's own statistics alone
+    return None if bind(node).get("running_var", node) is None else name  # it has no other statistics
 
 
 def clone(gm: GraphModule) -> ExportedModule:
@@ -251,7 +254,7 @@ def _prefixes(path: str) -> list[str]:
 def captured_mode(gm: GraphModule) -> bool:
     """The mode that the first mode-dependent op of the graphs was captured in; False when there is none."""
     for node in every_node(gm):
-        name = _switch(node)
+        name = mode_switch(node)
         if name is not None:
             return bool(bind(node)[name])
         if drops(node):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..arguments import bind, training_argument
+from ..arguments import bind
 from ..checks import checked
 from ..errors import AnnotationError, CaptureError, CaptureWarning, CoverageError
 from ..fake_quantize import is_fake_quantizer
 from ..graph.attributes import attribute, free_name, written_attributes
 from ..graph.devices import device_of
-from ..graph.module import ExportedModule, collector_paused, drops, finish, is_guard
+from ..graph.module import ExportedModule, collector_paused, drops, finish, is_guard, mode_switch
 from ..graph.nested import every_node, graphs, name_nested
 from ..graph.values import copy_value
 from ..meta import AROUND_KEY, FOLDED_KEY, RECORD_KEY, WEIGHT_OBSERVERS_KEY
@@ -118,7 +118,7 @@ def observed(
 def _warn_of_training(gm: ExportedModule) -> None:
     """Calibration sees what the deployed model will compute, so nothing in it may drop values or take statistics."""
     for node in every_node(gm):
-        name = training_argument(node.target)
+        name = mode_switch(node)
         if drops(node) or (name is not None and bind(node)[name] is True):
             warnings.warn(
                 f"the model was exported in training mode:\n{locate(node)}\n  Dropout draws random numbers there, and "

@@ -117,6 +117,24 @@ def test_an_unquantized_model_computes_what_the_eager_one_does_in_both_modes(cap
     torch.testing.assert_close(gm.get_buffer("norm.running_var"), eager.norm.running_var)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_an_instance_norm_with_running_statistics_follows_the_mode(train):
+    torch.manual_seed(0)
+    model, x = nn.InstanceNorm1d(6, momentum=MOMENTUM, track_running_stats=True), torch.randn(8, 6, 5) + 2
+    gm = prepare_qat_pt2e(export(model, x, train=train), Nothing(), allow_empty=True)
+    assert gm.training is train
+    for mode in (True, False, True, False):
+        torch.testing.assert_close(gm.train(mode)(x), model.train(mode)(x))
+    torch.testing.assert_close(gm.get_buffer("running_mean"), model.running_mean)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(6, track_running_stats=False), nn.InstanceNorm1d(6)])
+def test_a_norm_that_has_no_running_statistics_tells_of_no_mode(norm, recwarn):
+    gm = prepare_pt2e(export(norm, torch.randn(8, 6, 5)), Nothing(), allow_empty=True)
+    assert not gm.training
+    assert [str(one.message) for one in recwarn if one.category is CaptureWarning] == []
+
+
 def test_a_converted_model_drops_out_in_training_mode_only():
     torch.manual_seed(0)
     gm, x = converted(), torch.randn(8, 6)
