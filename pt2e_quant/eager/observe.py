@@ -14,7 +14,7 @@ from ..errors import ConversionError, CoverageError
 from ..fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default_fixed_qparams_range_neg1to1_fake_quant
 from .custom import check_keys
 from .fast_paths import close_fast_paths
-from .hooks import is_watching, observe_input, observe_output, remove_hooks
+from .hooks import is_watching, remove_hooks, watch
 from .mappings import FUNCTIONALS, default_custom_config, default_static_mapping, observable_classes
 from .propagate import propagate_qconfig_
 from .rehearsal import Rehearsal
@@ -141,15 +141,8 @@ class _Walk:
         return (trains or not parts) and form_of(module, self.classes) is not None
 
     def _attach(self, module: nn.Module, path: str, make: Any = None) -> None:
-        """Observers come first among the hooks, so that those of the user see what the quantized module returns."""
-        if not _has_qconfig(module) or isinstance(module, DeQuantStub):
-            return
-        observer = self._observer(module, path, make)
-        module.add_module("activation_post_process", observer)
-        if _sees_one_batch(observer):
-            module.register_forward_pre_hook(observe_input, prepend=True)
-        else:
-            module.register_forward_hook(observe_output, prepend=True)
+        if _has_qconfig(module) and not isinstance(module, DeQuantStub):
+            watch(module, self._observer(module, path, make))
 
     def _observer(self, module: nn.Module, path: str, make: Any = None) -> nn.Module:
         made: Any = (make or module.qconfig.activation)()  # type: ignore[union-attr,operator]
@@ -157,12 +150,6 @@ class _Walk:
             made.site = f"the output of module {path or '(model)'!r}, {type(module).__name__}"
         device = _device(module) or self.device
         return made if device is None else made.to(device)  # type: ignore[no-any-return]
-
-
-def _sees_one_batch(observer: Any) -> bool:
-    """Whether the range is that of the last tensor alone: it stands for that of the input, chosen at run time."""
-    inner = getattr(observer, "activation_post_process", observer)
-    return getattr(inner, "averaging_constant", None) == 1
 
 
 def _has_qconfig(module: nn.Module) -> bool:

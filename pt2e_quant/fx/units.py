@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..eager.helpers import QuantType
+from ..eager.hooks import watch
 from ..errors import ConversionError, ConversionWarning, TargetingError, did_you_mean
 from ..graph.attributes import attribute, set_attribute
 from ..meta import FX_KEY
@@ -81,12 +82,20 @@ def put_units(
             inside = entry.prepare_custom_config or PrepareCustomConfig()
             units[path] = Unit(tuple(inside.input_quantized_indexes), "standalone module")
         elif type(module) in observed and qconfigs.get(node) is not None:
-            module.qconfig = qconfigs[node]  # type: ignore[assignment]
-            made = observed[type(module)].from_float(module)  # type: ignore[attr-defined]
-            made.qconfig = qconfigs[node]
-            set_attribute(gm, path, made.train(module.training))
+            set_attribute(gm, path, _observed(observed[type(module)], module, qconfigs[node]))
             units[path] = Unit(_TAKES.get(type(module), (0,)), f"custom module {type(module).__name__}")
     return units
+
+
+def _observed(kind: Any, module: Any, qconfig: Any) -> nn.Module:
+    """A custom module that observes its output, by itself or by the observer that `from_observed` finds on it."""
+    module.qconfig = qconfig
+    made = kind.from_float(module)
+    made.qconfig = qconfig
+    if not hasattr(made, "activation_post_process") and not getattr(made, "_observes_inside", False):
+        first = next(module.parameters(), torch.empty(0))
+        watch(made, qconfig.activation().to(first.device))
+    return made.train(module.training)  # type: ignore[no-any-return]
 
 
 _TAKES: dict[type, tuple[int, ...]] = {nn.MultiheadAttention: (0, 1, 2)}

@@ -161,6 +161,22 @@ class ObservedGate(nn.Module):
         return made
 
 
+class PlainGate(nn.Module):
+    """It has no observer of its own; `from_observed` finds the one of `prepare_fx`."""
+
+    def __init__(self, fc):
+        super().__init__()
+        self.fc = fc
+
+    def forward(self, x):
+        return self.fc(x)
+
+    @classmethod
+    def from_float(cls, gate):
+        gate.fc.qconfig = gate.qconfig
+        return cls(gate.fc)
+
+
 class QuantizedGate(nn.Module):
     def __init__(self, fc):
         super().__init__()
@@ -197,10 +213,11 @@ def converted_around(inner, custom, convert_custom=None, convert=convert_fx):
     return model, convert(prepared, convert_custom)
 
 
+@pytest.mark.parametrize("observed", [ObservedGate, PlainGate])
 @pytest.mark.parametrize("convert", [convert_fx, convert_to_reference_fx])
-def test_a_custom_module_takes_and_returns_quantized_tensors(convert):
-    custom = PrepareCustomConfig().set_float_to_observed_mapping(Gate, ObservedGate)
-    mapping = ConvertCustomConfig().set_observed_to_quantized_mapping(ObservedGate, QuantizedGate)
+def test_a_custom_module_takes_and_returns_quantized_tensors(convert, observed):
+    custom = PrepareCustomConfig().set_float_to_observed_mapping(Gate, observed)
+    mapping = ConvertCustomConfig().set_observed_to_quantized_mapping(observed, QuantizedGate)
     model, converted = converted_around(Gate(), custom, mapping, convert)
     assert isinstance(converted.inner, QuantizedGate)
     assert sqnr(model(DATA[0]), converted(DATA[0])) > 25  # 7 bits, three layers
