@@ -26,6 +26,7 @@ from .passes.merge_linears import merge_linears
 from .passes.move_integers import move_integers
 from .passes.out_of_place import out_of_place
 from .passes.own_memory import own_memory
+from .passes.own_numbers import own_numbers
 from .passes.own_weights import own_weights
 from .passes.pointwise_as_linear import pointwise_as_linear
 from .passes.run_time_qparams import run_time_qparams
@@ -39,7 +40,7 @@ ALWAYS: tuple[Pass, ...] = (
     # What computes in integers, and what does not.
     float32_between_integers, move_integers, drop_unread_rounding, integer_weights, cast_float16,
     # What Inductor's patterns get wrong.
-    spell_out_sums, contiguous_rows, second_channel, conv1d_as_conv2d, own_weights, run_time_qparams,
+    spell_out_sums, own_numbers, contiguous_rows, second_channel, conv1d_as_conv2d, own_weights, run_time_qparams,
     # What only saves time.
     absorb_clamps, merge_linears,
 )  # fmt: skip
