@@ -249,7 +249,7 @@ OTHERWISE = {
 MADE_HERE = {
     "Refusal", "Match", "Op", "Pattern", "Rule", "Constants",  # of the kit: `refuse`, `op`, `trace`, `rule` make them
     "PartialWrapper", "ExecutorchProgram", "ExecutorchMethods", "InductorProgram",
-    "Step", "Sketch", "Format", "Cell",
+    "Step", "Sketch", "Format", "Cell", "Advice",
 }  # fmt: skip
 """Classes whose objects functions of this package make; they hold what they are given."""
 

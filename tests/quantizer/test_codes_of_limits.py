@@ -80,7 +80,7 @@ def reports() -> dict[str, Report]:
         ("xnnpack", "add", "range"),
         ("xnnpack", "pad", "padding"),
         ("xnnpack dynamic", "add", "configuration"),
-        ("xnnpack dynamic", "conv_transpose2d", "configuration"),
+        ("xnnpack dynamic", "conv_transpose2d", "groups"),
         ("xnnpack dynamic", "conv2d", "shape"),
         ("x86", "conv2d_1", "shape"),
         ("x86", "conv2d_2", "padding"),
