@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..checks import checked
 from ..errors import QuantizedTensorError
 from ..qtensor import QTensor, from_torch
 from .embedding import Embedding
+from .functional_modules import FloatFunctional, QFunctional
+from .pointwise import DeQuantize, Quantize
 from .recurrent import RNNBase
 from .recurrent_cells import RNNCellBase
 from .rows import dynamic_classes, quantized_classes, row_of
+from .stubs import DeQuantStub, QuantStub
 from .weighted import WeightedModule
 
 __all__ = ["load_quantized"]
@@ -24,7 +28,8 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: 
     """Replace modules in place by the quantized forms that a state dict has for them, and load it.
 
     Args:
-        model: float; linears, convolutions and embeddings may already be quantized.
+        model: float, fused as it was when it was quantized; linears, convolutions and embeddings may already be
+            quantized. Its QuantStubs quantize to quint8: a state dict does not say their dtype.
         state_dict: of torch.ao's modules or of ours, of any version, also without its metadata.
         dynamic: whether linears and convolutions are dynamic; None asks the versions, and takes static without them.
 
@@ -37,7 +42,8 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: 
     plain = from_torch(dict(state_dict))
     versions = getattr(state_dict, "_metadata", {})
     places = [name for name, module in model.named_modules() if _is_quantized(module, name, plain)]
-    if not places:
+    on_grids = [name for name, module in model.named_modules() if _is_on_grid(module, name, plain)]
+    if not places and not on_grids:
         raise QuantizedTensorError(
             "load_quantized: no module of the model is quantized in this state dict; do the names of modules agree? "
             f"The first keys are {list(plain)[:5]}"
@@ -45,6 +51,11 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: 
     for name in places:
         wanted = versions.get(name, {}).get("version") == 4 if dynamic is None else dynamic
         model = _replaced(model, name, _form(model.get_submodule(name), wanted))
+    for name in on_grids:
+        model = _replaced(model, name, _form_on_grid(model.get_submodule(name)))
+    if any(isinstance(module, Quantize) for module in model.modules()):
+        for name in [name for name, module in model.named_modules() if isinstance(module, DeQuantStub)]:
+            model = _replaced(model, name, DeQuantize())
     try:
         model.load_state_dict(plain)
     except RuntimeError as error:
@@ -76,6 +87,24 @@ def _form(module: Any, dynamic: bool) -> Any:
     if issubclass(kind, Embedding):
         return kind(module.num_embeddings, module.embedding_dim, **kind._options(module))
     return kind.empty_like(module[0] if isinstance(module, nn.Sequential) else module)
+
+
+def _is_on_grid(module: nn.Module, name: str, state_dict: Mapping[str, Any]) -> bool:
+    """Whether a float module is quantized to the grid (scale, zero_point) and has no weights with codes."""
+    row = row_of(module)
+    known = isinstance(module, (QuantStub, FloatFunctional)) or (
+        row is not None and row.kernel in ("pointwise", "norm")
+    )
+    return known and not hasattr(module, "scale") and f"{name}.scale".lstrip(".") in state_dict
+
+
+def _form_on_grid(module: Any) -> nn.Module:
+    if isinstance(module, QuantStub):
+        return Quantize(1.0, 0, torch.quint8)
+    if isinstance(module, FloatFunctional):
+        return QFunctional()
+    kind: Any = quantized_classes()[row_of(module).float]  # type: ignore[union-attr]
+    return kind.from_reference(module[0] if isinstance(module, nn.Sequential) else module, 1.0, 0)  # type: ignore[no-any-return]
 
 
 def _replaced(model: nn.Module, name: str, made: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pt2e_quant import QuantizationError
+from pt2e_quant.eager import DeQuantStub, QuantStub
 from pt2e_quant.nn import load_quantized, quantized
 from pt2e_quant.qtensor import QTensor, from_torch, to_torch
 from tests.nn.cases import DYNAMIC, MODULES, ours, theirs
@@ -121,6 +122,38 @@ def test_a_quantized_state_dict_loads_into_a_float_model() -> None:
     assert type(model.linear) is quantized.Linear
     assert model.conv.weight().equal(conv.weight())
     assert model.linear.scale == linear.scale
+
+
+class Between(nn.Module):
+    """What an eager model has around its layers."""
+
+    def __init__(self, quant: nn.Module, dequant: nn.Module, total: nn.Module) -> None:
+        super().__init__()
+        self.quant, self.dequant, self.total = quant, dequant, total
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.act, self.group = nn.Hardswish(), nn.GroupNorm(2, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.quant(x)
+        total: Any = self.total
+        return self.dequant(total.add(self.group(self.act(self.norm(self.conv(x)))), x))
+
+
+def test_a_converted_eager_model_of_the_peer_loads_into_a_float_one() -> None:
+    """With its stubs, functionals, activations and norms."""
+    import torch.ao.quantization as peer
+
+    torch.manual_seed(0)
+    theirs = Between(peer.QuantStub(), peer.DeQuantStub(), torch.ao.nn.quantized.FloatFunctional()).eval()
+    theirs.qconfig = peer.default_qconfig  # type: ignore[assignment]
+    peer.prepare(theirs, inplace=True)
+    theirs(x := torch.randn(2, 4, 5, 5))
+    peer.convert(theirs, inplace=True)
+    made: Any = load_quantized(
+        Between(QuantStub(), DeQuantStub(), quantized.FloatFunctional()).eval(), theirs.state_dict()
+    )
+    assert type(made.total) is quantized.QFunctional
+    assert (made(x) - theirs(x)).abs().max() <= 1.01 * made.total.scale
 
 
 def test_dynamic_linears_are_known_by_their_version() -> None:
