@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -116,4 +118,7 @@ def _no(model: nn.Module, what: str, name: str) -> str:
 
 
 def _word(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind))
+    name = str(getattr(kind, "__name__", kind))
+    if isinstance(kind, (str, type)):
+        return name
+    return f"operator.{name}" if kind in vars(operator).values() else torch.overrides.resolve_name(kind) or name

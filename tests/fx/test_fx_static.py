@@ -211,7 +211,8 @@ def test_each_level_of_a_mapping_selects(mapping, nodes):
         (QConfigMapping().set_module_name("frist", default_qconfig), "first"),
         (QConfigMapping().set_module_name_regex("block.*", default_qconfig), "block"),
         (QConfigMapping().set_object_type(nn.Conv2d, default_qconfig), "Conv2d"),
-        (QConfigMapping().set_module_name_object_type_order("", torch.add, 2, default_qconfig), "add 2 times"),
+        (QConfigMapping().set_object_type(torch.mul, default_qconfig), "torch.mul"),
+        (QConfigMapping().set_module_name_object_type_order("", torch.add, 2, default_qconfig), "torch.add 2 times"),
     ],
 )
 def test_a_key_that_selects_nothing_is_an_error_with_the_nearest_names(mapping, hint):
