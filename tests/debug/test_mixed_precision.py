@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.debug import Budget, MixedPrecision, Precisions, mixed_precision
 from pt2e_quant.debug.assignment import Option, greedy, integer_program
 from pt2e_quant.errors import FileError, QuantizationError, TargetingError
+from pt2e_quant.latency import KernelTime, Profile
 from pt2e_quant.ops import is_dequantize
 from quantizers.x86_inductor import X86InductorQuantizer
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -145,6 +147,58 @@ def test_a_metric_may_fall_by_so_much(exported, x):
     assert found.metric == "agreement"
     assert found.trials[0].meets
     assert found.trials[0].value >= 0.95
+
+
+class Clocked:
+    """A program whose linears take 40 us in float, 10 us in int8, 6 us in int4, and 20 us lie outside of them."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        self._graph = graph
+
+    def profile(self, *args: Tensor) -> Profile:
+        linears = self._graph.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+        times = {node.name: self._time(str(node.args[1].target)) for node in linears}
+        kernels = tuple(KernelTime("linear", 1, time, (name,)) for name, time in times.items())
+        return Profile(20.0 + sum(times.values()), kernels)
+
+    def _time(self, weight: str) -> float:
+        if "dequantize" not in weight:
+            return 40.0
+        return 6.0 if "channel_group" in weight else 10.0
+
+
+def test_a_budget_of_latency_goes_where_it_saves_most_noise(exported, x):
+    found = mixed_precision(exported, [x], XNNPACKQuantizer(), budget=Budget(latency=90.0), lower=Clocked)
+    chosen, by_greed, int8, int4 = found.trials
+    assert [one.latency for one in (int8, int4)] == [20 + 4 * 10, 20 + 4 * 6]
+    assert chosen.latency == 20 + 40 + 3 * 10  # one op in float is all that there is time for
+    assert sorted(found.precisions.formats.values()) == ["float", "int8", "int8", "int8"]
+    assert chosen.value > int8.value
+    assert by_greed.meets
+    assert "90 us" in str(chosen)
+
+
+def test_a_budget_of_latency_needs_a_profile_of_every_op(exported, x):
+    with pytest.raises(QuantizationError, match=r"no choice meets Budget\(.*latency=43.*44 us"):
+        mixed_precision(exported, [x], XNNPACKQuantizer(), budget=Budget(latency=43.0), lower=Clocked)
+    with pytest.raises(TargetingError, match="needs lower="):
+        mixed_precision(exported, [x], XNNPACKQuantizer(), budget=Budget(latency=43.0))
+    mute = SimpleNamespace(profile=lambda *args: Profile(9.0, (KernelTime("linear", 4, 8.0, ("linear", "linear_1")),)))
+    with pytest.raises(TargetingError, match=r"'float'.* joins no kernel with linear, linear_1, linear_2, linear_3"):
+        mixed_precision(exported, [x], XNNPACKQuantizer(), budget=Budget(latency=43.0), lower=lambda graph: mute)
+
+
+@pytest.mark.slow
+def test_a_budget_of_latency_is_met_by_a_program_of_executorch(exported, x):
+    pytest.importorskip("executorch")
+    from pt2e_quant.lowering.executorch import lower_to_executorch
+
+    found = mixed_precision(
+        exported, [x], XNNPACKQuantizer(), budget=Budget(latency=1e6),
+        lower=lambda graph: lower_to_executorch(graph, verify=False),
+    )  # fmt: skip
+    assert set(found.precisions.formats.values()) == {"float"}
+    assert all(0 < trial.latency < 1e6 for trial in found.trials)
 
 
 def test_ops_that_the_user_keeps_in_float_stay_there(exported, x):

@@ -16,6 +16,7 @@ __all__ = ["take_profile"]
 
 _WARM = 3
 _SUFFIX = "_kernel_time"
+_FUSED, _BLOCKED = "fused ", "_nchwc"
 
 
 def take_profile(model: bytes, feed: dict[str, Any], runs: int) -> Profile:
@@ -40,9 +41,17 @@ def _timed(run: Callable[[], Any]) -> float:
 
 
 def _samples(events: list[dict[str, Any]]) -> Iterator[Sample]:
-    """What onnxruntime adds by itself, such as transposes, has a name without a node."""
     for event in events:
-        name = event["name"]
-        if event.get("cat") == "Node" and name.endswith(_SUFFIX):
-            node, slash, _ = name.partition("/")
-            yield event["args"]["op_name"], (node,) if slash else (), float(event["dur"])
+        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
+            node = _node(event["name"].removesuffix(_SUFFIX))
+            yield event["args"]["op_name"], (node,) if node else (), float(event["dur"])
+
+
+def _node(name: str) -> str:
+    """'conv2d' of 'conv2d/Conv_token_1' and of 'fused conv2d/Conv'; 'relu' of 'relu_nchwc', a float convolution that is
+    named after its result; '' of what onnxruntime adds by itself, such as transposes.
+    """
+    if name.endswith(_BLOCKED):
+        return name.removesuffix(_BLOCKED)
+    node, slash, _ = name.removeprefix(_FUSED).partition("/")
+    return node if slash else ""
