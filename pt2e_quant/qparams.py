@@ -51,7 +51,7 @@ _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 # Measured on x86 (AVX2 and AVX-512), float32, one thread: `aminmax` costs about 0.16 ns a value, `amin` and `amax` 0.05
 # each, plus 1 us for the second call. Above the upper bound the tensor leaves the cache between the two passes.
-_TWO_PASSES_PAY = range(1 << 15, 1 << 21)
+_TWO_PASSES_PAY = (1 << 15, 1 << 21)
 
 
 def affine_qparams(
@@ -290,7 +290,8 @@ def storage_dtype(dtype: torch.dtype) -> torch.dtype:
 def _overall(x: Tensor) -> tuple[Tensor, Tensor]:
     if not x.is_contiguous():
         x = flat(x)  # torch.aminmax copies what is not contiguous
-    if x.dtype is torch.float32 and x.numel() in _TWO_PASSES_PAY and torch.get_num_threads() == 1:
+    least, most = _TWO_PASSES_PAY  # compared one by one, since a compiler's symbol is in no range
+    if x.dtype is torch.float32 and least <= x.numel() < most and torch.get_num_threads() == 1:
         return torch.amin(x), torch.amax(x)
     low, high = torch.aminmax(x)
     return low, high

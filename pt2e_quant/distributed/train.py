@@ -101,6 +101,7 @@ class _Peers:
 
     ranks: Ranks
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's; compiled code can neither exchange nor raise
     def __call__(self, observer: ObserverBase, x: Tensor) -> None:
         if x.is_meta:
             return
@@ -178,8 +179,9 @@ class _Agree:
 
     ranks: Ranks
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, *_: Any) -> None:
-        if not model.training or torch.compiler.is_compiling():
+        if not model.training:
             return
         found = [one for _, part in graphs(model) for one in _moving(part)]  # type: ignore[arg-type]
         if not found:

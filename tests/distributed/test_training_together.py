@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pt2e_quant import check_converted, convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from pt2e_quant.distributed import synchronize
+from pt2e_quant.distributed.ranks import Ranks
 from pt2e_quant.errors import DistributedError
 from pt2e_quant.fake_quantize import FakeQuantize, FusedMovingAvgObsFakeQuantize
 from pt2e_quant.observer import MinMaxObserver, MovingAverageMinMaxObserver, MSEObserver
@@ -35,6 +36,9 @@ RECIPES = {
     "counts": FakeQuantize.with_args(observer=MSEObserver),
     "fused": FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, averaging_constant=0.3),
 }
+
+
+NORMED = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, momentum=0.03))
 
 
 def exported(model, x):
@@ -200,6 +204,25 @@ def test_a_rank_that_is_gone_is_an_error_in_the_next_forward(ranks):
     assert error == "DistributedError"
     assert "to observe the same batch at input input_1" in text
     assert ranks[0]["trouble"]["seconds"] < 5
+
+
+@pytest.mark.slow
+def test_a_compiled_model_exchanges_too(monkeypatch):
+    """Batches of several sizes, which a compiler gives a symbol; statistics of norms are agreed on after each."""
+    torch._dynamo.reset()
+    agreed = []
+    monkeypatch.setattr(Ranks, "mean", lambda self, values, purpose: agreed.append(1) or values)
+    batches, found = [ROWS[0], ROWS[1][:3]], []
+    with one_process(), torch.no_grad():
+        for compiled in (False, True):
+            model = prepare_qat_pt2e(exported(lambda: NORMED, ROWS[0]), AllConvs().set_global(TRAINED))
+            assert synchronize(model) == 2
+            run = torch.compile(model, backend="eager") if compiled else model
+            for x in batches:
+                run(x)
+            found.append(model.state_dict())
+    assert different(*found) == []
+    assert len(agreed) == 4
 
 
 def test_a_model_to_calibrate_is_refused():

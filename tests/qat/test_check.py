@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pt2e_quant.errors import CalibrationError, ConversionError
 from pt2e_quant.graph.attributes import attribute
 from tests.nets import ConvNet, export
 from tests.pt2e.kit import Toy, calls
-from tests.qat.kit import TRAINED, images, prepared, settle, sgd
+from tests.qat.kit import TRAINED, AllConvs, images, prepared, settle, sgd
 
 aten = torch.ops.aten
 
@@ -72,6 +73,19 @@ def test_numbers_of_bfloat16_may_differ_by_their_last_bits_as_well():
     converted = convert_pt2e(settle(graph))
     parity = check_converted(graph, converted, [x])
     assert parity.largest <= 3.0  # one step, and two numbers of 256 steps with 8 bits
+
+
+def test_each_operator_since_the_last_rounding_has_last_bits_of_its_own():
+    """A convolution and a hardswish in bfloat16 before one rounding: twice the two steps that one of them may bring."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 1)).bfloat16()
+    x = images(4, 8, 3, 16, 16).bfloat16()
+    quantizer = AllConvs().set_global(replace(TRAINED, output_activation=None))
+    graph = prepare_qat_pt2e(export(model, x), quantizer)
+    graph(x)
+    converted = convert_pt2e(settle(graph))
+    parity = check_converted(graph, converted, [x])
+    assert 3.0 < parity.largest <= 5.0
 
 
 def test_the_error_counts_the_values_that_are_off():

@@ -24,7 +24,7 @@ from ...graph.module import uncompiled
 from ...graph.nested import every_node
 from ...graph.run import batches_of, run_batch
 from ...grid import Grid
-from ...ops import is_dequantize, is_quantize
+from ...ops import is_dequantize, is_quantize, is_value_preserving
 from ...where import locate, node_id
 from ..record import record_of
 from .following import Follower
@@ -74,8 +74,9 @@ def check_converted(prepared: nn.Module, converted: GraphModule, data: Iterable[
     outputs. So `within` is asked of each rounding by itself, computed on what the prepared model has before it, and of
     outputs in float likewise; `Parity.steps` tells what adds up.
 
-    Two numbers in floating point are no closer than their last bits: in a grid of n steps, n * eps steps are allowed on
-    top, which counts in half precision (n = 256: 2 steps in bfloat16, 0.25 in float16). Both models stay as they were.
+    Two numbers in floating point are no closer than their last bits, in which every operator since the last rounding
+    rounds its own result: in a grid of n steps, n * eps steps are allowed on top for each, which counts in half
+    precision (n = 256: 2 steps in bfloat16, 0.25 in float16). Both models stay as they were.
 
     Args:
         prepared: what `prepare_qat_pt2e` returned, trained; or `prepare_pt2e`, with specs that make fake quantizers.
@@ -146,11 +147,14 @@ class _Own:
     within: float
     steps: dict[str, float] = field(default_factory=dict)
     off: dict[str, int] = field(default_factory=dict)
+    allowed: dict[Node, float] = field(default_factory=dict)
 
     def see(self, node: Node, apart: Tensor, dtype: torch.dtype) -> None:
         name = node_id(_rounded(node))
         self.steps[name] = max(self.steps.get(name, 0.0), _largest(apart))
-        off = int((~(apart <= self.within + _last_bits(node, dtype))).sum())  # NaN is off
+        if node not in self.allowed:
+            self.allowed[node] = self.within + _last_bits(node, dtype)
+        off = int((~(apart <= self.allowed[node])).sum())  # NaN is off
         if off:
             self.off[name] = self.off.get(name, 0) + off
 
@@ -179,8 +183,22 @@ def _rounded(node: Node) -> Node:
 
 def _last_bits(node: Node, dtype: torch.dtype) -> float:
     """Steps that two numbers can be further apart than their integers are: the last bits of both."""
+    if not dtype.is_floating_point:
+        return 0.0
     parts = bind(node)["quant_max"] - bind(node)["quant_min"] + 1 if is_quantize(node) else _PARTS
-    return parts * float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
+    return float(parts * torch.finfo(dtype).eps * max(1, _operators_since_rounding(_rounded(node))))
+
+
+def _operators_since_rounding(last: Node) -> int:
+    """How many operators compute, each on what another computed, between a rounding, or an input, and this one."""
+    depth: dict[Node, int] = {}
+    for node in last.graph.nodes:
+        begins = node.op != "call_function" or is_dequantize(node)
+        before = max((depth[source] for source in node.all_input_nodes), default=0)
+        depth[node] = 0 if begins else before + (not is_value_preserving(node))
+        if node is last:
+            break
+    return depth[last]
 
 
 def _largest(apart: Tensor) -> float:
