@@ -1,9 +1,10 @@
 """Algorithms that let fewer bits lose less, on any exported graph and for any quantizer.
 
 Each is a function from a graph and data to the same kind of graph and an account of what it did: of a float graph,
-before prepare (`smooth_quant`, `equalize`, `absorb_biases`), or of a prepared and calibrated one, before convert
-(`correct_bias`, `adaround`, `reconstruct_blocks`, `gptq`, `choose_ranges`). They read what the engine planned, and know
-no backend. `suggest` says which of them would help a model, and applies them.
+before prepare (`smooth_quant`, `awq`, `equalize`,
+`absorb_biases`), or of a prepared and calibrated one, before convert
+(`correct_bias`, `adaround`, `reconstruct_blocks`, `gptq`, `clip_weights`, `choose_ranges`). They read what the engine
+planned, and know no backend. `suggest` says which of them would help a model, and applies them.
 
 A *site* (`sites`) is a linear or a convolution with a weight of its own that is rounded on a static grid: the op, the
 parameter, the observer of the weight, and the grid that this gives today. What is no site has a reason in words.
@@ -27,7 +28,9 @@ numbers from a generator of their own (`seed`).
 
 from .absorption import Absorbed, absorb_biases
 from .advisor import Advice, Advised, Suggestion, Tried, suggest
+from .awq import awq
 from .bias_correction import Corrected, correct_bias
+from .clipping import clip_weights
 from .equalization import Equalized, equalize
 from .fallback import Sensitivity, worst_ops
 from .gptq import gptq
@@ -49,7 +52,9 @@ __all__ = [
     "Tried",
     "absorb_biases",
     "adaround",
+    "awq",
     "choose_ranges",
+    "clip_weights",
     "correct_bias",
     "equalize",
     "gptq",

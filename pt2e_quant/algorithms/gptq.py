@@ -4,7 +4,9 @@ Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-tra
 arXiv:2210.17323, algorithm 1, with its order by activations (columns with the largest inputs first). With H = X X^T of
 the inputs and U the upper Cholesky factor of its inverse, a column that is rounded by e = (w - q) / U_jj takes e U_j
 off the columns behind it. Grids are those of the quantizer, per tensor, channel or group, settled on the weight before
-the first column is rounded, so that any order of columns works in groups too.
+the first column is rounded, so that any order of columns works in groups too. The goal is what the float model returns,
+on inputs of its own, as in Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, ICML
+2025, arXiv:2504.02692; here by least squares before the first column, not column by column.
 """
 
 from __future__ import annotations
@@ -20,15 +22,13 @@ from torch.fx import GraphModule
 
 from ..checks import checked
 from ..errors import CaptureError
-from ..graph.attributes import attribute
-from ..graph.module import ExportedModule, finish
-from ..progress import counted
+from ..graph.module import ExportedModule
 from ..pt2e.observed import QParams
-from .finished import Finished, Outcome
-from .input_moments import InputMoments
+from .by_site import Chosen, choose_site_by_site
+from .input_moments import InputMoments, damped
 from .reconstruction import Reconstructed
 from .rounding import along, rounded
-from .sites import Site, choose_weight, sites_of, static_grid, working_copy
+from .sites import Site, static_grid
 from .soft_rounding import clipped
 from .stream import Stream
 
@@ -45,6 +45,7 @@ def gptq(
     prepared: GraphModule,
     data: Iterable[Any],
     *,
+    asymmetric: bool = True,
     act_order: bool = True,
     damp: float = 0.01,
     resume: str | Path | None = None,
@@ -55,13 +56,15 @@ def gptq(
         prepared: what `prepare_pt2e` returned, calibrated; it stays as it was.
         data: batches, as `graph.run.batches_of` takes them. A site has its inputs behind all that was rounded before
             it; a few thousand of them (tokens, positions of images) for each input channel are plenty.
+        asymmetric: aim at what the site returns in the float model, and so make up for what was rounded before it, too;
+            False aims at its own weight, as the paper does.
         act_order: round the columns with the largest inputs first; False goes from left to right.
         damp: part of the mean of H's diagonal that is added to it. More holds the weights nearer to what they were.
         resume: a file that holds the layers that are done, written after each; a second call goes on from there.
 
     Returns:
-        The prepared graph with weights on their grids, to be converted like the original, and what was done. What is no
-        better on the data than rounding to the nearest is left as it was.
+        The prepared graph with weights on their grids, to be converted like the original, and what was done. Gains are
+        of what a weight can change of the error. What is no better than rounding to the nearest is left as it was.
 
     Raises:
         CaptureError: `prepared` is no such graph, or writes to its buffers; or damp is not in [0.001, 1].
@@ -70,44 +73,30 @@ def gptq(
     """
     if not _LEAST_DAMP <= damp <= 1:
         raise CaptureError(f"gptq: damp must be in [{_LEAST_DAMP}, 1], got {damp}")
-    gm = working_copy(prepared, "gptq(prepared, data)")
-    sites, reasons = sites_of(gm)
-    stream = Stream(gm, data, "gptq(prepared, data)")
-    job = _Job(act_order, damp)
-    finished = Finished(resume, f"{job}, {len(sites)} layers, {len(stream.lanes)} batches")
-    done = [Reconstructed(name, (), 1.0, reason) for name, reason in reasons.items()]
-    for number, site in enumerate(counted(sites, "gptq")):
-        stream.advance_to(site.node)
-        gain, chosen = finished.recall(number, lambda: job.solve(stream, site))  # noqa: B023
-        reason = None
-        if chosen:
-            choose_weight(gm, site, *chosen[site.node.name])
-        else:
-            reason = InputMoments.why_not(site) or "nothing was better"
-        done.append(Reconstructed(site.node.name, (site.node.name,), gain, reason))
-    return finish(gm), done
+    job = _Job(asymmetric, act_order, damp)
+    return choose_site_by_site(f"gptq({job})", prepared, data, job.choose, resume)
 
 
 @dataclass(frozen=True)
 class _Job:
+    asymmetric: bool
     act_order: bool
     damp: float
 
-    def solve(self, stream: Stream, site: Site) -> Outcome:
-        """The gain; scale, zero point and weight, where it is above 1."""
-        if InputMoments.why_not(site) is not None:
-            return 1.0, {}
-        weight: Tensor = attribute(stream.gm, str(site.weight.target)).detach()
-        grid, moments = static_grid(stream.gm, site, weight), InputMoments(stream, site)
-        before = moments.power(rounded(weight, grid) - weight)
-        tried = [(one, self._rounded(weight, one, moments)) for one in (grid, clipped(weight, grid))]
-        after, (best, new) = min(((moments.power(one[1] - weight), one) for one in tried), key=lambda pair: pair[0])
-        if not after < before:
-            return 1.0, {}
-        return before / max(after, 1e-30), {site.node.name: (best.scale, best.zero_point, new)}  # type: ignore[dict-item]
+    def choose(self, stream: Stream, site: Site, weight: Tensor) -> Chosen:
+        """The better of two grids, where it is better than rounding to the nearest."""
+        moments = InputMoments(stream, site)
+        goal = moments.aimed(weight, self.damp) if self.asymmetric else weight
+        grid = static_grid(stream.gm, site, weight)
+        tried = [(one, self._rounded(goal, one, moments)) for one in (grid, clipped(weight, grid))]
+        before = moments.power(rounded(weight, grid) - goal)
+        after, (best, new) = min(((moments.power(one[1] - goal), one) for one in tried), key=lambda pair: pair[0])
+        if best.scale is None or best.zero_point is None or not after < before:
+            return None
+        return before / max(after, 1e-30), (best.scale, best.zero_point, new.to(weight.dtype))
 
     def _rounded(self, weight: Tensor, grid: QParams, moments: InputMoments) -> Tensor:
-        """The weight in float, on its grid."""
+        """The weight on its grid, in float32."""
         size = moments.values.diagonal(dim1=1, dim2=2)
         order = size.argsort(dim=1, descending=True, stable=True)
         if not self.act_order:
@@ -119,7 +108,7 @@ class _Job:
         columns = _Columns(ours, steps, zeros, (grid.quant_min, grid.quant_max))
         both = _taken(_taken(moments.values, order).mT, order)
         columns.round(_inverse_factor(both, self.damp))
-        return _taken(columns.values, order.argsort(1)).reshape(weight.shape).to(weight.dtype)
+        return _taken(columns.values, order.argsort(1)).reshape(weight.shape)
 
 
 def _taken(matrix: Tensor, order: Tensor) -> Tensor:
@@ -129,9 +118,7 @@ def _taken(matrix: Tensor, order: Tensor) -> Tensor:
 
 def _inverse_factor(moments: Tensor, damp: float) -> Tensor:
     """U of the inverse, U^T U; an input that is always zero counts as a small one."""
-    mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    damped = moments + torch.diag_embed((damp * mean)[:, None].expand(moments.shape[:2]))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments, damp)))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
 

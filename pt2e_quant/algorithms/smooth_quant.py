@@ -10,8 +10,9 @@ comes out.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from ..qparams import affine_qparams, fake_quantize
 from .calibrated import Batches, constant_linears, inputs_of, rounded_weight
 from .folds import Fold, Place, find_fold
 
-__all__ = ["ALPHAS", "Smoothed", "smooth_quant"]
+__all__ = ["ALPHAS", "Choice", "Inputs", "Smoothed", "fold_factors", "largest_of_equals", "smooth_quant"]
 
 aten = torch.ops.aten
 ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -86,6 +87,30 @@ def smooth_quant(
     Raises:
         CalibrationError: there is no batch.
     """
+
+    def choose(linears: list[Node], inputs: Inputs, weights: list[Tensor], sharing: Tensor | None) -> Choice:
+        return _best(inputs.peaks, inputs.rows, weights, alphas, sharing)
+
+    return fold_factors(model, batches, choose, products=products)
+
+
+class Inputs(NamedTuple):
+    """What some linears read: the largest magnitude of each channel, and a sample of rows."""
+
+    peaks: Tensor
+    rows: Tensor
+
+
+Choice = tuple[float, float, Tensor | None]
+"""(alpha, gain, s) of a group of linears; (0.0, 1.0, None) when no candidate helps."""
+Choose = Callable[[list[Node], Inputs, list[Tensor], "Tensor | None"], Choice]
+"""From linears that read one tensor, that, their weights, and numbers of rows, where equal ones share a factor."""
+
+
+def fold_factors(
+    model: ExportedProgram | GraphModule, batches: Batches, choose: Choose, *, products: bool
+) -> tuple[ExportedModule, list[Smoothed]]:
+    """Divide the input of each group of linears by the factors that `choose` has for it; see `smooth_quant`."""
     gm = private_copy(model)
     constants = Constants(gm)
     groups: dict[Node, list[Node]] = defaultdict(list)
@@ -103,7 +128,8 @@ def smooth_quant(
         if any(len(bind(linear)["weight"].users) > 1 for linear in linears):
             reason = "other operators read the weight too"
         elif reason is None or products:
-            alpha, gain, factor = _best(peaks[x.name], rows[x.name], weights, alphas, rows_of)
+            inputs = Inputs(peaks[x.name], rows[x.name])
+            alpha, gain, factor = choose(linears, inputs, weights, rows_of)
             reason = reason if factor is not None else "no alpha lowers the error"
         if factor is not None:
             _apply(gm, x, linears, fold, factor, names)
@@ -114,18 +140,18 @@ def smooth_quant(
 
 def _best(
     peaks: Tensor, rows: Tensor, weights: list[Tensor], alphas: Sequence[float], sharing: Tensor | None
-) -> tuple[float, float, Tensor | None]:
-    """(alpha, gain, s) with the smallest error; (0.0, 1.0, None) when no candidate helps.
+) -> Choice:
+    """The candidate with the smallest error.
 
     Channels with the same number in `sharing` get one factor: they come from one row, which was repeated.
     """
     weight = torch.cat(weights)
     reach = weight.abs().amax(0)
     if sharing is not None:
-        peaks, reach = (_largest_of_equals(values, sharing) for values in (peaks, reach))
+        peaks, reach = (largest_of_equals(values, sharing) for values in (peaks, reach))
     exact = rows @ weight.T
     base = _error(rows, weight, exact)
-    best: tuple[float, float, Tensor | None] = (0.0, 1.0, None)
+    best: Choice = (0.0, 1.0, None)
     for alpha in alphas:
         factor = peaks.clamp_min(1e-5) ** alpha / reach.clamp_min(1e-5) ** (1 - alpha)
         factor = (factor / factor.log().mean().exp()).clamp(1e-3, 1e3)
@@ -135,7 +161,8 @@ def _best(
     return best
 
 
-def _largest_of_equals(values: Tensor, numbers: Tensor) -> Tensor:
+def largest_of_equals(values: Tensor, numbers: Tensor) -> Tensor:
+    """Of each channel, the largest value of those with the same number."""
     largest = values.new_zeros(int(numbers.max()) + 1).scatter_reduce(0, numbers, values, "amax")
     return largest[numbers]
 

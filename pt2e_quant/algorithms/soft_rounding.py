@@ -6,6 +6,7 @@ to 24 of Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantizat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -58,8 +59,16 @@ class SoftRounding(nn.Module):
         return ((codes - self._zero_point) * self._scale).to(self._dtype)
 
 
-def clipped(weight: Tensor, qparams: QParams) -> QParams:
-    """The grid with steps as small as is best for each channel or group: the squared error of the weight is least.
+Spread = Callable[[Tensor, "int | None"], Tensor]
+"""From errors of a weight and the size of groups to what each of its values counts."""
+
+
+def _squares(errors: Tensor, group_size: int | None) -> Tensor:
+    return errors.square()
+
+
+def clipped(weight: Tensor, qparams: QParams, spread: Spread = _squares) -> QParams:
+    """The grid with steps as small as is best for each channel or group: the sum of what errors count is least.
 
     Scales shrink to half of theirs at most. A grid whose zero point is not constant stays as it is.
     """
@@ -70,7 +79,7 @@ def clipped(weight: Tensor, qparams: QParams) -> QParams:
     ):
         return qparams
     found = [replace(qparams, scale=qparams.scale * factor) for factor in _FACTORS]
-    errors = torch.stack([_errors(weight, one) for one in found])
+    errors = torch.stack([_errors(weight, one, spread) for one in found])
     best = errors.argmin(0).reshape(qparams.scale.shape)
     factors = torch.tensor(_FACTORS, device=qparams.scale.device)[best]
     return replace(qparams, scale=_stored_alike(qparams.scale * factors, qparams.scale))
@@ -82,11 +91,11 @@ def _stored_alike(scale: Tensor, old: Tensor) -> Tensor:
     return scale.to(torch.bfloat16 if held else old.dtype).to(old.dtype)
 
 
-def _errors(weight: Tensor, qparams: QParams) -> Tensor:
-    """The squared error of all values that share a scale."""
+def _errors(weight: Tensor, qparams: QParams, spread: Spread) -> Tensor:
+    """What the errors of all values that share a scale count."""
     scale, zero_point = along(weight, qparams)
     codes = (weight.detach().float() / scale + zero_point).round().clamp(qparams.quant_min, qparams.quant_max)
-    errors: Tensor = ((codes - zero_point) * scale - weight.detach().float()).square()
+    errors = spread((codes - zero_point) * scale - weight.detach().float(), qparams.group_size)
     if qparams.group_size is not None:
         return errors.unflatten(-1, (-1, qparams.group_size)).sum(-1)  # type: ignore[no-any-return]
     if qparams.axis is not None:

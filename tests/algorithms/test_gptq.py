@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.algorithms import gptq
+from pt2e_quant.algorithms import awq, clip_weights, gptq
 from pt2e_quant.algorithms.input_moments import InputMoments
 from pt2e_quant.algorithms.sites import sites_of, static_grid
 from pt2e_quant.errors import CalibrationError, CaptureError, FileError
@@ -57,7 +57,7 @@ def test_weights_are_those_of_the_papers_equations():
     x = (10 * correlated(256)).round().clamp(-128, 127)
     x[:, :2] = torch.tensor([-128.0, 127.0])  # so that rounding each row to 8 bits, with steps of 1, changes nothing
     prepared = prepare_pt2e(torch.export.export(net, (x,)), XNNPACKQuantizer().set_global(get_8da4w_config()))
-    found = gptq(prepared, [(x,)], act_order=False)[0]
+    found = gptq(prepared, [(x,)], act_order=False, asymmetric=False)[0]
     site = sites_of(found)[0][0]
     scale = static_grid(found, site, net.weight).scale.repeat_interleave(32, 1)
     wanted = by_the_paper(net.weight.detach(), scale, x, 0.01)
@@ -134,3 +134,40 @@ def test_inputs_that_are_not_finite_are_named():
     x[3, 5] = float("inf")
     with pytest.raises(CalibrationError, match="NaN or infinite"):
         gptq(program, [(x,)])
+
+
+def test_the_float_models_outputs_are_a_better_goal_than_the_own_weight():
+    exact = in_groups()(correlated(512, seed=3))
+    own = gptq(in_groups(), [(correlated(512),)], asymmetric=False)[0]
+    errors = [convert_pt2e(one)(correlated(512, seed=3)) - exact for one in (own, rounded_in_groups(True))]
+    assert errors[1].square().sum() < errors[0].square().sum()
+
+
+def test_clipping_for_the_data_loses_less_and_leaves_weights_for_gptq():
+    found, done = clip_weights(in_groups(), [(correlated(512),)])
+    assert all(one.gain > 1.02 for one in done)
+    kept = dict(in_groups().named_parameters())
+    assert all(torch.equal(value, kept[name]) for name, value in found.named_parameters())
+    exact = in_groups()(correlated(512, seed=3))
+    errors = [convert_pt2e(one)(correlated(512, seed=3)) - exact for one in (in_groups(), found)]
+    assert errors[1].square().sum() < errors[0].square().sum()
+    assert all(one.gain > 1.5 for one in gptq(found, [(correlated(512),)])[1])
+
+
+def test_awq_spares_channels_that_carry_much():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 32)).eval()
+    with torch.no_grad():
+        net[0].weight[::32] = 20.0
+        net[1].weight.normal_()  # of uniform ones the largest of a group is everywhere, and nothing is gained
+    program = torch.export.export(net, (correlated(512),))
+    quantizer = XNNPACKQuantizer().set_global(get_8da4w_config())
+    scaled, (done,) = awq(program, quantizer, [(correlated(512),)])
+    assert done.folded_into == "layer_norm"
+    torch.testing.assert_close(scaled(correlated(512)), net(correlated(512)))
+    exact = net(correlated(512, seed=3))
+    before, after = (
+        (convert_pt2e(prepare_pt2e(one, quantizer))(correlated(512, seed=3)) - exact).square().sum()
+        for one in (program, scaled)
+    )
+    assert after < 0.7 * before
