@@ -31,6 +31,7 @@ __all__ = [
     "placeholders_of_operands",
     "set_operands",
     "written",
+    "written_inputs",
 ]
 
 _CARRIED_KEY = "pt2e_quant_carried"
@@ -148,18 +149,27 @@ def placeholders_of_operands(call: Node, body: GraphModule) -> list[Node]:
 
 def written(gm: GraphModule) -> set[Node]:
     """Parameters, buffers and inputs that an op of the graph, or of a graph nested in it, writes to."""
-    found = set()
+    return {node for node, _ in _writes(gm) if node.op in ("get_attr", "placeholder")}
+
+
+def written_inputs(gm: GraphModule) -> dict[Node, Node]:
+    """The inputs of the graph among them, each with an op that writes to it."""
+    return {node: by for node, by in _writes(gm) if node.op == "placeholder"}
+
+
+def _writes(gm: GraphModule) -> Iterator[tuple[Node, Node]]:
+    """The memory that is written to, by the node whose it is, and the op that writes."""
     for node in gm.graph.nodes:
         for target in written_values(node):
             while (viewed := memory_of(target)) is not None:
                 target = viewed  # up to where the memory is
-            found.add(target)
+            yield target, node
     for call, called in nested_calls(gm):
         for body in called:
             inner = written(body)
             pairs = zip(operands(call), placeholders_of_operands(call, body), strict=True)
-            found.update(operand for operand, placeholder in pairs if placeholder in inner)
-    return {node for node in found if isinstance(node, Node) and node.op in ("get_attr", "placeholder")}
+            written_in_it = (operand for operand, placeholder in pairs if placeholder in inner)
+            yield from ((operand, call) for operand in written_in_it if isinstance(operand, Node))
 
 
 def _submodule(gm: GraphModule, target: str) -> nn.Module | None:

@@ -1,6 +1,7 @@
 """Verified lowering: what counts as rounding, what does not, and where a program comes apart first."""
 
 import copy
+import importlib
 import math
 
 import pytest
@@ -194,3 +195,33 @@ def test_attention_without_dropout_draws_none():
     q = torch.rand(1, 2, 5, 4)
     graph = torch.export.export(Attention(), (q,)).module()
     assert verified(graph, runs(graph), [(q,)]).reason is None
+
+
+class WritesToItsInput(nn.Module):
+    """In place, through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, 2:].mul_(3)
+        return self.layer(x)
+
+
+def test_a_model_that_writes_to_its_input_is_run_on_the_values_that_it_was_given():
+    x = torch.randn(3, 8)
+    given, graph = x.clone(), torch.export.export(WritesToItsInput().eval(), (x,)).module()
+    verified(graph, runs(graph), [x])
+    assert torch.equal(x, given)
+    with pytest.raises(LoweringError, match="something else"):
+        verified(graph, lambda y: runs(graph)(y / 3), [x])
+
+
+@pytest.mark.parametrize("runtime", ["executorch", "onnx"])
+def test_runtimes_that_leave_the_caller_s_tensors_alone_refuse_such_a_model(runtime):
+    pytest.importorskip({"onnx": "onnxscript"}.get(runtime, runtime))
+    lower = getattr(importlib.import_module(f"pt2e_quant.lowering.{runtime}"), f"lower_to_{runtime}")
+    exported = torch.export.export(WritesToItsInput().eval(), (torch.randn(3, 8),))
+    with pytest.raises(LoweringError, match=r"writes to its input 'x'(.|\n)*x = x.clone(.|\n)*mul_"):
+        lower(exported)

@@ -26,7 +26,7 @@ from ...pt2e.record import record_of
 from ...where import locate, node_id
 from .provenance import sharing_provenance
 
-__all__ = ["Inputs", "by_origin", "explaining", "origin", "quietly", "take"]
+__all__ = ["Inputs", "by_origin", "explaining", "origin", "quietly", "take", "written_input"]
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees;
 # its ONNX exporter, that there is no torchvision.
@@ -84,6 +84,15 @@ def _check_kinds(args: object, kwargs: object) -> None:
     named = kwargs if isinstance(kwargs, dict) else {}
     if not isinstance(kwargs, (dict, type(None))) or not all(isinstance(name, str) for name in named):
         raise LoweringError(f"example_kwargs must be a dict of arguments by name, got {reprlib.repr(kwargs)}")
+
+
+def written_input(placeholder: Node, by: Node, runtime: str) -> str:
+    """Why a model that writes to one of its inputs cannot become a program of that runtime, and the way out."""
+    name = placeholder.name
+    return (
+        f"the model writes to its input {name!r}, and a program of {runtime} leaves the caller's tensors as they are. "
+        f"Compute out of place, or on a copy: {name} = {name}.clone()\n    {locate(by)}"
+    )
 
 
 def origin(node: Node) -> str:

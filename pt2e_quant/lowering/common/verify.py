@@ -157,7 +157,7 @@ def _compared(converted: GraphModule, run: Program, batches: Sequence[Arguments]
         raise
     except Exception as error:  # noqa: BLE001  # ops check what they are given when they run
         return unverified(f"the converted graph itself does not run on these inputs ({type(error).__name__}: {error})")
-    got = [[_copied(value) for value in run(*batch.args, **batch.kwargs)] for batch in batches]
+    got = [[_copied(value) for value in run(*own.args, **own.kwargs)] for own in map(_own_arguments, batches)]
     if {len(outputs) for outputs in got} != {len(outputs) for outputs in expected}:
         raise LoweringError(f"the program returns {len(got[0])} outputs, the converted graph {len(expected[0])}")
     found = [_difference(converted, index, expected, got) for index in _tensor_outputs(expected[0])]
@@ -199,6 +199,7 @@ def _own(converted: GraphModule) -> ExportedModule:
 
 def _outputs(graph: GraphModule, batch: Arguments, dither: bool = False) -> list[Any]:
     runner = _Dithered(graph) if dither else None
+    batch = _own_arguments(batch)
     with torch.no_grad():
         if runner is None:
             outputs = graph(*batch.args, **batch.kwargs)
@@ -232,6 +233,11 @@ def _along(quantize: Node, x: Tensor, scale: Tensor) -> Tensor:
     shape = [1] * x.dim()
     shape[axis] = -1
     return scale.reshape(shape)
+
+
+def _own_arguments(batch: Arguments) -> Arguments:
+    """Copies, so that a model which writes to its inputs leaves those of the other run as they are."""
+    return Arguments(*pytree.tree_map(_copied, tuple(batch)))
 
 
 def _copied(value: Any) -> Any:

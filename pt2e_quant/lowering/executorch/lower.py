@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from ...checks import checked
 from ...errors import LoweringError
 from ...graph.module import ExportedModule, clone, finish
-from ...graph.nested import every_node
+from ...graph.nested import every_node, written_inputs
 from ...graph.run import Arguments
 from ...meta import INITIALIZED_KEY
 from ...ops import DEQUANTIZE, QUANTIZE
@@ -27,7 +27,7 @@ from ...pt2e.record import record_of
 from ...where import computed_name, locate_all
 from ..common.calling import CallingConvention
 from ..common.dynamic_shapes import derive_dynamic_shapes
-from ..common.entry import Inputs, explaining, take
+from ..common.entry import Inputs, explaining, take, written_input
 from ..common.program import Remark, remarks_on_float, verify_program
 from ..common.verify import Program
 from . import runtime as _executorch
@@ -110,8 +110,9 @@ def lower_to_executorch(
     Raises:
         CaptureError: the model is no exported graph, or is prepared and not yet converted.
         LoweringError: ExecuTorch is not installed; the graph breaks the backend's contract (each node is named); it
-            quantizes bfloat16; a dynamic dimension has no upper bound; methods disagree on a buffer that they share;
-            ExecuTorch cannot lower the graph; or the program cannot run, or computes something else than the graph.
+            quantizes bfloat16; the model writes to an input; a dynamic dimension has no upper bound; methods disagree
+            on a buffer that they share; ExecuTorch cannot lower the graph; or the program cannot run, or computes
+            something else than the graph.
     """
     given = {
         "example_inputs": example_inputs,
@@ -173,6 +174,7 @@ class _Ready:
 
 def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: Backend, preflight: bool) -> _Ready:
     gm, (args, kwargs) = taken
+    _refuse_written_inputs(gm)
     _refuse_bfloat16(gm)
     _executorch.require()
     check_control_flow(gm)
@@ -210,6 +212,13 @@ def _has_two_layouts(node: Node) -> bool:
         return False
     channels, stride = value.shape[1], value.stride(1)
     return isinstance(channels, int) and isinstance(stride, int) and (channels, stride) == (1, 1)
+
+
+def _refuse_written_inputs(gm: GraphModule) -> None:
+    """ExecuTorch returns what such a model would write to an input as one more output."""
+    found = [written_input(node, by, "ExecuTorch") for node, by in written_inputs(gm).items()]
+    if found:
+        raise LoweringError("\n".join(found))
 
 
 def _refuse_bfloat16(gm: GraphModule) -> None:

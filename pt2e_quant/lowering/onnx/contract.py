@@ -11,7 +11,9 @@ from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
 from ...graph.attributes import written_attributes
+from ...graph.nested import written_inputs
 from ...where import locate
+from ..common.entry import written_input
 
 __all__ = ["check_onnx_contract"]
 
@@ -39,6 +41,8 @@ def _state(model: GraphModule) -> Iterator[str]:
 
 
 def _inputs(model: GraphModule) -> Iterator[str]:
+    for node, by in written_inputs(model).items():
+        yield written_input(node, by, "onnxruntime")
     for node in model.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype in _OUTSIDE:
