@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CalibrationError, CaptureError, FileError, QuantizationError
 from ..files import open_file
 from ..graph.run import Arguments
+from ..lowering.common.entry import quietly
 from ..recipes.images import Images
 from .images import load_images
 
@@ -41,7 +42,8 @@ def load_model(source: str) -> ExportedProgram:
         with open_file(source) as file:
             if file.read(2) != b"PK":
                 raise CaptureError(f"{source}: this is no file of torch.export.save")
-        return torch.export.load(source)
+        with quietly():  # torch logs the traceback of a damaged file as a warning
+            return torch.export.load(source)
     except FileError as error:
         raise CaptureError(str(error)) from error
     except QuantizationError:

@@ -252,13 +252,14 @@ LINE = undefined.__code__.co_firstlineno + 1
         (None, (*QUANTIZE[1:], "--ignore", "dwon"), "TargetingError: "),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_ends_with_one_line_and_2_and_writes_nothing(before, arguments, message, run, tmp_path):
+def test_what_goes_wrong_ends_with_one_line_and_2_and_writes_nothing(before, arguments, message, run, tmp_path, caplog):
     if before is not None:
         before(tmp_path)
     code, out, told = run("quantize", *arguments)
     assert (code, out) == (2, "")
     assert message in told
     assert told.count("\n") == 1
+    assert caplog.records == []  # what loggers say reaches a terminal, too
     assert not (tmp_path / "quantized").exists()
 
 

@@ -30,7 +30,7 @@ __all__ = ["Inputs", "by_origin", "explaining", "origin", "quietly", "take", "wr
 
 # torchao, which ExecuTorch imports, logs which of its CUDA libraries do not load, and torch how torchao uses pytrees;
 # its ONNX exporter, that there is no torchvision.
-_NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "torch.onnx._internal.exporter._registration")
+_NOISY_LOGGERS = ("torchao", "torch.export", "torch.utils._pytree", "torch.onnx._internal.exporter._registration")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""
