@@ -45,7 +45,13 @@ def quantize_per_tensor(
 
     Raises:
         SpecError: the arguments do not fit together.
+        QuantizedTensorError: torch.jit.trace looks on.
     """
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
+        raise QuantizedTensorError(
+            "torch.jit.trace cannot follow a quantized tensor: it would keep the codes of the example. Use "
+            "torch.export or torch.compile; TorchScript is deprecated"
+        )
     stored = _stored(dtype)
     if isinstance(input, Tensor):
         return _per_tensor(input, _number(scale), cast("int | Tensor", _number(zero_point)), stored)

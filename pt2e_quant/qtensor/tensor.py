@@ -304,11 +304,12 @@ def wrap(
 _fake_mode = torch._C._get_dispatch_mode
 _transform = torch._C._functorch.peek_interpreter_stack
 _is_compiling, _context = torch.compiler.is_compiling, torch._guards.TracingContext.try_get
+_jit_traces = torch._C._get_tracing_state
 
 
 def is_traced() -> bool:
-    """Whether a compiler or torch.export looks on, so that what runs here becomes part of a graph."""
-    return _is_compiling() or _context() is not None
+    """Whether a compiler, torch.export or torch.jit.trace looks on, so that what runs here becomes part of a graph."""
+    return _is_compiling() or _context() is not None or _jit_traces() is not None
 
 
 def _skip_when_compiled(function: Any) -> None:

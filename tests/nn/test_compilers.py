@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pt2e_quant.errors import QuantizedTensorError
 from pt2e_quant.nn import intrinsic, quantized
 from pt2e_quant.qtensor import quantize_per_channel, quantize_per_tensor
 from pt2e_quant.qtensor.tensor import wrap
@@ -57,3 +58,12 @@ def test_a_compiled_net_breaks_into_graphs_and_is_right() -> None:
 def test_a_compiled_net_is_one_graph_where_wrap_is_allowed() -> None:
     torch.compiler.allow_in_graph(wrap)
     assert (torch.compile(NET, backend="aot_eager", fullgraph=True)(X) - NET(X)).abs().max() <= STEPS
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_a_torchscript_trace_follows_dynamic_modules_and_refuses_static_ones() -> None:
+    dynamic: Any = quantized.dynamic.Linear(8, 4)
+    traced, x = torch.jit.trace(dynamic, (torch.randn(3, 8),)), 3 * torch.randn(3, 8)
+    torch.testing.assert_close(traced(x), dynamic(x))
+    with pytest.raises(QuantizedTensorError, match=r"torch\.export"):
+        torch.jit.trace(quantized.Quantize(0.1, 0, torch.quint8), (x,))
