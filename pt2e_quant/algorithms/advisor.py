@@ -186,14 +186,14 @@ class _Job:
 
     def suggestions(self) -> list[Suggestion]:
         """All that was seen, the site with the largest own error first."""
-        own = {row.node: row.own for row in compare(self._prepared, self._converted, self._data).nodes}
+        own = {row.node: row.own for row in compare(self._model, self._converted, self._data).nodes}
         sites = {site.node.name: site for site in sites_of(self._prepared)[0]}
         found = []
         for name, algorithm, seen in (*self._rows(sites), *self._means(), *self._outliers()):
             site = sites.get(name)
             if site is not None:
                 where = exported_name(site.node), module_path(site.node)
-                found.append(Suggestion(*where, own.get(name, math.nan), algorithm, seen))
+                found.append(Suggestion(*where, own.get(where[0], math.nan), algorithm, seen))
         return sorted(found, key=lambda one: (math.isnan(one.own), one.own))
 
     def _rows(self, sites: dict[str, Site]) -> Iterator[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from ..graph.attributes import attribute
 from ..graph.module import ExportedModule, finish
 from ..progress import counted
-from .finished import Finished
+from .finished import Finished, model_of
 from .input_moments import InputMoments
 from .reconstruction import Reconstructed
 from .sites import Site, choose_weight, sites_of, working_copy
@@ -42,7 +42,7 @@ def choose_site_by_site(
     gm = working_copy(prepared, f"{name}(prepared, data)")
     sites, reasons = sites_of(gm)
     stream = Stream(gm, data, f"{name}(prepared, data)")
-    finished = Finished(resume, f"{job}, {len(sites)} layers, {len(stream.lanes)} batches")
+    finished = Finished(resume, f"{job}, {len(sites)} layers, {len(stream.lanes)} batches, {model_of(gm, sites)}")
     done = [Reconstructed(node, (), 1.0, reason) for node, reason in reasons.items()]
     for number, site in enumerate(counted(sites, name)):
         stream.advance_to(site.node)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from ..debug.pairs import observes
 from ..errors import FileError
 from ..files import open_file, write_file
+from ..graph.attributes import attribute
+from ..graph.fingerprint import Fingerprint
+from .sites import Site, grid_of
 
-__all__ = ["Finished", "Outcome"]
+__all__ = ["Finished", "Outcome", "model_of"]
 
 Outcome = tuple[float, dict[str, tuple[Tensor, ...]]]
 """Of one block: the gain, and the tensors that were chosen, by the name of the op."""
@@ -56,3 +61,20 @@ class Finished:
             raise FileError(f"{path} holds no finished blocks: {type(error).__name__}. Give another name") from error
         if job != self._job:
             raise FileError(f"{path} is of another job ({job}), not of this one ({self._job}). Give another name")
+
+
+def model_of(gm: GraphModule, sites: Iterable[Site]) -> str:
+    """What tells a prepared model from others in a job: parameters, grids of weights, bounds of activations.
+
+    Not the ranges of activations, which another run can find different in a last bit.
+    """
+    found = Fingerprint()
+    for name, value in gm.named_parameters():
+        found.add([name, value])
+    for site in sites:
+        grid = grid_of(gm, site.observer, attribute(gm, str(site.weight.target)).detach())
+        found.add([site.node.name, vars(grid) if grid else None])
+    for node in gm.graph.find_nodes(op="call_module"):
+        grid = grid_of(gm, str(node.target)) if observes(gm, node) else None
+        found.add([node.name, *((grid.dtype, grid.quant_min, grid.quant_max) if grid else ())])
+    return f"model {str(found)[:16]}"

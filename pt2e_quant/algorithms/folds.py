@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 from torch.utils import _pytree as pytree
 
 from ..arguments import bind
@@ -50,6 +51,8 @@ _SCALABLE = frozenset((*RELU, *LEAKY_RELU))
 """f(x / s) = f(x) / s for every s > 0; gelu, silu, tanh and the like are not so."""
 _AVERAGES = frozenset((*AVG_POOL, *ADAPTIVE_AVG_POOL, *MEAN))
 """The same, of values in one channel."""
+_UNKNOWN = 2
+"""Stands for a size that data decides (x[mask]), so that channels can be followed past it."""
 
 
 @dataclass(frozen=True)
@@ -285,4 +288,4 @@ def _sizes(node: Node) -> list[int]:
 
 
 def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+    return optimization_hint(size, fallback=_UNKNOWN) if isinstance(size, torch.SymInt) else size

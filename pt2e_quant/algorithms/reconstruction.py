@@ -31,7 +31,7 @@ from ..graph.module import ExportedModule, finish
 from ..graph.run import on_batch
 from ..progress import counted
 from .blocks import Block, Per, blocks_of
-from .finished import Finished, Outcome
+from .finished import Finished, Outcome, model_of
 from .rounding import rounded
 from .sites import choose_weight, sites_of, static_grid, working_copy
 from .soft_rounding import SoftRounding, clipped
@@ -85,7 +85,8 @@ def adaround(
             few large ones.
         steps: of the optimizer, for each layer.
         seed: of the order of batches.
-        resume: a file that holds the layers that are done, written after each; a second call goes on from there.
+        resume: a file that holds the layers that are done, written after each; a second call with the same model, data
+            and numbers goes on from there.
 
     Returns:
         The prepared graph with weights on their grids, to be converted like the original, and what was done.
@@ -144,7 +145,7 @@ class _Job:
         stream = Stream(gm, data, asked_by)
         before, blocks = blocks_of(gm, sites, self.per)
         stream.advance(before)
-        finished = Finished(resume, f"{self}, {len(blocks)} blocks, {len(stream.lanes)} batches")
+        finished = Finished(resume, f"{self}, {len(blocks)} blocks, {len(stream.lanes)} batches, {model_of(gm, sites)}")
         done = [Reconstructed(name, (), 1.0, reason) for name, reason in reasons.items()]
         for number, block in enumerate(counted(blocks, self.name)):
             if block.sites:

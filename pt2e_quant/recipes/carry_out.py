@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 
 from ..algorithms import Advised, suggest
 from ..errors import CalibrationError, CaptureError, RecipeError
+from ..graph.fingerprint import Fingerprint, of_graph, of_model
 from ..graph.run import Arguments, batches_of
 from ..progress import counted, telling
 from ..pt2e import convert_pt2e, prepare_pt2e
@@ -25,7 +26,6 @@ from ..quantizer.base import Quantizer
 from ..report import explain
 from .budget import Budget, measured_sqnr, within_budget
 from .configuring import leaving, quantizer_of
-from .fingerprint import Fingerprint, of_graph, of_model
 from .graph_file import SUFFIX
 from .manifest import Manifest
 from .recipe import Recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import nn
@@ -23,6 +24,15 @@ def test_sites_come_by_their_own_error_with_what_was_seen():
     assert [one.own for one in found] == sorted(one.own for one in found)
     assert {"adaround", "correct_bias"} <= {one.algorithm for one in found}
     assert any("a weight with 15 integers: adaround" in line for line in advice().text().splitlines())
+
+
+def test_every_site_has_an_own_error_also_where_all_tensors_are_observed():
+    """Observers of a prepared graph hide the ops behind them: the float model is what is compared with."""
+    for net in (nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))):
+        data = [(torch.rand(8, 4),) for _ in range(4)]
+        found = suggest(torch.export.export(net.eval(), data[0]), quantizer(), data).suggestions
+        assert found
+        assert all(math.isfinite(one.own) for one in found)
 
 
 def test_what_is_applied_is_kept_where_it_helps():

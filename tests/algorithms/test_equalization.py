@@ -117,3 +117,19 @@ def test_what_is_read_elsewhere_is_left_alone():
         "x is an input of the model or a parameter",
         "conv2d is also read by add",
     ]
+
+
+def test_channels_are_followed_past_a_size_that_data_decides():
+    class Picked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x[x[:, 0] > 0.5])
+
+    x = torch.rand(9, 4)
+    net = stretched(Picked())
+    gm, done = equalize(export(net, x))
+    assert [one.reason for one in done if one.producer] == [None]
+    assert torch.allclose(gm(x), net(x), rtol=1e-4, atol=1e-5)

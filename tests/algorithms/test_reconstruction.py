@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -58,6 +59,21 @@ def test_finished_blocks_come_from_the_file(tmp_path, monkeypatch):
     assert all(map(torch.equal, first.parameters(), second.parameters()))
     with pytest.raises(FileError, match="another job"):
         adaround(prepared, batches(), steps=21, resume=path)
+
+
+@pytest.mark.parametrize("other", ["weights", "bits"])
+def test_a_file_of_another_model_is_refused(tmp_path, other):
+    """Its integers would become the weights of this one."""
+    path, prepared = tmp_path / "done", calibrated(exported())
+    adaround(prepared, batches(), steps=1, resume=path)
+    if other == "weights":
+        prepared = copy.deepcopy(prepared)
+        with torch.no_grad():
+            next(prepared.parameters()).mul_(2)
+    else:
+        prepared = calibrated(exported(), weight_bits=8)
+    with pytest.raises(FileError, match="another job"):
+        adaround(prepared, batches(), steps=1, resume=path)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

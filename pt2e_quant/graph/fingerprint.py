@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from ..graph.nested import graphs
+from .nested import graphs
 
 __all__ = ["Fingerprint", "of_graph", "of_model"]
 
