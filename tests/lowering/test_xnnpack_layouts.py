@@ -58,3 +58,27 @@ def test_a_copy_to_channels_last_computes_the_same(name):
     assert found.passed
     assert found.steps is not None
     assert found.steps <= 1.01  # XNNPACK requantizes with its own rounding of the scale product
+
+
+class _Normalized(nn.Module):
+    """Images plus and times constants of each form, as in front of a net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3)
+        self.shift, self.gain = nn.Parameter(torch.rand(4, 1, 1)), nn.Parameter(torch.rand(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv((x - 0.5) * self.gain), x + self.shift
+
+
+def test_images_in_channels_last_meet_constants():
+    """XNNPACK's compiler gave the tensors layouts of their own: error 0x1 or 0x10 when it ran."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 9, 8).to(memory_format=LAST)
+    exported = torch.export.export(randomize(_Normalized()).eval(), (x,))
+    prepared = prepare_pt2e(exported, XNNPACKQuantizer().set_global(RECIPES["per channel"]))
+    prepared(x)
+    program = lower_to_executorch(convert_pt2e(prepared))
+    assert "its inputs are contiguous" in program.remarks[-1].text
+    assert all(found.steps is not None and found.steps <= 1.01 for found in program.verified.outputs)

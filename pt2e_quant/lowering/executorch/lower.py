@@ -42,6 +42,7 @@ from .recipe import AT_LAST, FOR_EXECUTORCH, FOR_XNNPACK
 from .taps import find_taps
 from .xnnpack.contract import Violation, check_xnnpack_contract, keep_outside, raise_fatal
 from .xnnpack.delegates import check_delegates
+from .xnnpack.images import mistakes_layout
 from .xnnpack.layouts import copying_before_quantize
 
 __all__ = ["lower_to_executorch"]
@@ -191,7 +192,7 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
     if dynamic_shapes is None:
         dynamic_shapes, args, kwargs = derive_dynamic_shapes(gm, args, kwargs)
     calling = CallingConvention.of(args, kwargs)
-    if backend == "xnnpack" and any(map(_has_two_layouts, gm.graph.nodes)) and calling != calling.contiguous():
+    if backend == "xnnpack" and any(map(mistakes_layout, gm.graph.nodes)) and calling != calling.contiguous():
         calling = calling.contiguous()
         remarks += (Remark("program", _CONTIGUOUS),)
     exported = _export(gm, *calling.plain(args, kwargs), dynamic_shapes)
@@ -201,17 +202,8 @@ def _ready(taken: tuple[ExportedModule, Inputs], dynamic_shapes: Any, backend: B
 
 _CONTIGUOUS = (
     "its inputs are contiguous, though an example is channels last: XNNPACK mistakes the layout of an image of one "
-    "channel, which is both (executorch issue 19153)"
+    "channel, which is both (executorch issue 19153), and of a sum or product of images with a constant"
 )
-
-
-def _has_two_layouts(node: Node) -> bool:
-    """An image of one channel whose strides are those of channels last, though it is contiguous as well."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dim() != 4 or tuple(value.shape[2:]) == (1, 1):
-        return False
-    channels, stride = value.shape[1], value.stride(1)
-    return isinstance(channels, int) and isinstance(stride, int) and (channels, stride) == (1, 1)
 
 
 def _refuse_written_inputs(gm: GraphModule) -> None:
