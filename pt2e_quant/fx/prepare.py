@@ -143,8 +143,20 @@ def _asks_nothing(mapping: QConfigMapping) -> bool:
     return all(one is None for one in (*given, *mapping.module_name_object_type_order_qconfigs.values()))
 
 
+def _expect_no_modules(model: nn.Module, custom: PrepareCustomConfig, error: Exception) -> None:
+    """What torch.export captures has operators alone, so nothing can be said of its modules and quantized inputs."""
+    lost = sorted(set(custom.to_dict()) - {"preserved_attributes"})
+    if lost:
+        raise CaptureError(
+            f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {error})\n  torch.export may, but "
+            f"{', '.join(lost)} of prepare_custom_config cannot hold for its operators. Name the modules that stop the "
+            "trace: set_non_traceable_module_names([...]); or leave these settings out"
+        )
+
+
 def _exported(model: nn.Module, wanted: Wanted, error: Exception) -> ExportedModule:
     """By torch.export, which follows what symbols cannot."""
+    _expect_no_modules(model, wanted.custom, error)
     try:
         exported = torch.export.export(model, wanted.example_inputs)
     except Exception as failure:

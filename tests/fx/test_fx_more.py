@@ -417,6 +417,19 @@ def test_control_flow_goes_through_export_and_says_so():
         assert sqnr(model(data[0]), converted(data[0])) > 25  # 7 bits
 
 
+@pytest.mark.parametrize(
+    "custom",
+    [
+        PrepareCustomConfig().set_output_quantized_indexes([0]),
+        PrepareCustomConfig().set_non_traceable_module_names(["fc"]),
+        PrepareCustomConfig().set_standalone_module_name("fc", None, (torch.randn(2, 8),), None, None),
+    ],
+)
+def test_settings_that_an_exported_model_cannot_hold_are_errors(custom):
+    with pytest.raises(CaptureError, match=f"{next(iter(custom.to_dict()))} of prepare_custom_config cannot hold"):
+        prepare_fx(Branching().eval(), MAPPING, (torch.randn(2, 3, 8, 8),), prepare_custom_config=custom)
+
+
 def test_what_nothing_captures_names_both_reasons():
     model = Around(Gate()).eval()
     model.inner.fc = nn.Linear(3, 3)  # does not fit either
