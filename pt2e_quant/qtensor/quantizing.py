@@ -44,7 +44,8 @@ def quantize_per_tensor(
         A QTensor, or a list of them.
 
     Raises:
-        SpecError: the arguments do not fit together.
+        SpecError: the arguments do not fit together, a zero point is no value of the dtype, or an input is not
+            floating point.
         QuantizedTensorError: torch.jit.trace looks on.
     """
     if torch._C._get_tracing_state() is not None:  # torch.jit.trace
@@ -99,7 +100,8 @@ def quantize_per_channel(input: Tensor, scales: Tensor, zero_points: Tensor, axi
         dtype: torch.quint8, qint8, qint32, or the integer type itself; torch.quint4x2 with float zero points.
 
     Raises:
-        SpecError: the arguments do not fit together.
+        SpecError: the arguments do not fit together, an integer zero point is no value of the dtype, or the input is
+            not floating point.
     """
     _check_real(input)
     if not -input.dim() <= axis < input.dim():
@@ -112,6 +114,9 @@ def quantize_per_channel(input: Tensor, scales: Tensor, zero_points: Tensor, axi
     if floats:
         codes = _with_float_zero_points(input, scales, zero_points, axis, (low, high)).to(stored)
     else:
+        if zero_points.numel() and not is_traced():
+            ends = torch.aminmax(zero_points)
+            _check_zero_points(int(ends.min), int(ends.max), low, high)
         codes = qparams.quantize(input, scales, zero_points, low, high, stored, axis=axis)
     exact = torch.float32 if is_traced() else torch.float64  # torch keeps these; ONNX knows no others than float32
     kinds = (torch.float32, torch.float32) if floats else (exact, torch.int64)
@@ -171,6 +176,7 @@ def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stor
     if is_traced():
         overload = _Q.quantize_per_tensor.tensor if isinstance(scale, Tensor) else _Q.quantize_per_tensor.default
         return wrap(overload(x, scale, zero_point, low, high, stored), scale, zero_point, None, NAMES[stored])
+    _check_zero_points(int(zero_point), int(zero_point), low, high)
     # A scale in float32, as its inverse is what torch's own kernels multiply with.
     step = torch.as_tensor(scale, dtype=torch.float32)
     if stored is torch.int32 or x.dtype is not torch.float32:
@@ -184,6 +190,15 @@ def _check_real(x: Tensor) -> None:
         raise QuantizedTensorError(
             "what is to be quantized is quantized already: dequantize() it before, or leave out the second QuantStub"
         )
+    if not x.is_floating_point():
+        raise SpecError(f"what is to be quantized is floating point, got a tensor of {x.dtype}: call float() before")
+
+
+def _check_zero_points(smallest: int, largest: int, low: int, high: int) -> None:
+    """Zero is to be a code: with others, values of one sign would saturate."""
+    if smallest < low or largest > high:
+        outside = smallest if smallest < low else largest
+        raise SpecError(f"a zero point is one of the codes {low} to {high}, got {outside}")
 
 
 def _with_float_zero_points(x: Tensor, scale: Tensor, zero: Tensor, axis: int, limits: tuple[int, int]) -> Tensor:

@@ -318,3 +318,25 @@ def test_compile_sees_plain_integers() -> None:
     assert torch.allclose(torch.compile(Round(), backend="aot_eager")(X), wanted)
     made = torch.compile(lambda q: q.view(-1).dequantize() * 2, backend="aot_eager", fullgraph=True)(Q)
     assert torch.equal(made, Q.dequantize().view(-1) * 2)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "outside"),
+    [
+        (lambda: quantize_per_tensor(X, 0.05, 300, torch.quint8), "0 to 255, got 300"),
+        (lambda: quantize_per_tensor(X, 0.05, torch.tensor(-129), torch.qint8), "-128 to 127, got -129"),
+        (lambda: quantize_per_tensor([X, X], torch.ones(2), torch.tensor([3, -1]), torch.quint8), "0 to 255, got -1"),
+        (lambda: quantize_per_channel(X, torch.ones(4), torch.tensor([0, 5, 128, 1]), 0, torch.qint8), "got 128"),
+    ],
+)
+def test_a_zero_point_is_a_code(quantize, outside):
+    with pytest.raises(QuantizationError, match=outside):
+        quantize()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_integers_are_not_quantized(dtype):
+    with pytest.raises(QuantizationError, match="floating point"):
+        quantize_per_tensor(X.to(dtype), 0.05, 0, torch.quint8)
+    with pytest.raises(QuantizationError, match="floating point"):
+        quantize_per_channel(X.to(dtype), torch.ones(4), torch.zeros(4), 0, torch.quint8)
