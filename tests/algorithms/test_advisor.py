@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 
+import pytest
 import torch
 from torch import nn
 
+from pt2e_quant import convert_pt2e
 from pt2e_quant.algorithms import Advice, suggest
-from tests.algorithms.frame import batches, exported, quantizer
+from tests.algorithms.frame import batches, calibrated, exported, quantizer
 from tests.algorithms.test_stream import Counts
-from tests.nets import ConvNet, export
+from tests.nets import ConvNet, export, sqnr
 
 
 @functools.cache
@@ -72,3 +74,13 @@ def test_an_algorithm_that_refuses_the_model_is_told_and_the_others_go_on():
     refused = {one.algorithm for one in advised.tried if "writes to its buffers" in (one.reason or "")}
     assert refused == {"choose_ranges", "adaround", "correct_bias"}
     assert advised.value >= advised.tried[0].value
+
+
+def test_of_few_batches_the_last_is_held_back():
+    (calibration,), (held,) = batches(2)
+    prepared = calibrated(exported(), rows=calibration)
+    with torch.no_grad():
+        expected = sqnr(exported().module()(held), convert_pt2e(prepared)(held))
+    assert suggest(exported(), quantizer(), batches(2)).plain == pytest.approx(
+        expected, abs=1e-3
+    )  # sums in another order
