@@ -31,8 +31,8 @@ __all__ = [
     "CHOOSE_QPARAMS", "CLAMP", "COMPOSITE", "CONV", "CONV1D", "CONV2D", "CONV3D", "CONVOLUTION", "CONV_TRANSPOSE",
     "CONV_TRANSPOSE1D", "CONV_TRANSPOSE2D", "CONV_TRANSPOSE3D", "COPY", "DEQUANTIZE", "DIV", "DROPOUT", "EMBEDDING",
     "EMBEDDING_BAG", "EXPAND", "HARDTANH", "LEAKY_RELU", "LINEAR", "MATMUL", "MAX_POOL", "MEAN", "MM", "MUL", "PAD",
-    "PERMUTE", "QUANTIZE", "RELU", "RELU6", "RELUS", "RESHAPE", "RNN", "RNN_CELL", "SLICE", "SOFTMAX", "SPLIT",
-    "SQUEEZE", "SUB", "UNBIND", "UPSAMPLE_NEAREST", "dynamic_ceiling", "factors", "fills_zeros", "functional",
+    "PERMUTE", "PRODUCTS", "QUANTIZE", "RELU", "RELU6", "RELUS", "RESHAPE", "RNN", "RNN_CELL", "SLICE", "SOFTMAX",
+    "SPLIT", "SQUEEZE", "SUB", "UNBIND", "UPSAMPLE_NEAREST", "dynamic_ceiling", "factors", "fills_zeros", "functional",
     "has_hidden_alias", "is_call", "is_commutative", "is_conv", "is_conv_transpose", "is_dequantize", "is_elementwise",
     "is_quantize", "is_value_preserving", "known", "memory_of", "op_name", "pads_zeros",
     "register_quantized_decomposed", "resolve", "twins",
@@ -204,6 +204,8 @@ CONV_TRANSPOSE3D = _row("conv_transpose3d.input")
 CONV_TRANSPOSE = (*CONV_TRANSPOSE1D, *CONV_TRANSPOSE2D, *CONV_TRANSPOSE3D)
 CONVOLUTION = _row("convolution.default _convolution.default convolution_overrideable.default")
 LINEAR = _row("linear.default")
+PRODUCTS = frozenset((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR))
+"""Linears and convolutions, transposed ones too: what is made to have a weight."""
 MM = _row("mm.default matmul.default addmm.default")
 MATMUL = (*MM, *_row("bmm.default baddbmm.default"))
 ATTENTION = _row("scaled_dot_product_attention.default")

@@ -22,7 +22,7 @@ from ..errors import CaptureError
 from ..graph.constants import Constants
 from ..graph.module import finish
 from ..graph.run import Arguments, batches_of
-from ..ops import RELUS, factors, is_conv_transpose
+from ..ops import PRODUCTS, RELUS, factors, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..passes.private_copy import private_copy
 from ..passes.runner import run_pass
@@ -30,7 +30,6 @@ from ..qparams import affine_qparams, fake_quantize
 from ..sqnr import decibels, differences, floating, power
 from ..where import module_path
 from .calibrated import Batches, rounded_weight, run_again, run_all
-from .sites import PRODUCTS
 
 __all__ = ["Sensitivity", "worst_ops"]
 

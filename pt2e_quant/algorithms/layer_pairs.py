@@ -14,12 +14,12 @@ from ..arguments import bind
 from ..graph.attributes import attribute
 from ..graph.constants import Constants
 from ..graph.module import ExportedModule
-from ..ops import LINEAR, factors, is_conv, is_conv_transpose
+from ..ops import LINEAR, PRODUCTS, factors, is_conv, is_conv_transpose
 from ..passes.fold_batch_norm import fold_batch_norm
 from ..passes.private_copy import private_copy
 from ..passes.runner import run_pass
 from .folds import channels_of, find_fold
-from .sites import PRODUCTS, set_parameter
+from .sites import set_parameter
 
 __all__ = ["Pair", "pairs_of", "ready", "spread_over"]
 

@@ -19,17 +19,14 @@ from ..graph.run import writes_to_buffer
 from ..meta import WEIGHT_OBSERVERS_KEY
 from ..observer.derived import DerivedObserver
 from ..observer.settled import SettledObserver
-from ..ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, factors, is_conv_transpose
+from ..ops import LINEAR, PRODUCTS, factors, is_conv_transpose
 from ..pt2e.observed import ObserverReading, QParams, read_observer, read_qparams
 from ..pt2e.record import PointRecord, record_of
 
 __all__ = [
-    "PRODUCTS", "Site", "choose_weight", "give_bias", "grid_of", "set_parameter", "settle", "sites_of", "static_grid",
+    "Site", "choose_weight", "give_bias", "grid_of", "set_parameter", "settle", "sites_of", "static_grid",
     "working_copy",
 ]  # fmt: skip
-
-PRODUCTS = frozenset((*LINEAR, *CONV, *CONV_TRANSPOSE, *CONVOLUTION))
-"""The ops that can be a site."""
 
 
 @dataclass(frozen=True, eq=False)

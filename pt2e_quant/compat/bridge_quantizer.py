@@ -35,8 +35,6 @@ __all__ = ["LEAVES", "EagerQuantizer", "Layer"]
 LEAVES = -1
 """The number of a tap where integers become real numbers."""
 
-_PRODUCTS = frozenset((*ops.LINEAR, *ops.CONV, *ops.CONV_TRANSPOSE, *ops.CONVOLUTION))
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -139,7 +137,7 @@ class EagerQuantizer(Quantizer):
             inputs: dict[Node, QuantizationSpecBase | None] = {
                 one: self._edges[one, node] for one in node.all_input_nodes if (one, node) in self._edges
             }
-            inputs |= self._weight(node) if node.target in _PRODUCTS else {}
+            inputs |= self._weight(node) if node.target in ops.PRODUCTS else {}
             output = self._outputs.get(node)
             if inputs or output is not None:
                 node.meta[ANNOTATION_KEY] = QuantizationAnnotation(inputs, output, _annotated=True, rule="eager")

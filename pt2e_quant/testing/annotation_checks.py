@@ -15,7 +15,7 @@ from ..errors import AnnotationError, QuantizationError, SharingError
 from ..graph.constants import Constants
 from ..graph.values import is_float_tensor
 from ..meta import ANNOTATION_KEY
-from ..ops import BATCH_NORM, CONV, CONV_TRANSPOSE, CONVOLUTION, EMBEDDING, LINEAR
+from ..ops import BATCH_NORM, EMBEDDING, PRODUCTS
 from ..pt2e.making import make_observers
 from ..pt2e.plan import make_plan
 from ..quantizer.reading import read_spec
@@ -27,7 +27,7 @@ __all__ = ["Found", "annotation_findings", "first_line"]
 
 Found = Iterator[tuple[str, str, str]]
 
-_WITH_WEIGHT = frozenset((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR, *EMBEDDING))
+_WITH_WEIGHT = PRODUCTS.union(EMBEDDING)
 
 
 def annotation_findings(gm: GraphModule) -> list[tuple[str, str, str]]:

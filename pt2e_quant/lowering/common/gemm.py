@@ -9,23 +9,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ...ops import (
-    CHOOSE_QPARAMS,
-    CONV,
-    CONV_TRANSPOSE,
-    CONVOLUTION,
-    LINEAR,
-    MM,
-    factors,
-    is_call,
-    is_dequantize,
-    is_quantize,
-)
+from ...ops import CHOOSE_QPARAMS, MM, PRODUCTS, factors, is_call, is_dequantize, is_quantize
 
 __all__ = ["Gemm", "Q", "as_gemm", "gemms", "is_dynamic", "output_quantize"]
 
 Q = torch.ops.quantized_decomposed
-_PRODUCTS = frozenset((*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR, *MM))
+_GEMMS = PRODUCTS.union(MM)
 _CHOOSE = frozenset(CHOOSE_QPARAMS)
 
 
@@ -59,7 +48,7 @@ def gemms(gm: GraphModule) -> list[Gemm]:
 
 def as_gemm(node: Node) -> Gemm | None:
     """The operator with its operands, when it is a convolution or matrix product with a dequantized weight."""
-    if not is_call(node) or node.target not in _PRODUCTS:
+    if not is_call(node) or node.target not in _GEMMS:
         return None
     activation, weight, bias = factors(node)
     if not isinstance(activation, Node) or not is_dequantize(weight):

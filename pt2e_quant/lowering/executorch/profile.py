@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import LoweringError
 from ...latency import Profile, Sample, profile_of
-from ...ops import CONV, CONV_TRANSPOSE, CONVOLUTION, LINEAR, MATMUL
+from ...ops import MATMUL, PRODUCTS
 from ..common.entry import quietly
 from .taps import Tap
 
@@ -26,7 +26,7 @@ __all__ = ["take_profile"]
 _WARM = 3
 _OUTSIDE = "OPERATOR_CALL"
 _US = 1e3  # in a ms, as the dump counts
-_PRODUCT_OPS = frozenset(map(str, (*CONV, *CONV_TRANSPOSE, *CONVOLUTION, *LINEAR, *MATMUL)))
+_PRODUCT_OPS = frozenset(map(str, PRODUCTS.union(MATMUL)))
 _PRODUCT = re.compile(r"(Convolution|Deconvolution|Fully Connected|Batch Matrix Multiply)\b")
 _COUNTED = re.compile(r" #\d+$")
 

@@ -1,33 +1,4 @@
 """Fused modules in training. The names of torch.ao.nn.intrinsic.qat."""
 
-from .fused import (
-    ConvBn1d,
-    ConvBn2d,
-    ConvBn3d,
-    ConvBnReLU1d,
-    ConvBnReLU2d,
-    ConvBnReLU3d,
-    ConvReLU1d,
-    ConvReLU2d,
-    ConvReLU3d,
-    LinearBn1d,
-    LinearReLU,
-    freeze_bn_stats,
-    update_bn_stats,
-)
-
-__all__ = [
-    "ConvBn1d",
-    "ConvBn2d",
-    "ConvBn3d",
-    "ConvBnReLU1d",
-    "ConvBnReLU2d",
-    "ConvBnReLU3d",
-    "ConvReLU1d",
-    "ConvReLU2d",
-    "ConvReLU3d",
-    "LinearBn1d",
-    "LinearReLU",
-    "freeze_bn_stats",
-    "update_bn_stats",
-]
+from .fused import *  # noqa: F403
+from .fused import __all__ as __all__
