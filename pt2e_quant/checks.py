@@ -132,7 +132,7 @@ def _words(kind: Any) -> str:
         return "something to call"
     if origin is type:
         return "a class"
-    if origin is not None and arguments:
+    if origin is not None and any(one is not Any for one in arguments):
         held = ", ".join(_words(one) for one in arguments if one is not Ellipsis)
         return f"{_with_article(origin.__name__)} of ({held})"
     whole = origin or kind

@@ -28,7 +28,7 @@ FOLDED = (
 @checked(ConversionError)
 def fuse_modules(
     model: nn.Module,
-    modules_to_fuse: Sequence[Any] | None = None,
+    modules_to_fuse: Sequence[str] | Sequence[Sequence[str]] | None = None,
     inplace: bool = False,
     fuser_func: _Fuser | None = None,
     fuse_custom_config_dict: Mapping[str, Any] | None = None,
@@ -57,7 +57,7 @@ def fuse_modules(
 @checked(ConversionError)
 def fuse_modules_qat(
     model: nn.Module,
-    modules_to_fuse: Sequence[Any] | None = None,
+    modules_to_fuse: Sequence[str] | Sequence[Sequence[str]] | None = None,
     inplace: bool = False,
     fuser_func: _Fuser | None = None,
     fuse_custom_config_dict: Mapping[str, Any] | None = None,
@@ -69,7 +69,7 @@ def fuse_modules_qat(
 
 def _fuse(
     model: nn.Module,
-    rows: Sequence[Any] | None,
+    rows: Sequence[str] | Sequence[Sequence[str]] | None,
     is_qat: bool,
     inplace: bool,
     fuser: _Fuser | None,
@@ -82,7 +82,8 @@ def _fuse(
         raise ConversionError("fuse_modules: pass a list of paths, or example_inputs to find what can be fused")
     if rows is None:
         rows = find_chains(model, example_inputs or (), lambda modules: is_known(modules, is_qat))
-    listed = [rows] if rows and all(isinstance(one, str) for one in rows) else rows
+    one_row = [path for path in rows if isinstance(path, str)]
+    listed = [one_row] if one_row else [row for row in rows if not isinstance(row, str)]
     extra = (custom or {}).get("additional_fuser_method_mapping", {})
     for row in listed:
         modules = [_at(model, path) for path in row]
@@ -92,10 +93,10 @@ def _fuse(
     return model
 
 
-def _at(model: nn.Module, path: Any) -> nn.Module:
+def _at(model: nn.Module, path: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
-    if not isinstance(path, str) or not path or path not in modules:
-        raise TargetingError(f"{type(model).__name__} has no module {path!r}.{did_you_mean(str(path), modules)}")
+    if not path or path not in modules:
+        raise TargetingError(f"{type(model).__name__} has no module {path!r}.{did_you_mean(path, modules)}")
     return model.get_submodule(path)
 
 

@@ -91,6 +91,8 @@ def test_a_module_that_runs_twice_is_not_fused() -> None:
             ConversionError,
             r"\['BatchNorm2d', 'Conv2d'\] are not known to fuse. Give them in",
         ),
+        ([1, 2], ConversionError, "modules_to_fuse must be"),
+        ([["conv1", 1]], ConversionError, "modules_to_fuse must be"),
         (None, ConversionError, "pass a list of paths, or example_inputs"),
     ],
 )
