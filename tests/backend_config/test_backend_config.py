@@ -76,6 +76,19 @@ def test_a_nested_pattern_runs_from_the_inside_out():
     assert config.sequence == (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
 
 
+def test_a_pattern_has_one_of_two_forms():
+    config = BackendPatternConfig().set_pattern(nn.Conv2d)
+    assert (config.pattern, config.sequence) == (nn.Conv2d, (nn.Conv2d,))
+    with pytest.raises(SpecError, match="only one of"):
+        config._set_pattern_complex_format((nn.ReLU, nn.Conv2d))
+    with pytest.raises(SpecError, match="only one of"):
+        BackendPatternConfig()._set_pattern_complex_format((nn.ReLU, nn.Conv2d)).set_pattern(nn.Conv2d)
+
+
+def test_a_config_has_a_name():
+    assert BackendConfig("one").set_name("other").to_dict()["name"] == "other"
+
+
 def test_constraints_keep_their_type():
     fixed = DTypeWithConstraints(torch.quint8, scale_exact_match=1 / 256, zero_point_exact_match=0)
     assert DTypeConfig(fixed).input_dtype is torch.quint8

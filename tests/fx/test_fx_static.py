@@ -115,8 +115,10 @@ def test_a_reference_model_is_exported(residual):
 
 
 def test_a_converted_model_is_exported(residual):
+    """Within a step of the last layer: the kernels of an exported graph round their products in another order."""
     exported = torch.export.export(residual.converted, (residual.x,))
-    assert torch.allclose(exported.module()(residual.x), residual.converted(residual.x), atol=0.05)
+    step = 1.01 * residual.converted.fc.scale  # 0.007 where outputs reach 0.47
+    torch.testing.assert_close(exported.module()(residual.x), residual.converted(residual.x), atol=step, rtol=0)
 
 
 def test_fused_modules_compute_the_same(residual):
