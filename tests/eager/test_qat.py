@@ -194,6 +194,15 @@ def test_frozen_statistics_stay_through_train() -> None:
     assert not torch.equal(model.conv1.bn.running_mean, before)
 
 
+def test_a_batch_norm_begins_anew() -> None:
+    model = prepared()
+    model(X)
+    model.conv1.bn.weight.data.fill_(3.0)
+    model.conv1.reset_bn_parameters()
+    fresh = nn.BatchNorm2d(model.conv1.bn.num_features).state_dict()
+    assert all(torch.equal(value, model.conv1.bn.state_dict()[name]) for name, value in fresh.items())
+
+
 def test_a_state_dict_of_version_1_loads() -> None:
     made: Any = intrinsic.qat.ConvBn2d(3, 4, 1, qconfig=default_qat_qconfig)
     state = made.state_dict()
