@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from .errors import FileError
 
-__all__ = ["open_file", "write_file", "write_files"]
+__all__ = ["make_folder", "open_file", "write_file", "write_files"]
 
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "Make the folder first, or check the name."),
@@ -60,6 +60,18 @@ def write_files(contents: Mapping[str | PathLike[str], bytes]) -> tuple[Path, ..
     finally:
         _remove(parts)
     return tuple(paths)
+
+
+def make_folder(path: str | PathLike[str]) -> Path:
+    """A folder of this name, with those around it; it may be there already.
+
+    Raises:
+        FileError: it cannot be made, or a file has this name.
+    """
+    path = _path(path)
+    with _typed("make the folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextlib.contextmanager

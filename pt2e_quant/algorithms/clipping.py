@@ -37,7 +37,7 @@ def clip_weights(
     Args:
         prepared: what `prepare_pt2e` returned, calibrated; it stays as it was.
         data: batches, as `graph.run.batches_of` takes them.
-        resume: a file that holds the layers that are done, written after each; a second call goes on from there.
+        resume: a folder for what is done, a file for each layer; a second call goes on from there, after a crash too.
 
     Returns:
         The prepared graph with settled grids of weights, to be converted like the original or given to `gptq`, and what

@@ -1,4 +1,4 @@
-"""Finished: the blocks that a long algorithm is done with, in a file, so that it can go on after an interruption."""
+"""Finished: the blocks that a long algorithm is done with, in a folder, so that it can go on after an interruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from ..debug.pairs import observes
 from ..errors import FileError
-from ..files import open_file, write_file
+from ..files import make_folder, open_file, write_file
 from ..graph.attributes import attribute
 from ..graph.fingerprint import Fingerprint
 from .sites import Site, grid_of
@@ -24,43 +24,57 @@ Outcome = tuple[float, dict[str, tuple[Tensor, ...]]]
 
 
 class Finished:
-    """Outcomes by the number of their block, in a file where there is one.
+    """Outcomes by the number of their block, in a folder where there is one: a file for each, read when it is needed.
 
     Args:
-        path: of the file, which is written after each block; None keeps nothing.
+        path: of the folder, which is made if it is not there; None keeps nothing.
         job: what is being done, in words.
 
     Raises:
-        FileError: the file cannot be read, or is of another job.
+        FileError: the folder cannot be made or read, or is of another job.
     """
 
     def __init__(self, path: str | Path | None, job: str) -> None:
-        self._path, self._job = None if path is None else Path(path), job
-        self._known: dict[int, Outcome] = {}
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            _claim(self._path, job)
 
     def recall(self, number: int, compute: Callable[[], Outcome]) -> Outcome:
         """The outcome of this block, computed where it is not known yet."""
         if self._path is None:
             return compute()
-        if number not in self._known:
-            self._known[number] = compute()
-            content = io.BytesIO()
-            torch.save({"job": self._job, "known": self._known}, content)
-            write_file(self._path, content.getvalue())
-        return self._known[number]
+        path = self._path / f"{number:05}.pt"
+        if path.exists():
+            return _read(path)
+        outcome, content = compute(), io.BytesIO()
+        torch.save(outcome, content)
+        write_file(path, content.getvalue())
+        return outcome
 
-    def _read(self, path: Path) -> None:
-        with open_file(path) as file:
-            content = file.read()
-        try:
-            held = torch.load(io.BytesIO(content), weights_only=True)
-            job, self._known = held["job"], held["known"]
-        except Exception as error:  # of whatever a file that is no such file makes
-            raise FileError(f"{path} holds no finished blocks: {type(error).__name__}. Give another name") from error
-        if job != self._job:
-            raise FileError(f"{path} is of another job ({job}), not of this one ({self._job}). Give another name")
+
+def _claim(folder: Path, job: str) -> None:
+    """Say whose the folder is, or see that it is of this job."""
+    name = folder / "job.txt"
+    if folder.is_dir() and name.exists():
+        with open_file(name) as file:
+            found = file.read().decode(errors="replace")
+        if found != job:
+            raise FileError(f"{folder} is of another job ({found}), not of this one ({job}). Give another name")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise FileError(f"{folder} holds no finished blocks, but other files. Give another name")
+    else:
+        make_folder(folder)
+        write_file(name, job.encode())
+
+
+def _read(path: Path) -> Outcome:
+    with open_file(path) as file:
+        content = file.read()
+    try:
+        gain, chosen = torch.load(io.BytesIO(content), weights_only=True)
+        return float(gain), {str(name): tuple(tensors) for name, tensors in chosen.items()}
+    except Exception as error:  # of whatever a file that is no such file makes
+        raise FileError(f"{path} holds no finished block: {type(error).__name__}. Delete it") from error
 
 
 def model_of(gm: GraphModule, sites: Iterable[Site]) -> str:

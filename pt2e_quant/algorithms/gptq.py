@@ -60,7 +60,7 @@ def gptq(
             False aims at its own weight, as the paper does.
         act_order: round the columns with the largest inputs first; False goes from left to right.
         damp: part of the mean of H's diagonal that is added to it. More holds the weights nearer to what they were.
-        resume: a file that holds the layers that are done, written after each; a second call goes on from there.
+        resume: a folder for what is done, a file for each layer; a second call goes on from there, after a crash too.
 
     Returns:
         The prepared graph with weights on their grids, to be converted like the original, and what was done. Gains are

@@ -85,8 +85,8 @@ def adaround(
             few large ones.
         steps: of the optimizer, for each layer.
         seed: of the order of batches.
-        resume: a file that holds the layers that are done, written after each; a second call with the same model, data
-            and numbers goes on from there.
+        resume: a folder for what is done, a file for each layer; a second call with the same model, data and numbers
+            goes on from there, after a crash too.
 
     Returns:
         The prepared graph with weights on their grids, to be converted like the original, and what was done.

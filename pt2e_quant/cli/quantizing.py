@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..errors import FileError, RecipeError
+from ..errors import RecipeError
+from ..files import make_folder
 from ..recipes import Quantized, Recipe, check_saved, quantize_and_lower, read_recipe
 from ..recipes.manifest import Manifest, packages
 from .output import tell
@@ -42,21 +43,12 @@ def _folder(out: Path) -> Iterator[None]:
     """A folder, with those above it; those that were not there are gone again when what is written into it fails."""
     missing = [path for path in (out, *out.parents) if not path.exists()]
     try:
-        with _typed_making(out):
-            out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         yield
     except BaseException:
         for path in filter(Path.exists, missing):
             path.rmdir()
         raise
-
-
-@contextmanager
-def _typed_making(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FileError(f"cannot make the folder {out}: {error.strerror}. Choose another one with --out") from error
 
 
 def recipe_of(path: Path | None, overrides: dict[str, Any], settings: list[str]) -> Recipe:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import multiprocessing
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,7 +108,7 @@ def test_a_transposed_convolution_is_left_alone():
     assert [one.reason for one in done] == ["it is a transposed convolution", None]
 
 
-def test_finished_layers_come_from_the_file(tmp_path, monkeypatch):
+def test_finished_layers_come_from_the_folder(tmp_path, monkeypatch):
     path = tmp_path / "done"
     first, done = gptq(calibrated(exported()), batches(), resume=path)
     monkeypatch.setattr(InputMoments, "power", None)
@@ -112,6 +117,34 @@ def test_finished_layers_come_from_the_file(tmp_path, monkeypatch):
     assert all(map(torch.equal, first.parameters(), second.parameters()))
     with pytest.raises(FileError, match="another job"):
         gptq(calibrated(exported()), batches(), damp=0.02, resume=path)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    """SIGKILL while the second layer is being written: the first is not computed again, and the result is the same."""
+    path, whole = tmp_path / "done", gptq(calibrated(exported()), batches())[0]
+    child = multiprocessing.get_context("fork").Process(target=_killed_at_the_second_layer, args=(path,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    kept = [one.name for one in path.glob("*.pt")]
+    assert kept == ["00000.pt"]
+    before = (path / kept[0]).stat().st_mtime_ns
+    resumed = gptq(calibrated(exported()), batches(), resume=path)[0]
+    assert (path / kept[0]).stat().st_mtime_ns == before
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
+def _killed_at_the_second_layer(path: Path) -> None:
+    torch.set_num_threads(1)
+    fsync, calls = os.fsync, itertools.count()
+
+    def killing(number: int) -> None:  # of the job, of the first layer, then of the second
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(number)
+
+    os.fsync = killing
+    gptq(calibrated(exported()), batches(), resume=path)
 
 
 def test_bfloat16_models_come_nearer_too():

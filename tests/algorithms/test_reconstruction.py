@@ -50,7 +50,7 @@ def test_one_seed_gives_one_result():
     assert all(map(torch.equal, *weights))
 
 
-def test_finished_blocks_come_from_the_file(tmp_path, monkeypatch):
+def test_finished_blocks_come_from_the_folder(tmp_path, monkeypatch):
     path, prepared = tmp_path / "done", calibrated(exported())
     first, done = adaround(prepared, batches(), steps=20, resume=path)
     monkeypatch.setattr("pt2e_quant.algorithms.reconstruction._Attempt.train", None)
@@ -62,7 +62,7 @@ def test_finished_blocks_come_from_the_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("other", ["weights", "bits"])
-def test_a_file_of_another_model_is_refused(tmp_path, other):
+def test_a_folder_of_another_model_is_refused(tmp_path, other):
     """Its integers would become the weights of this one."""
     path, prepared = tmp_path / "done", calibrated(exported())
     adaround(prepared, batches(), steps=1, resume=path)
@@ -76,10 +76,17 @@ def test_a_file_of_another_model_is_refused(tmp_path, other):
         adaround(prepared, batches(), steps=1, resume=path)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
-    (tmp_path / "done").write_bytes(b"no tensors")
-    with pytest.raises(FileError, match="holds no finished blocks"):
-        adaround(calibrated(exported()), batches(), resume=tmp_path / "done")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("done", "cannot make the folder"), ("done/00000.pt", "no finished block"), ("done/notes.txt", "holds no finished blocks")],
+)
+def test_files_of_something_else_are_refused(tmp_path, name, reason):
+    if name == "done/00000.pt":
+        adaround(calibrated(exported()), batches(), steps=1, resume=tmp_path / "done")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"no tensors")
+    with pytest.raises(FileError, match=reason):
+        adaround(calibrated(exported()), batches(), steps=1, resume=tmp_path / "done")
 
 
 def test_numbers_out_of_range_are_refused():
