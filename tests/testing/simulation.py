@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pt2e_quant.graph.module import is_guard
 from pt2e_quant.graph.nested import graphs
+from pt2e_quant.passes.decompose import decompositions
 from pt2e_quant.passes.runner import run_everywhere
 from pt2e_quant.pt2e.capture import capture
 from pt2e_quant.pt2e.plan import make_plan
@@ -38,9 +39,9 @@ class QParams:
     high: int
 
     def round(self, x: Tensor) -> Tensor:
-        """x on the grid of these qparams, in the arithmetic of the q/dq ops: divide by multiplying with 1 / scale."""
-        q = torch.clamp(torch.round(x * (1.0 / self.scale)) + self.zero_point, self.low, self.high)
-        return (q - self.zero_point) * self.scale
+        """x on the grid of these qparams, in the arithmetic of the q/dq ops: float32, multiplied with 1 / scale."""
+        q = torch.clamp(torch.round(x.float() * (1.0 / self.scale)) + self.zero_point, self.low, self.high)
+        return ((q - self.zero_point) * self.scale).to(x.dtype)
 
 
 class Simulation:
@@ -50,7 +51,8 @@ class Simulation:
     """
 
     def __init__(self, sketch: Sketch, quantizer: Any, batches: Sequence[tuple[Tensor, ...]]) -> None:
-        gm = run_everywhere(quantizer.transform_for_annotation, capture(sketch.exported).gm)
+        captured = capture(sketch.exported, decompositions(None, quantizer)).gm
+        gm = run_everywhere(quantizer.transform_for_annotation, captured)
         self._gm = gm = run_everywhere(quantizer.annotate, gm)
         groups: list[Any] = []
         self._group_of: dict[Any, int] = {}
@@ -76,7 +78,7 @@ class Simulation:
 
 def _by_hand(spec: Any, low: Tensor, high: Tensor) -> QParams:
     q_low, q_high = spec.bounds
-    low, high = torch.clamp(low, max=0.0), torch.clamp(high, min=0.0)
+    low, high = torch.clamp(low.float(), max=0.0), torch.clamp(high.float(), min=0.0)
     eps = torch.tensor(spec.constructor.arguments.get("eps", 0.0))
     if is_symmetric(spec.qscheme):
         scale = torch.maximum(torch.maximum(-low, high) / ((q_high - q_low) / 2), eps)
