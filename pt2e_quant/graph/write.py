@@ -51,7 +51,8 @@ class Writer:
         self._by = by
         self._names = free_name(gm, constants)
         self._known: list[tuple[Tensor, str]] = []
-        self._values: dict[Any, FakeTensor] = {}
+        self._values: dict[Any, Node] = {}
+        """Of each kind of call the first: torch takes long to tell what an op gives, and is asked once."""
         self._like: Node = gm.graph.output_node()
 
     @property
@@ -92,7 +93,15 @@ class Writer:
         """Insert a call; symbols among the arguments, also inside lists, become their nodes."""
         args, kwargs = nodes_of((args, kwargs))
         values: Any = map_arg((args, kwargs), lambda used: used.meta.get("val"))
-        return self.call_with_value(target, args, kwargs, lambda: self._computed(target, values))
+        kind = _kind(target, values)
+        like = None if kind is None else self._values.get(kind)
+        if like is not None:
+            return Symbol(_copy_of_value(self.without_value(target, args, kwargs), like), self)
+        written = self.call_with_value(target, args, kwargs, lambda: target(*values[0], **values[1]))
+        made = written.node.meta.get("val")
+        if kind is not None and isinstance(made, FakeTensor) and made.is_contiguous():
+            self._values[kind] = written.node
+        return written
 
     def call_with_value(self, target: Any, args: Any, kwargs: Any, value: Callable[[], Any]) -> Symbol:
         """Insert a call whose value `value` computes: for ops that would invent sizes where these depend on data."""
@@ -101,17 +110,6 @@ class Writer:
         if all("val" in used.meta for used in sources):
             with_value(node, sources[0], value)
         return Symbol(node, self)
-
-    def _computed(self, target: Any, values: Any) -> Any:
-        """What an op gives for fake values. Torch takes long to tell, so it is asked once for all that are alike."""
-        kind = _kind(target, values)
-        known = None if kind is None else self._values.get(kind)
-        if known is not None:
-            return fake_like(known, known.fake_mode)
-        made = target(*values[0], **values[1])
-        if kind is not None and isinstance(made, FakeTensor) and made.is_contiguous():
-            self._values[kind] = made
-        return made
 
     def without_value(self, target: Any, args: Any, kwargs: Any) -> Node:
         """Insert a call whose value the caller records."""
@@ -243,6 +241,13 @@ def _kind(target: Any, values: Any) -> Any:
         else:
             return None
     return tuple(kinds)
+
+
+def _copy_of_value(node: Node, like: Node) -> Node:
+    """Record a value of the same kind. Not the same one: those of an exported graph are alike only where they alias."""
+    known = like.meta["val"]
+    node.meta |= {"val": fake_like(known, known.fake_mode), "tensor_meta": like.meta["tensor_meta"]}
+    return node
 
 
 def _is_same(held: Tensor, tensor: Tensor) -> bool:

@@ -78,7 +78,11 @@ def test_a_folder_of_another_model_is_refused(tmp_path, other):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("done", "cannot make the folder"), ("done/00000.pt", "no finished block"), ("done/notes.txt", "holds no finished blocks")],
+    [
+        ("done", "cannot make the folder"),
+        ("done/00000.pt", "no finished block"),
+        ("done/notes.txt", "holds no finished blocks"),
+    ],
 )
 def test_files_of_something_else_are_refused(tmp_path, name, reason):
     if name == "done/00000.pt":
