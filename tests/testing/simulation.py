@@ -125,17 +125,18 @@ class _Ranges(_Interpreter):
         value = super().run_node(n)
         for number in self._groups_of_value.get(n, ()):
             spec = self._groups[number].spec
-            dims = tuple(range(value.dim()))
+            seen = value if value.numel() else value.new_zeros(1)  # no value is on the grid of zero alone
+            dims = tuple(range(seen.dim()))
             if is_per_channel(spec.qscheme):
-                dims = tuple(dim for dim in dims if dim != spec.axis % value.dim())
-            low = value.amin(dims, keepdim=True) if dims else value.clone()
-            high = value.amax(dims, keepdim=True) if dims else value.clone()
+                dims = tuple(dim for dim in dims if dim != spec.axis % seen.dim())
+            low = seen.amin(dims, keepdim=True) if dims else seen.clone()
+            high = seen.amax(dims, keepdim=True) if dims else seen.clone()
             if not is_per_channel(spec.qscheme):
                 low, high = low.reshape(()), high.reshape(())
             if number in self.ends:
                 low, high = torch.minimum(low, self.ends[number][0]), torch.maximum(high, self.ends[number][1])
             self.ends[number] = low, high
-            rms = float(value.double().square().mean().sqrt())
+            rms = float(seen.double().square().mean().sqrt())
             self.rms[number] = min(rms, self.rms.get(number, math.inf))
         return value
 

@@ -279,7 +279,7 @@ INDEXED: dict[str, Kind] = {
         lambda x, ids: (x, ids.float().mean().to(x.dtype)),
     ),
     "bucketize": op(
-        lambda x: torch.bucketize(x, torch.tensor([-0.5, 0.0, 0.5], dtype=x.dtype)).to(x.dtype),
+        lambda x: torch.bucketize(x.contiguous(), torch.tensor([-0.5, 0.0, 0.5], dtype=x.dtype)).to(x.dtype),
         lambda x: torch.searchsorted(torch.tensor([-0.5, 0.5], dtype=x.dtype), x.contiguous()),
     ),
 }  # fmt: skip
