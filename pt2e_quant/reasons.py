@@ -44,6 +44,7 @@ WAYS_OUT = {
     "non_float": "nothing to do: integers and booleans stay what they are",
     "no_value": "export the model again, so that the graph records dtypes and shapes",
     "normalized": "nothing to do; where integers are worth their error, select it by operator, module or name",
+    "magnified": "nothing to do; where integers are worth their error, select it by operator, module or name",
     "recurrence": "nothing to do; where integers are worth their error, select it by operator, module or name",
     "mask": "nothing to do: masks stay in float",
     "constant": "nothing to do: no input of the model flows through it",

@@ -34,6 +34,7 @@ from .overwritten import Overwritten, overwritten_reason
 from .pattern import Match
 from .reading import input_specs, is_annotated
 from .rule import Rule
+from .small_values import SmallValues
 from .streams import Streams
 from .targeting import Choice, Targets
 
@@ -180,6 +181,7 @@ class _Annotator:
         self._constants = Constants(model)
         self._overwritten = Overwritten(model.graph)
         self._masked = masked(model.graph)
+        self._small_values = SmallValues(model)
         self._streams = Streams(model) if quantizer.spares_streams else None
         self._foreign = {node for node in choices if is_annotated(node)}
         self._applied: dict[Node, tuple[Rule, Match]] = {}
@@ -226,7 +228,7 @@ class _Annotator:
         if config is None:
             return
         match = replace(match, config=config, explicit=self._choices[match.anchor].is_explicit)
-        found = self._obstacle(rule, match) or rule.refusal(match) or self._stream(rule, match)
+        found = self._obstacle(rule, match) or rule.refusal(match) or self._cost(rule, match)
         if found is None:
             rule.apply(match, config)
             self._applied[match.root] = rule, match
@@ -261,10 +263,13 @@ class _Annotator:
         tensors = [match.root, *(node for name, node in match.pairs() if rule.specs.get(name) is not None)]
         return None if self._masked.isdisjoint(tensors) else Refusal(rule.name, MASK_REASON, "mask")
 
-    def _stream(self, rule: Rule, match: Match) -> Refusal | None:
-        if self._streams is None or match.explicit or not rule.rounds_anew:
+    def _cost(self, rule: Rule, match: Match) -> Refusal | None:
+        """What static scales would make the outputs pay for, where nobody asked for it by a narrow selector."""
+        if match.explicit or match.config is None or match.config.is_dynamic or match.config.is_weight_only:
             return None
-        return self._streams.refusal(rule.name, match.anchor, match.root)
+        place = rule.name, match.anchor, match.root
+        found = self._small_values.refusal(*place)
+        return self._streams.refusal(*place) if found is None and self._streams and rule.rounds_anew else found
 
     def _config(self, match: Match) -> QuantizationConfig | None:
         """The anchor's config; None when another node of the match was explicitly given a different one."""
