@@ -68,3 +68,30 @@ def test_a_dynamic_model_has_nothing_to_compare():
 
 def test_a_saved_report_keeps_the_numbers(clipped):
     assert Report.from_json(clipped.to_json()).record.output_errors == clipped.record.output_errors
+
+
+def test_poor_outputs_name_the_tensors_that_cost_them(clipped):
+    """The input was clipped at a twentieth of its range, and so was all that follows; the output costs most."""
+    alone = clipped.record.output_errors.alone
+    by_tensor = {group.observer: ", ".join(group.members) for group in clipped.groups}
+    assert [by_tensor[name] for name in alone] == ["linear_1", "input_1 -> linear", "linear"]
+    assert list(alone.values()) == sorted(alone.values())
+    for observer, decibels in alone.items():
+        assert f"{decibels:.1f} dB with {by_tensor[observer]} rounded alone ({observer})" in clipped.text()
+
+
+def test_good_outputs_name_none():
+    assert explain(calibrated(), [row(1.0)]).record.output_errors.alone == {}
+
+
+def test_the_numbers_of_one_observer_are_those_of_a_model_with_it_alone():
+    prepared, x = calibrated(), row(20.0)
+    alone = explain(prepared, [x]).record.output_errors.alone
+
+    def rounded(observer: str, values: Tensor) -> Tensor:
+        scale, zero_point = prepared.get_submodule(observer).calculate_qparams()
+        return torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero_point), -128, 127)
+
+    output, first, _ = alone
+    assert alone[output] == pytest.approx(sqnr(net()(x), rounded(output, net()(x))), abs=0.01)
+    assert alone[first] == pytest.approx(sqnr(net()(x), net()(rounded(first, x))), abs=0.01)

@@ -130,10 +130,12 @@ class OutputErrors:
     static:  with the grids of the calibration
     dynamic: with the inputs of linears and convolutions on the grids of their own values, and no other activation
              rounded
+    alone:   where static is poor, with one observer alone rounding, those that cost most, by name
     """
 
     static: float
     dynamic: float
+    alone: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

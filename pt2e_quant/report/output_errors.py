@@ -2,7 +2,9 @@
 
 A static scale fits all inputs and all rows of a tensor, so a few values that reach far leave the others few steps. How
 much that costs is measured: the model runs on the data with the grids that it was calibrated to, and once more with
-the inputs of its linears and convolutions each on the grid of its own values.
+the inputs of its linears and convolutions each on the grid of its own values. Where outputs are poor, each observer
+rounds alone, on one batch: errors of different tensors are nearly independent, so their powers add, and what makes a
+large part of the error alone is the reason for it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ __all__ = ["MeasuredOutputs"]
 
 _PRODUCTS = frozenset((*LINEAR, *CONV, *CONVOLUTION))
 _INPUT, _WEIGHT = 0, 1  # places in `factors`
+_POOR = 15.0
+"""dB; an error of more than a sixth of the signal. Below it single observers are measured."""
+_NAMED = 3
 
 
 class MeasuredOutputs:
@@ -40,23 +45,33 @@ class MeasuredOutputs:
 
     def __init__(self, prepared: GraphModule, record: Record, readings: dict[str, ObserverReading]) -> None:
         self._static_inputs = False
+        self._rounded: dict[str, list[_Rounded]] = {}
+        self._first: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
 
         def static(name: str, call: Node) -> nn.Module:
             self._static_inputs |= not readings[name].is_dynamic and _feeds(call, _INPUT)
             return _Rounded(readings[name]) if readings[name].has_range else nn.Identity()
 
+        def rounded(name: str, call: Node) -> nn.Module:
+            module = static(name, call)
+            if isinstance(module, _Rounded):
+                self._rounded.setdefault(name, []).append(module)
+            return module
+
         def of_weights(name: str, call: Node) -> nn.Module:  # in models prepared for training
             return static(name, call) if _feeds(call, _WEIGHT) else nn.Identity()
 
-        self._twins = with_stand_ins(prepared, readings, static), with_stand_ins(prepared, readings, of_weights)
+        self._twins = with_stand_ins(prepared, readings, rounded), with_stand_ins(prepared, readings, of_weights)
         _round_inputs(self._twins[1])
-        for twin, everywhere in zip(self._twins, (True, False), strict=True):
-            _round_constants(twin, record, readings, everywhere)
+        for name, module in _round_constants(self._twins[0], record, readings, everywhere=True):
+            self._rounded.setdefault(name, []).append(module)
+        _round_constants(self._twins[1], record, readings, everywhere=False)
         self._signal, self._noise = 0.0, [0.0, 0.0]
 
     def include(self, exact: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """One batch, and what the model returns for it without rounding."""
         if self._static_inputs:
+            self._first = self._first or (exact, args, kwargs)
             self._signal += power(floating(exact))
             for index, twin in enumerate(self._twins):
                 self._noise[index] += power(differences(exact, twin(*args, **kwargs)))
@@ -64,7 +79,26 @@ class MeasuredOutputs:
     def found(self) -> OutputErrors | None:
         """None where no product has a static input, or the outputs say nothing."""
         static, dynamic = (decibels(self._signal, noise) for noise in self._noise)
-        return OutputErrors(static, dynamic) if math.isfinite(static) and math.isfinite(dynamic) else None
+        if not (math.isfinite(static) and math.isfinite(dynamic)):
+            return None
+        return OutputErrors(static, dynamic, self._worst() if static < _POOR else {})
+
+    def _worst(self) -> dict[str, float]:
+        """SQNR on the first batch with one observer rounding alone, of those that cost most, the worst first."""
+        if self._first is None:
+            return {}
+        exact, args, kwargs = self._first
+        every = [module for modules in self._rounded.values() for module in modules]
+        found: dict[str, float] = {}
+        for name, modules in self._rounded.items():
+            for module in every:
+                module.rounds = any(module is one for one in modules)
+            with torch.no_grad():
+                found[name] = decibels(
+                    power(floating(exact)), power(differences(exact, self._twins[0](*args, **kwargs)))
+                )
+        ranked = sorted((pair for pair in found.items() if math.isfinite(pair[1])), key=lambda pair: pair[1])
+        return dict(ranked[:_NAMED])
 
 
 def _feeds(call: Node, place: int) -> bool:
@@ -83,14 +117,22 @@ def _round_inputs(twin: GraphModule) -> None:
         gm.recompile()
 
 
-def _round_constants(twin: GraphModule, record: Record, readings: dict[str, ObserverReading], everywhere: bool) -> None:
-    """A prepared model does not call the observers of constants. Unless `everywhere`, products alone read integers."""
+def _round_constants(
+    twin: GraphModule, record: Record, readings: dict[str, ObserverReading], everywhere: bool
+) -> list[tuple[str, _Rounded]]:
+    """A prepared model does not call the observers of constants. Unless `everywhere`, products alone read integers.
+
+    Returns what was inserted, with the name of its observer.
+    """
+    made = []
     nodes = {_name(node): node for gm in twin.modules() if isinstance(gm, GraphModule) for node in gm.graph.nodes}
     for number, point in enumerate(point for point in record.points if point.constant):
         constant, reading = nodes[point.producer], readings[point.observer]
         readers = {nodes[name] for name in point.consumers if everywhere or nodes[name].target in _PRODUCTS}
         if readers and not reading.writes_pairs:
-            _insert(_Rounded(reading), f"_constant_{number}", constant, readers)
+            made.append((point.observer, _Rounded(reading)))
+            _insert(made[-1][1], f"_constant_{number}", constant, readers)
+    return made
 
 
 def _name(node: Node) -> str:
@@ -107,14 +149,20 @@ def _insert(module: nn.Module, name: str, source: Node, readers: set[Node]) -> N
 
 
 class _Rounded(nn.Module):
-    """To the grid of an observer, which sees the first tensor when it has no range; nothing where there is no grid."""
+    """To the grid of an observer, which sees the first tensor when it has no range; nothing where there is no grid.
+
+    rounds: False lets every value pass.
+    """
 
     def __init__(self, reading: ObserverReading) -> None:
         super().__init__()
+        self.rounds = True
         self._reading = reading
         self._grid: QParams | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.rounds:
+            return x
         if self._grid is None:
             self._grid = read_qparams(self._reading if self._reading.has_range else _after(self._reading, x))
         grid = self._grid

@@ -63,8 +63,9 @@ def _implausible(record: Record) -> Iterator[str]:
 def _implausible_totals(record: Record) -> Iterator[str]:
     if record.bytes_before < 0 or (record.bytes_after or 0) < 0:
         yield f"parameters take {record.bytes_before} bytes before, {record.bytes_after} after"
-    if record.output_errors is not None and not all(map(math.isfinite, vars(record.output_errors).values())):
-        yield f"its outputs have {record.output_errors}"
+    errors = record.output_errors
+    if errors is not None and not all(map(math.isfinite, (errors.static, errors.dynamic, *errors.alone.values()))):
+        yield f"its outputs have {errors}"
 
 
 def _plausible_group(group: GroupRecord) -> bool:

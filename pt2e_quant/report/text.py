@@ -106,6 +106,10 @@ def _outputs(record: Record) -> Iterator[str]:
             "so quantize dynamically (is_dynamic=True in the configuration): the whole model, or the ops that "
             f"worst_ops(exported, batches, target={_GOOD:.1f}) names"
         )
+    groups = {group.observer: group for group in record.groups}
+    for observer, alone in errors.alone.items():
+        members = ", ".join(groups[observer].members) if observer in groups else observer
+        yield f"{alone:.1f} dB with {members} rounded alone ({observer})"
 
 
 def _representation(representation: Representation) -> dict[str, list[str]]:
