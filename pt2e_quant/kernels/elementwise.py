@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import qparams
 from ..qtensor.tensor import NAMES, QTensor, is_traced, wrap
+from . import onednn
 
 __all__ = ["add", "add_scalar", "cat", "matmul", "multiply", "multiply_scalar", "on_grid", "quantized"]
 
@@ -51,11 +52,9 @@ def quantized(
 
 
 def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
-    """a + b, in one sum of steps of the result: f_a * (a - z_a) + f_b * (b - z_b).
-
-    torch.ops.onednn.qadd would do it in one pass, but its code for AVX-512 reads codes from 128 on as negative ones
-    (torch 2.13; right with AVX2, and in the last numel % 16).
-    """
+    """a + b, by oneDNN where it can; or in one sum of steps of the result: f_a * (a - z_a) + f_b * (b - z_b)."""
+    if not is_traced() and onednn.adds(a, b):
+        return wrap(onednn.sum_of(a, b, scale, zero_point, relu), scale, zero_point, None, a.stored_as)
     if is_traced() or a.shape != b.shape or torch.int32 in (a.codes.dtype, b.codes.dtype):
         return on_grid(torch.add, a, b, scale=scale, zero_point=zero_point, relu=relu)
     (f_a, z_a), (f_b, z_b) = ((float(one.scale) / scale, int(one.zero_point)) for one in (a, b))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..arguments import sees_padding_only
-from .kernel import Codes, Kernel, Real
+from .kernel import NAMED, Codes, Kernel, Real
 
 if TYPE_CHECKING:
+    from ..qtensor import QTensor
     from .products import Product
 
-__all__ = ["KERNEL"]
+__all__ = ["KERNEL", "adds", "sum_of"]
 
 _ONEDNN = torch.ops.onednn
 _NO_RELU = 3
@@ -30,6 +30,8 @@ def codes(product: Product) -> Codes:
     fuses = relu and product.weight.spatial != _NO_RELU
     compute = _made(product, out.scale, zero_point, torch.uint8, "relu" if fuses else "none")
     x_scale, x_zero = product.scale, product.zero_point
+    if not signed and fuses is relu:
+        return lambda x: compute(x, x_scale, x_zero)
 
     def run(x: Tensor) -> Tensor:
         made = compute(x, x_scale, x_zero)
@@ -67,16 +69,14 @@ def _convolution(product: Product, end: tuple[Any, ...]) -> Real:
     weight, op, g = product.weight, _ONEDNN.qconv_pointwise.default, product.weight.geometry
     moves = (g.stride, g.padding, g.dilation, g.groups)  # type: ignore[union-attr]
     constants, shape = _constants(product), list(product.shape)
+    rest = (*constants, *moves, *end)
 
-    def pack(x_zero: int) -> Callable[[], Tensor]:
-        scales = constants[0]
-        return lambda: _ONEDNN.qconv_prepack(weight.quantized.codes, scales, 1.0, x_zero, *moves, shape)
+    @functools.cache
+    def packed(shifted: bool) -> Tensor:
+        parts = weight.quantized.codes, constants[0], 1.0, int(shifted), *moves, shape
+        return weight.once(("onednn", shifted), lambda: _ONEDNN.qconv_prepack(*parts))  # type: ignore[no-any-return]
 
-    def run(x: Tensor, x_scale: float, x_zero: int) -> Tensor:
-        packed = weight.once(("onednn", x_zero != 0), pack(x_zero))
-        return op(x, x_scale, x_zero, packed, *constants, *moves, *end)  # type: ignore[no-any-return]
-
-    return run
+    return lambda x, x_scale, x_zero: op(x, x_scale, x_zero, packed(x_zero != 0), *rest)
 
 
 def _constants(product: Product) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -85,6 +85,41 @@ def _constants(product: Product) -> tuple[Tensor, Tensor, Tensor | None]:
     scales = weight.scale.float().reshape(-1)
     bias = None if weight.bias is None else weight.bias.detach().float().contiguous()
     return scales, torch.zeros(scales.numel(), dtype=torch.int64), bias
+
+
+def adds(a: QTensor, b: QTensor) -> bool:
+    """Whether `sum_of` takes these two: uint8, with codes in the same dense order, a multiple of _WIDTH of them."""
+    x, y = a.codes, b.codes
+    plain = x.dtype is y.dtype is torch.uint8 and x.device.type == "cpu" and x.device == y.device
+    alike = plain and x.shape == y.shape and x.stride() == y.stride() and x.numel() % _WIDTH == 0 != x.numel()
+    dense = alike and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+    return dense and NAMED.get() in (None, KERNEL.name) and torch._C._get_mkldnn_enabled() and _absent() is None
+
+
+def sum_of(a: QTensor, b: QTensor, scale: float, zero_point: int, relu: bool) -> Tensor:
+    """Codes of a + b on the grid (scale, zero_point), in one pass: a linear's product of a with the identity, and b as
+    what oneDNN adds to it before it rounds.
+
+    torch.ops.onednn.qadd would be made for this, but its code for AVX-512 reads codes from 128 on as negative ones
+    (torch 2.13; right with AVX2, and in the last numel % 16).
+    """
+    codes, made, op = a.codes, b.codes.clone(), _ONEDNN.qlinear_pointwise.binary
+    rows, steps = (codes.numel() // _WIDTH, _WIDTH), (_WIDTH, 1)
+    x, y = codes.as_strided(rows, steps), made.as_strided(rows, steps)
+    end: tuple[Any, ...] = (float(b.scale), int(b.zero_point), "sum", 1.0, "relu" if relu else "none", [], "")
+    op(x, float(a.scale), int(a.zero_point), *_identity(), y, None, scale, zero_point, torch.uint8, *end)
+    return made
+
+
+_WIDTH = 16
+"""Of the identity: one vector of AVX-512 in float32."""
+
+
+@functools.cache
+def _identity() -> tuple[Tensor, Tensor, Tensor]:
+    """Packed, with its scale and its zero point."""
+    codes = torch.eye(_WIDTH, dtype=torch.int8)
+    return _ONEDNN.qlinear_prepack(codes, None), torch.ones(1), torch.zeros(1, dtype=torch.int64)
 
 
 @functools.cache

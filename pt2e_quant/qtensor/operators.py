@@ -37,9 +37,7 @@ def dispatch(func: OpOverload, args: Any, kwargs: Any, *, dequantize: bool) -> A
     Raises:
         QuantizedTensorError: the operator has no form on integers.
     """
-    handler = _TABLE.get(func)
-    if handler is None and ops.is_value_preserving(func) and not ops.fills_zeros(func):
-        handler = _move
+    handler = _handler(func)
     if handler is not None:
         return handler(func, *args, **kwargs)
     if dequantize:
@@ -49,10 +47,17 @@ def dispatch(func: OpOverload, args: Any, kwargs: Any, *, dequantize: bool) -> A
 
 def keeps_grid(func: object) -> bool:
     """Whether the result of an operator on a QTensor has the grid of its operand."""
-    handler = _TABLE.get(func)  # type: ignore[call-overload]
-    if handler is None:
-        return ops.is_value_preserving(func) and not ops.fills_zeros(func)
-    return handler in (_clone, _permute, _pad, _max_pool, _same_grid, _linear)
+    return _handler(func) in (_move, _move_one, _clone, _permute, _pad, _max_pool, _same_grid, _relu, _linear)
+
+
+@functools.cache
+def _handler(func: object) -> Handler | None:
+    """What an operator does to QTensors; None where it has no form on integers."""
+    if func in _TABLE:
+        return _TABLE[func]
+    if not ops.is_value_preserving(func) or ops.fills_zeros(func):
+        return None
+    return _move_one if _has_one_tensor(func) else _move
 
 
 def fixed_grid(func: object, quant_min: int, quant_max: int) -> tuple[float, int] | None:
@@ -106,6 +111,22 @@ def _move(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
         return like.with_codes(value.to(like.codes.dtype)) if is_code else value
 
     return _mapped(results, outside)
+
+
+def _move_one(func: OpOverload, q: QTensor, *args: Any, **kwargs: Any) -> QTensor:
+    """The same for an operator from one tensor to another: most of them, without a search for tensors."""
+    _need_one_scale(func, q)
+    codes = func(q.codes, *args, **kwargs)
+    return q if codes is q.codes else q.with_codes(codes)
+
+
+def _has_one_tensor(func: Any) -> bool:
+    kinds, results = ([str(one.type) for one in part] for part in (func._schema.arguments, func._schema.returns))
+    return (
+        kinds[0] == "Tensor" == results[0]
+        and "Tensor" not in str(kinds[1:] + results[1:])
+        and (func not in _NEEDS_FLOATS)
+    )
 
 
 def _codes_on(q: QTensor, like: QTensor) -> Tensor:
@@ -215,7 +236,7 @@ def _has_pool(codes: Tensor, dims: int) -> bool:
     """Whether torch's kernel for channels last computes this max pool: 4 times faster than one dimension at a time."""
     plain = codes.dtype is torch.uint8 and codes.device.type == "cpu" and dims == 2 and codes.dim() == 4
     fits = plain and codes.is_contiguous(memory_format=torch.channels_last) and codes.numel() > 0
-    return fits and _POOL is not None and not is_traced()
+    return fits and _POOL is not None
 
 
 def _listed(given: Any) -> list[int]:
@@ -274,18 +295,27 @@ def _same_grid(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
     return like
 
 
-def _linear(func: OpOverload, *args: Any, **kwargs: Any) -> QTensor:
+def _relu(func: OpOverload, q: QTensor) -> QTensor:
+    """Codes below the zero point become the zero point."""
+    if is_traced():
+        return _same_grid(func, q)  # type: ignore[no-any-return]
+    _need_one_scale(func, q)
+    if func._schema.is_mutable:
+        q.codes.clamp_(min=int(q.zero_point))
+        return q
+    return q.with_codes(q.codes.clamp(min=int(q.zero_point)))
+
+
+def _linear(func: OpOverload, q: QTensor, *args: Any, **kwargs: Any) -> QTensor:
     """Averages: of code - zero point, which float32 holds exactly, so that ties round to even as they should.
 
     In a graph of real numbers: that is what backends match.
     """
     if is_traced():
-        return _same_grid(func, *args, **kwargs)  # type: ignore[no-any-return]
-    like = _first(args, kwargs)
-    _need_one_scale(func, like)
-    centred = like.codes.float().sub_(like.zero_point)
-    steps = func(centred, *args[1:], **kwargs)
-    return like.with_codes(rounded(steps, int(like.zero_point), *like.limits, like.codes.dtype))
+        return _same_grid(func, q, *args, **kwargs)  # type: ignore[no-any-return]
+    _need_one_scale(func, q)
+    steps = func(q.codes.float().sub_(q.zero_point), *args, **kwargs)
+    return q.with_codes(rounded(steps, int(q.zero_point), *q.limits, q.codes.dtype))
 
 
 def _on_fixed_grid(func: OpOverload, q: QTensor) -> QTensor:
@@ -352,9 +382,10 @@ _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(_all("eq ne lt le gt ge argmax argmin isnan isfinite isinf any all"), _compare),
     **dict.fromkeys(_all("equal"), _equal),
     **dict.fromkeys(_all("_local_scalar_dense dequantize"), _item),
+    **dict.fromkeys(ops.RELU, _relu),
     **dict.fromkeys(
         (
-            *ops.RELU, *ops.LEAKY_RELU, *ops.HARDTANH, *ops.CLAMP,
+            *ops.LEAKY_RELU, *ops.HARDTANH, *ops.CLAMP,
             *_all("relu6 threshold masked_fill masked_fill_ elu elu_"),
         ),
         _same_grid,

@@ -12,7 +12,7 @@ from .. import qparams
 from ..checks import checked
 from ..errors import QuantizedTensorError, SpecError
 from ..specs import integer_range
-from .tensor import NAMES, QTensor, is_traced, wrap
+from .tensor import NAMES, QTensor, check_one_scale, is_traced, wrap
 
 __all__ = ["dequantize", "quantize_per_channel", "quantize_per_tensor", "quantize_per_tensor_dynamic"]
 
@@ -179,10 +179,12 @@ def _per_tensor(x: Tensor, scale: float | Tensor, zero_point: int | Tensor, stor
     _check_zero_points(int(zero_point), int(zero_point), low, high)
     # A scale in float32, as its inverse is what torch's own kernels multiply with.
     step = torch.as_tensor(scale, dtype=torch.float32)
+    check_one_scale(scale, zero_point)
     if stored is torch.int32 or x.dtype is not torch.float32:
-        return QTensor(qparams.quantize(x, step, zero_point, low, high, stored), scale, zero_point)
-    steps = torch.mul(x.detach(), 1.0 / step)
-    return QTensor(qparams.rounded(steps, int(zero_point), low, high, stored), scale, zero_point)
+        codes = qparams.quantize(x, step, zero_point, low, high, stored)
+    else:
+        codes = qparams.rounded(x.detach() * step.reciprocal(), int(zero_point), low, high, stored)
+    return wrap(codes, scale, zero_point, None, NAMES[stored])
 
 
 def _check_real(x: Tensor) -> None:

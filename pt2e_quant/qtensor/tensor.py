@@ -120,6 +120,8 @@ class QTensor(Tensor):
         if self.qscheme() is torch.per_channel_affine and is_traced():
             parts = (self.scale, self.zero_point, self.axis, *self.limits, self.codes.dtype)
             return _Q.dequantize_per_channel(self.codes, *parts)  # type: ignore[no-any-return]
+        if self.axis is None and not isinstance(self.scale, Tensor) and not isinstance(self.zero_point, Tensor):
+            return self.unpacked().float().sub_(self.zero_point).mul_(self.scale)
         return qparams.dequantize(self.unpacked(), self.scale, self.zero_point, axis=self.axis)
 
     @property
@@ -352,7 +354,7 @@ def _check(codes: Tensor, scale: Any, zero_point: Any, axis: int | None, dtype: 
     if dtype not in (None, NAMES[codes.dtype]) and (dtype, codes.dtype) != (torch.quint4x2, torch.uint8):
         raise SpecError(f"codes of {codes.dtype} cannot be {dtype}; they are {NAMES[codes.dtype]}")
     if axis is None:
-        _check_single(scale, zero_point)
+        check_one_scale(scale, zero_point)
         return
     if not 0 <= axis < codes.dim():
         raise SpecError(f"axis {axis} does not exist in codes of shape {tuple(codes.shape)}")
@@ -366,7 +368,11 @@ def _check(codes: Tensor, scale: Any, zero_point: Any, axis: int | None, dtype: 
         )
 
 
-def _check_single(scale: Any, zero_point: Any) -> None:
+def check_one_scale(scale: Any, zero_point: Any) -> None:
+    """
+    Raises:
+        SpecError: these are no scale and zero point of a whole tensor.
+    """
     several = [part for part in (scale, zero_point) if isinstance(part, Tensor) and part.numel() != 1]
     if several:
         raise SpecError(f"{several[0].numel()} scales or zero points need an axis; see quantize_per_channel")

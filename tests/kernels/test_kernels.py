@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pt2e_quant import QuantizationError, qparams, quantize_per_channel, quantize_per_tensor
 from pt2e_quant.grid import Grid
-from pt2e_quant.kernels import Geometry, Post, Product, Weight, explain, onednn, using
+from pt2e_quant.kernels import Geometry, Post, Product, Weight, add, explain, onednn, using
 from pt2e_quant.kernels.choice import TABLE, choose
 from pt2e_quant.kernels.recurrent import RECURRENT
 from pt2e_quant.qtensor import QTensor
@@ -198,3 +198,21 @@ def test_a_weight_with_scales_along_its_inputs_is_refused() -> None:
     codes = quantize_per_channel(torch.randn(4, 6), torch.ones(6), torch.zeros(6).long(), 1, torch.qint8)
     with pytest.raises(QuantizationError, match="dimension 0"):
         Weight(codes)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([(16,), (3, 32), (1, 8, 6, 5), (2, 16, 3, 3), (5, 7)]), st.booleans(), st.booleans(),
+    st.integers(0, 255), st.floats(0.01, 0.2), st.integers(0, 2**16),
+)  # fmt: skip
+def test_sums_are_within_one_step_of_exact(
+    shape: tuple[int, ...], relu: bool, last: bool, zero_point: int, scale: float, seed: int
+) -> None:
+    """All codes from 0 to 255 come in, in both orders of memory, and in sizes that oneDNN does not take."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, (2, *shape), dtype=torch.uint8, generator=generator)
+    ordered = [one.contiguous(memory_format=torch.channels_last) if last and one.dim() == 4 else one for one in codes]
+    a, b = QTensor(ordered[0], 1 / 40, 128), QTensor(ordered[1], 1 / 50, 90)
+    real = a.dequantize().double() + b.dequantize().double()
+    wanted = (torch.round((real.relu() if relu else real) / scale) + zero_point).clamp(0, 255)
+    assert (add(a, b, scale, zero_point, relu=relu).int_repr() - wanted).abs().max() <= 1
