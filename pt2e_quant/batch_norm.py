@@ -12,6 +12,9 @@ whose losses are the reference's to the bit. The layer is linear, so the same bu
 its weight, which is smaller, and autograd need not keep the output twice: so graphs do. In evaluation this is the
 folded layer, but for float rounding.
 
+The scale is one operator, `pt2e_quant::gamma_over_sigma`. Written as several, compilers keep the running variance for
+backward, and compute the rest from it there: by then the batch norm has moved it.
+
 On tensors these functions compute, on symbols of `graph.write` they insert nodes. After this: `nn.intrinsic.qat` has it
 in modules, `pt2e.qat.batch_norm` in graphs.
 """
@@ -22,6 +25,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.library import Library
 
 from .graph.write import call
 
@@ -29,13 +34,36 @@ __all__ = ["by_channel", "gamma_over_sigma"]
 
 aten = torch.ops.aten
 
+_LIBRARY = Library("pt2e_quant", "FRAGMENT")
+_LIBRARY.define("gamma_over_sigma(Tensor? gamma, Tensor running_var, float eps, float at_zero=1.) -> Tensor")
+
 
 def gamma_over_sigma(gamma: Any, running_var: Any, eps: float) -> Any:
     """What folding multiplies each output channel with; 1 where gamma is 0, so that a division undoes it there too."""
+    both = call(torch.ops.pt2e_quant.gamma_over_sigma.default, gamma, running_var, eps)
+    return call(aten.select.int, both, 0, 0)
+
+
+@torch.library.impl(_LIBRARY, "gamma_over_sigma", "CompositeExplicitAutograd")
+def _scale_and_sigma(gamma: Tensor | None, running_var: Tensor, eps: float, at_zero: float = 1.0) -> Tensor:
+    """Two rows: the scale, `at_zero` where it is 0; and sigma, of which backward has need."""
     variance = running_var + eps
-    sigma = call(aten.sqrt.default, variance)
+    sigma = variance.sqrt()
     scale = sigma / variance if gamma is None else gamma / sigma
-    return call(aten.where.ScalarSelf, call(aten.eq.Scalar, scale, 0), 1.0, scale)
+    return torch.stack((torch.where(scale == 0, at_zero, scale), sigma))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+    """Of gamma alone: running statistics are not trained, and sigma is read by nothing else."""
+    gamma, (_, sigma) = ctx.saved_tensors
+    return None if gamma is None else torch.where(gamma == 0, 0.0, gradient[0] / sigma), None, None, None
+
+
+torch.library.register_autograd("pt2e_quant::gamma_over_sigma", _gradient, setup_context=_keep, lib=_LIBRARY)
 
 
 def by_channel(operation: Callable[[Any, Any], Any], weight: Any, scale: Any, groups: int | None) -> Any:

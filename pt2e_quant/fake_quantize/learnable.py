@@ -29,6 +29,7 @@ from ..qparams import FLOAT32_EPS
 from ..specs import is_per_channel, is_symmetric
 from .affine import channel_axis, load_shapes, made_observer, within_int64
 from .base import FakeQuantizeBase, is_fake_quantizer, recomputes
+from .traced import can_be_traced, traced_grid, traced_within_int64
 
 __all__ = [
     "LearnableFakeQuantize",
@@ -165,7 +166,16 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         scale, zero_point = (one.detach() for one in self._grid())
         return scale, zero_point.round().clamp(self.quant_min, self.quant_max).to(torch.int64)
 
+    @property
+    def is_symmetric_around_zero(self) -> bool:
+        """The zero point is 0, whatever checkpoints of the reference hold."""
+        return bool(is_symmetric(self.qscheme) and self.quant_min < 0)
+
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and x.numel() and can_be_traced(self.activation_post_process):
+            scale, zero_point = traced_grid(self, x)
+            rounded = self._on_grid(traced_within_int64(x, scale), scale, zero_point)
+            return torch.where(self.fake_quant_enabled[0] == 1, rounded, x)
         if self.static_enabled[0] == 1 and not recomputes():
             self._observe(x)
         return self._round(x) if self.fake_quant_enabled[0] == 1 and x.numel() else x
@@ -195,16 +205,18 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         Gradients reach them only while they are learned: `requires_grad` is in no checkpoint.
         """
         self.scale.data.clamp_(min=self.eps.item())
-        if is_symmetric(self.qscheme) and self.quant_min < 0:  # checkpoints of the reference may hold others
+        if self.is_symmetric_around_zero:
             self.zero_point.data.zero_()
         if self.learning_enabled[0] == 1:
             return self.scale, self.zero_point
         return self.scale.detach(), self.zero_point.detach()
 
     def _round(self, x: Tensor) -> Tensor:
+        return self._on_grid(within_int64(self, x), *self._grid())
+
+    def _on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         factor = (x.numel() * max(self.quant_max, 1)) ** -0.5 if self.use_grad_scaling else 1.0
-        values = within_int64(self, x).to(torch.float32)  # the kernels take nothing else
-        return self._kernel(values, *self._grid(), factor).to(x.dtype)
+        return self._kernel(x.to(torch.float32), scale, zero_point, factor).to(x.dtype)  # it takes nothing else
 
     def _kernel(self, values: Tensor, scale: Tensor, zero_point: Tensor, factor: float) -> Tensor:
         bounds = (self.quant_min, self.quant_max)

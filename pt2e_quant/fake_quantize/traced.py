@@ -1,4 +1,4 @@
-"""One forward of a FakeQuantize without a look at values: what torch.compile traces, in one graph.
+"""One forward of a fake quantizer without a look at values: what torch.compile traces, in one graph.
 
 The switches, masks and the first batch become torch.where, which Inductor fuses with the tensor's own kernel. Nothing
 can be raised or warned of in here: NaN goes into the range, and `convert_pt2e` says so.
@@ -24,7 +24,7 @@ from ..observer import (
 from ..observer.base import largest
 from .rounding import on_grid
 
-__all__ = ["can_be_traced", "traced_forward"]
+__all__ = ["can_be_traced", "traced_forward", "traced_grid", "traced_within_int64"]
 
 _KINDS = (
     FixedQParamsObserver,
@@ -47,11 +47,36 @@ def traced_forward(module: Any, x: Tensor) -> Tensor:
     rounds = module.fake_quant_enabled[0] == 1
     if not isinstance(observer, FixedQParamsObserver):
         watches = module.observer_enabled[0] == 1
-        watches = _watch(observer, x.detach(), axis, watches | rounds if module.is_dynamic else watches)
-        for name, new in zip(("scale", "zero_point"), observer.calculate_qparams(), strict=True):
-            _settle(module, name, new, watches)
+        _follow(module, x, axis, watches | rounds if module.is_dynamic else watches)
     rounded = on_grid(x, module.scale, module.zero_point, module.quant_min, module.quant_max, axis)
     return torch.where(rounds, rounded, x)
+
+
+def traced_grid(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, zero point) that a LearnableFakeQuantize rounds x to, whose observer can be traced."""
+    with torch.no_grad():
+        _follow(module, x, module.ch_axis % x.dim() if module.is_per_channel else None, module.static_enabled[0] == 1)
+        module.scale.clamp_(min=module.eps)
+        if module.is_symmetric_around_zero:
+            module.zero_point.zero_()
+    learns = module.learning_enabled[0] == 1
+    scale, zero_point = (torch.where(learns, one, one.detach()) for one in (module.scale, module.zero_point))
+    return scale, zero_point
+
+
+def traced_within_int64(x: Tensor, scale: Tensor) -> Tensor:
+    """x with masks moved to where they saturate at the right end; see `affine.within_int64`."""
+    limit = (2.0**62 * scale.detach().min()).clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
+    return x.clamp(-limit, limit)
+
+
+def _follow(module: Any, x: Tensor, axis: int | None, watches: Tensor) -> None:
+    """Let the observer take in x, and scale and zero point follow it, where `watches` says so."""
+    observer = module.activation_post_process
+    if not isinstance(observer, FixedQParamsObserver):
+        watches = _watch(observer, x.detach(), axis, watches)
+    for name, new in zip(("scale", "zero_point"), observer.calculate_qparams(), strict=True):
+        _settle(module, name, new, watches)
 
 
 def _watch(observer: Any, x: Tensor, axis: int | None, watches: Tensor) -> Tensor:

@@ -25,9 +25,13 @@ from pt2e_quant import (
     disable_observer,
     enable_fake_quant,
     freeze_bn_stats,
+    prepare_qat_pt2e,
 )
+from pt2e_quant.fake_quantize import toggle_range_learning
 from pt2e_quant.graph.module import ExportedModule
-from tests.nets import ConvNet
+from pt2e_quant.quantizer import with_learned_scales
+from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from tests.nets import ConvNet, export
 from tests.qat.kit import images, prepared, settle
 
 SHAPE = (4, 3, 16, 16)
@@ -56,9 +60,11 @@ def different(first: nn.Module, second: nn.Module, rtol: float = 0.0, atol: floa
     ]
 
 
-def trained_twice(other: Callable[[GraphModule], Callable[[Tensor], Tensor]]) -> tuple[nn.Module, nn.Module]:
+def trained_twice(
+    other: Callable[[GraphModule], Callable[[Tensor], Tensor]], make: Callable[[], GraphModule] = convnet
+) -> tuple[nn.Module, nn.Module]:
     """One trained as it is, one through what `other` makes of it; dropout draws the same for both."""
-    models = convnet(), convnet()
+    models = make(), make()
     for model, run in zip(models, (models[0], other(models[1])), strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)  # before the first forward
         for seed, x in enumerate(BATCHES):
@@ -144,6 +150,25 @@ def test_a_compiled_model_is_one_graph_and_trains_to_the_same_state(backend):
     assert counters["stats"]["unique_graphs"] == 1
     enable_fake_quant(compiled)
     check_converted(settle(compiled), convert_pt2e(compiled), BATCHES[:1])
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@inductor_config.patch(fallback_random=True)
+def test_a_compiled_model_trains_its_scales_while_batch_norms_move(learning):
+    """The same gradients: backward reads the scales of before the batch norms moved, in whatever parts they compile."""
+
+    def make() -> GraphModule:
+        torch.manual_seed(0)
+        config = with_learned_scales(get_symmetric_quantization_config(is_per_channel=True))
+        exported = export(ConvNet(), BATCHES[0], train=True)
+        model = prepare_qat_pt2e(exported, XNNPACKQuantizer().set_global(config), calibration=BATCHES[:1])
+        toggle_range_learning(model, learning)
+        return model
+
+    torch._dynamo.reset()
+    plain, compiled = trained_twice(lambda model: torch.compile(model, backend="aot_eager", fullgraph=True), make)
+    assert different(plain, compiled, rtol=1e-4, atol=1e-5) == []
+    assert any(name.endswith(".scale") for name in different(plain, make())) == learning
 
 
 def test_compiled_code_holds_for_one_mode():

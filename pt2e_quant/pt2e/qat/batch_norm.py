@@ -192,7 +192,9 @@ class _Unfolder:
                 own = norm.of_layer["bias"]
                 names = (folded.name, biases[folded])
                 self.trained.append(
-                    TrainedNorm(layer.name, made.name, scale.node.name, rounded.name, own and own[0], names)
+                    TrainedNorm(
+                        layer.name, made.name, scale.node.all_input_nodes[0].name, rounded.name, own and own[0], names
+                    )
                 )
         for node in biases:
             if not node.users:
@@ -273,7 +275,7 @@ def fold_trained(gm: GraphModule) -> GraphModule:
             biases[target].name = name
         set_argument(layer, "weight", nodes[norm.weight])
         set_argument(layer, "bias", biases[target])
-        nodes[norm.guard].update_arg(1, 0.0)  # where gamma is 0, so is the folded weight
+        set_argument(nodes[norm.guard], "at_zero", 0.0)  # where gamma is 0, so is the folded weight
         old.replace_all_uses_with(layer)
         gm.graph.erase_node(old)
     for node in filter(counts_batches, nodes.values()):
