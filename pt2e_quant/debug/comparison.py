@@ -49,7 +49,9 @@ class NodeError:
 
     @classmethod
     def of(cls, node: Node, found: str, sums: ErrorSums) -> NodeError:
-        """The row of a float node, and of the other graph's node of this name."""
+        """The row of a float node, and of the other graph's node of this name; an observer goes by what it watches."""
+        while node.op == "call_module":
+            node = node.all_input_nodes[0]
         return cls(
             node.name, found, str(node.target) if node.op == "call_function" else node.op,
             module_path(node), source_line(node),

@@ -92,7 +92,7 @@ def _size(difference: Tensor) -> tuple[float, float]:
     if not difference.numel():
         return 0.0, 0.0
     low, high = torch.aminmax(difference)
-    return _dot(difference, difference), max(-float(low), float(high))
+    return _dot(difference, difference), max(abs(float(low)), abs(float(high)))
 
 
 def _larger(one: float, other: float) -> float:

@@ -207,6 +207,17 @@ def test_before_convert_a_model_computes_what_the_float_one_does(exact, prepared
     assert len(found.nodes) > 10
 
 
+def test_a_prepared_model_shows_the_tensors_that_its_observers_watch(prepared, converted, data):
+    found = {node.node: node for node in compare(prepared, converted, data).nodes}
+    assert not any("activation_post_process" in name for name in found)
+    assert found["linear"].module == "mix"
+    assert found["linear"].op == "aten.linear.default"
+
+
+def test_no_error_is_no_negative_one(exact, data):
+    assert "error 0\n" in f"{compare(exact, exact.module(), data).text()}\n"
+
+
 def test_a_model_in_training_is_compared_with_its_ranges_as_they_are(exact, data):
     config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
     trained = prepare_qat_pt2e(exact, XNNPACKQuantizer(config)).train()
