@@ -71,9 +71,7 @@ class Effects:
 
     def text(self, count: int | None = None) -> str:
         """A ranked table."""
-        head = {"first order": "one layer quantized, first order", "alone": "one layer quantized"}
-        title = head.get(self.mode, "one layer in float, all others quantized")
-        lines = [f"{self.metric} with {title} (baseline {self.baseline:.4g}):"]
+        lines = [f"{self._title}:"]
         width = max((len(row.layer) for row in self.layers[:count]), default=0)
         for row in self.layers[:count]:
             places = ", ".join(filter(None, (f"in {row.module!r}" if row.module else None, row.source)))
@@ -82,6 +80,13 @@ class Effects:
 
     def __str__(self) -> str:
         return self.text()
+
+    @property
+    def _title(self) -> str:
+        kinds = {"first order": "one layer quantized, first order", "alone": "one layer quantized"}
+        kind = kinds.get(self.mode, "one layer in float, all others quantized")
+        baseline = f" (baseline {self.baseline:.4g})" if math.isfinite(self.baseline) else ""
+        return f"{self.metric} with {kind}{baseline}"
 
     def plot(self, axes: Any = None) -> Any:
         """Bars, the costliest layer on top. Returns matplotlib's Axes; `axes` are those to draw on.
@@ -93,7 +98,7 @@ class Effects:
         finite = [row for row in reversed(self.layers) if math.isfinite(row.value)]
         axes.barh([row.layer for row in finite], [row.value for row in finite])
         axes.set_xlabel(self.metric)
-        axes.set_title(f"{self.mode}, baseline {self.baseline:.4g}")
+        axes.set_title(self._title)
         axes.figure.tight_layout()
         return axes
 
