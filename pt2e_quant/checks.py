@@ -32,11 +32,14 @@ from .errors import QuantizationError
 __all__ = ["check_fields", "checked"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_NUMBERS = {int: numbers.Integral, float: numbers.Real}
+_UNTYPED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_NUMBERS = {int: (numbers.Integral, torch.SymInt), float: (numbers.Real, torch.SymInt, torch.SymFloat)}
 _CLASSES: dict[Any, str] = {int: "an int", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
 
 
-def checked(error: type[QuantizationError], *, but: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
+def checked(
+    error: type[QuantizationError], *, but: tuple[str, ...] = (), whole: bool = False
+) -> Callable[[_Function], _Function]:
     """Decorate a public function or `__init__`: arguments of a kind that its annotations do not name raise `error`.
 
     Arguments whose names do not fit stay a TypeError of Python's.
@@ -44,10 +47,13 @@ def checked(error: type[QuantizationError], *, but: tuple[str, ...] = ()) -> Cal
     Args:
         error: what to raise.
         but: arguments that the function reads itself, since it takes their like of another package.
+        whole: what torch refuses in the body is `error`, too, in torch's words: for functions and modules that hand
+            their arguments on to torch.
     """
 
     def decorate(function: _Function) -> _Function:
-        parameters = inspect.signature(function).parameters.values()
+        signature, untyped = inspect.signature(function), _UNTYPED if whole else ()
+        parameters = signature.parameters.values()
         packed = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         trusted = packed.union(but, ("self", "cls"))
         positions = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -61,7 +67,13 @@ def checked(error: type[QuantizationError], *, but: tuple[str, ...] = ()) -> Cal
             for name, value in (*zip(positions, args, strict=False), *kwargs.items()):
                 if name in kinds and name not in trusted:
                     _check(owner, name, value, kinds[name], error)
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except QuantizationError:
+                raise
+            except untyped as refusal:
+                signature.bind(*args, **kwargs)  # names that do not fit
+                raise error(f"{owner}: {refusal}") from refusal
 
         return at_the_door  # type: ignore[return-value]
 

@@ -29,11 +29,12 @@ from pt2e_quant.fx import PrepareCustomConfig
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.lowering.onnx import lower_to_onnx
-from pt2e_quant.nn.quantized import dynamic
+from pt2e_quant.nn.quantized import dynamic, reference
 from pt2e_quant.observer import FixedQParamsObserver, MappingType, MinMaxObserver, PerTensor
 from pt2e_quant.observer.factory import PartialWrapper
 from pt2e_quant.qconfig import QConfig, default_dynamic_qconfig
 from pt2e_quant.qconfig_mapping import QConfigMapping
+from pt2e_quant.qtensor import QTensor
 from pt2e_quant.quantize_fx import prepare_fx
 from pt2e_quant.quantizer import ComposableQuantizer, op
 from pt2e_quant.schemes import Cell, Scheme
@@ -43,7 +44,9 @@ from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 LIBRARY = (
     "algorithms", "backend_config", "calibration", "compat", "debug", "eager", "eager.helpers", "errors",
-    "fake_quantize", "fx", "lowering.executorch", "lowering.inductor", "observer", "pt2e", "pt2e.representation",
+    "fake_quantize", "fx", "kernels", "lowering.executorch", "lowering.inductor", "nn.intrinsic.quantized",
+    "nn.intrinsic.quantized.dynamic", "nn.quantized", "nn.quantized.dynamic", "nn.quantized.functional", "observer",
+    "pt2e", "pt2e.representation",
     "qconfig", "qconfig_mapping", "quantize_fx", "quantizer", "qtensor", "report", "schemes", "specs", "testing",
 )  # fmt: skip
 BACKENDS = ("arm_inductor", "cache", "decoder", "embedding", "x86_inductor", "xnnpack", "xpu_inductor")
@@ -113,6 +116,19 @@ def prepared_fx() -> Any:
 
 
 GOOD: dict[str, Callable[[], Any]] = {
+    **{name: lambda: 4 for name in ("in_channels", "in_features", "input_size", "input_dim", "embed_dim")},
+    **{name: lambda: 4 for name in ("num_channels", "num_embeddings", "num_features", "normalized_shape")},
+    **{name: lambda: 4 for name in ("embedding_dim", "hidden_dim", "hidden_size", "out_channels", "out_features")},
+    **{name: lambda: 2 for name in ("kernel_size", "num_groups", "num_heads", "output_size")},
+    **{name: lambda: 0.5 for name in ("max_", "negative_slope", "number", "output_scale", "threshold", "value")},
+    **{name: lambda: codes_of(4, 4) for name in ("a", "b")},
+    "bias": lambda: None,
+    "dim": lambda: 0,
+    "indices": lambda: torch.tensor([[0, 1]]),
+    "kernel": lambda: "exact",
+    "min_": lambda: -0.5,
+    "output_zero_point": lambda: 3,
+    "tensors": lambda: [codes_of(4)],
     "bn": lambda: nn.BatchNorm2d(4).eval(),
     "conv": lambda: nn.Conv2d(4, 4, 1).eval(),
     "convt": lambda: nn.ConvTranspose2d(4, 4, 1).eval(),
@@ -220,7 +236,52 @@ GOOD: dict[str, Callable[[], Any]] = {
     "axis": lambda: 0,
     "block_size": lambda: (1, 2),
 }
+
+
+def codes_of(*shape: int) -> QTensor:
+    return QTensor(torch.full(shape, 7, dtype=torch.uint8), 0.5, 3)
+
+
+def weight_of(*shape: int) -> QTensor:
+    return QTensor(torch.ones(shape, dtype=torch.int8), 0.5, 0)
+
+
+NUMBERS: dict[str, Any] = {"scale": 0.5, "zero_point": 3}
+IMAGES: dict[str, Any] = {"input": codes_of(1, 4, 6, 6)}
+NORM: dict[str, Any] = {**NUMBERS, **dict.fromkeys(("weight", "bias"), nn.Parameter(torch.ones(4)))}
 OTHERWISE = {
+    **dict.fromkeys(("ELU", "Hardswish", "LeakyReLU"), NUMBERS),
+    **dict.fromkeys(("GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LayerNorm"), NORM),
+    "Quantize": {**NUMBERS, "dtype": torch.quint8},
+    **dict.fromkeys(("add", "cat", "matmul", "multiply", "on_grid"), NUMBERS),
+    **{name: {"x": codes_of(4)} for name in ("add_scalar", "multiply_scalar")},
+    **{name: {"weight": codes_of(4, 3)} for name in ("embedding", "embedding_bag")},
+    **{name: {**IMAGES, **NUMBERS} for name in ("celu", "elu", "hardswish")},
+    **dict.fromkeys(
+        (
+            "adaptive_avg_pool2d",
+            "avg_pool2d",
+            "clamp",
+            "hardsigmoid",
+            "hardtanh",
+            "interpolate",
+            "leaky_relu",
+            "max_pool2d",
+            "threshold",
+            "upsample",
+            "upsample_bilinear",
+            "upsample_nearest",
+        ),
+        IMAGES,
+    ),
+    **{name: {"input": codes_of(1, 4, 6, 6, 6)} for name in ("adaptive_avg_pool3d", "avg_pool3d")},
+    **{name: {**IMAGES, "size": 8} for name in ("interpolate", "upsample", "upsample_bilinear", "upsample_nearest")},
+    "max_pool1d": {"input": codes_of(1, 4, 6)},
+    **{
+        f"conv{n}d": {"input": codes_of(1, 4, *[6] * n), "weight": weight_of(4, 4, *[1] * n), "bias": None}
+        for n in (1, 2, 3)
+    },
+    "linear": {"input": codes_of(2, 4), "weight": weight_of(3, 4)},
     "FixedQParamsObserver": {"scale": 0.5, "zero_point": 3},
     "FixedQParamsQuantizationSpec": {"scale": 0.5, "zero_point": 3},
     "FixedQParamsFakeQuantize": {"observer": FixedQParamsObserver.with_args(scale=0.5, zero_point=3)},
@@ -250,6 +311,7 @@ MADE_HERE = {
     "Refusal", "Match", "Op", "Pattern", "Rule", "Constants",  # of the kit: `refuse`, `op`, `trace`, `rule` make them
     "PartialWrapper", "ExecutorchProgram", "ExecutorchMethods", "InductorProgram",
     "Step", "Sketch", "Format", "Cell", "Advice",
+    "Gates", "Geometry", "Layers", "Post", "Product", "Weight",  # of kernels: modules make them
 }  # fmt: skip
 """Classes whose objects functions of this package make; they hold what they are given."""
 
@@ -261,6 +323,7 @@ READ_LATER = {
 
 ALLOWED: dict[str, tuple[type[Exception], ...]] = {
     "assert_conforms": (AssertionError,),
+    **dict.fromkeys(("LSTM", "LSTMCell", "MultiheadAttention"), (UserWarning,)),  # torch's, of sizes of 0
     "PlaceholderObserver": (FutureWarning,),  # the tests make errors of warnings
     "PerTokenPlaceholderObserver": (FutureWarning,),
 }
@@ -274,14 +337,17 @@ LONG = ("check_quantizer", "assert_conforms")
 
 
 def public() -> Iterator[tuple[str, Any]]:
+    """Each once, by its name; with its room where another one has the name."""
     seen: set[int] = set()
+    names: set[str] = set()
     for room in ROOMS:
         module = importlib.import_module(room)
         for name in module.__all__:
             value = getattr(module, name)
             if callable(value) and id(value) not in seen and not _is_left_out(name, value):
                 seen.add(id(value))
-                yield name, value
+                yield (f"{room.rpartition('pt2e_quant.')[2]}.{name}" if name in names else name), value
+                names.add(name)
 
 
 _MADE_IN = ("algorithms", "calibration", "compat", "debug", "eager", "pt2e", "testing")
@@ -366,6 +432,26 @@ def test_a_wrong_value_is_an_error_of_this_package(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_forty_wrong_values_are(name):
     assert untyped(name, FUNCTIONS[name], list(WRONG.values())) == []
+
+
+HANDED_ON: dict[Any, tuple[Any, ...]] = {
+    **{getattr(room, f"{kind}{n}d"): (4, 4, 3) for room in (dynamic, reference) for kind in ("Conv", "ConvTranspose")
+       for n in (1, 2, 3)},
+    **dict.fromkeys((dynamic.LSTM, dynamic.GRU, reference.Linear, reference.LSTM, reference.LSTMCell), (4, 3)),
+    **dict.fromkeys((reference.Embedding, reference.EmbeddingBag), (4, 3)),
+}  # fmt: skip
+"""Classes that hand their arguments on, with good ones: a signature does not say which they are."""
+
+
+@pytest.mark.parametrize("kind", HANDED_ON, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_arguments_that_are_handed_on_are_checked_too(kind):
+    good, found = HANDED_ON[kind], []
+    for place in range(len(good)):
+        for value in FEW:
+            error = raised(lambda at=place, value=value: kind(*good[:at], value, *good[at + 1 :]))
+            if error is not None and not isinstance(error, QuantizationError):
+                found.append(f"{place}: {value!r:.30}: {type(error).__name__}: {error}")
+    assert found == []
 
 
 SIMPLE = {

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from .. import qparams
-from ..qtensor.tensor import NAMES, QTensor, is_traced, wrap
+from ..qtensor.tensor import NAMES, QTensor, door, is_traced, wrap
 from . import onednn
 
 __all__ = ["add", "add_scalar", "cat", "matmul", "multiply", "multiply_scalar", "on_grid", "quantized"]
 
 
+@door
 def on_grid(
-    function: Callable[..., Tensor], *operands: QTensor, scale: float, zero_point: int, relu: bool = False
+    function: Callable[..., Tensor],
+    *operands: QTensor,
+    scale: float | Tensor,
+    zero_point: int | Tensor,
+    relu: bool = False,
 ) -> QTensor:
     """`function` of the real numbers, rounded to a grid in the integer type of the first operand.
 
@@ -30,14 +35,20 @@ def on_grid(
 
 
 def quantized(
-    values: Tensor, like: QTensor, scale: float, zero_point: int, relu: bool = False, *, in_steps: bool = False
+    values: Tensor,
+    like: QTensor,
+    scale: float | Tensor,
+    zero_point: int | Tensor,
+    relu: bool = False,
+    *,
+    in_steps: bool = False,
 ) -> QTensor:
     """Real numbers (or numbers of steps) on a grid, in the integer type of `like`. The values may be overwritten."""
     low, high = like.limits
     if relu and isinstance(zero_point, Tensor):  # as traced; the result is the same
         values = torch.relu(values)
     elif relu:
-        low = max(low, zero_point)
+        low = max(low, int(zero_point))
     stored = like.codes.dtype
     if is_traced():
         op = torch.ops.quantized_decomposed.quantize_per_tensor
@@ -47,10 +58,11 @@ def quantized(
         codes = qparams.quantize(values, scale, zero_point, low, high, stored)
     else:
         steps = values if in_steps else values.mul_(1.0 / scale)
-        codes = qparams.rounded(steps, zero_point, low, high, stored)
+        codes = qparams.rounded(steps, int(zero_point), low, high, stored)
     return wrap(codes, scale, zero_point, None, NAMES[stored])
 
 
+@door
 def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
     """a + b, by oneDNN where it can; or in one sum of steps of the result: f_a * (a - z_a) + f_b * (b - z_b)."""
     if not is_traced() and onednn.adds(a, b):
@@ -62,16 +74,19 @@ def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = F
     return quantized(steps, a, scale, zero_point, relu, in_steps=True)
 
 
+@door
 def multiply(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
     """a * b, element by element."""
     return on_grid(torch.mul, a, b, scale=scale, zero_point=zero_point, relu=relu)
 
 
+@door
 def matmul(a: QTensor, b: QTensor, scale: float, zero_point: int) -> QTensor:
     """The matrix product of two quantized tensors."""
     return on_grid(torch.matmul, a, b, scale=scale, zero_point=zero_point)
 
 
+@door
 def cat(tensors: Sequence[QTensor], dim: int, scale: float, zero_point: int) -> QTensor:
     """One tensor of several; those on the grid of the result keep their codes."""
     grid = (tensors[0].stored_as, scale, zero_point, None)
@@ -82,6 +97,7 @@ def cat(tensors: Sequence[QTensor], dim: int, scale: float, zero_point: int) -> 
     return wrap(torch.cat(parts, dim), scale, zero_point, None, tensors[0].stored_as)
 
 
+@door
 def add_scalar(x: QTensor, number: float) -> QTensor:
     """x + number: the zero point moves, and the codes stay; where it would leave their range, the scale grows instead.
 
@@ -97,6 +113,7 @@ def add_scalar(x: QTensor, number: float) -> QTensor:
     return on_grid(lambda values: values + round(number / scale) * scale, x, scale=wider, zero_point=end)
 
 
+@door
 def multiply_scalar(x: QTensor, number: float) -> QTensor:
     """x * number: the scale changes; with a negative number the codes and the zero point change ends."""
     low, high = x.limits

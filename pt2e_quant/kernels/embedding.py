@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import QuantizedTensorError
-from ..qtensor.tensor import QTensor, wrap
+from ..qtensor.tensor import QTensor, door, wrap
 
 __all__ = ["embedding", "embedding_bag"]
 
 
+@door
 def embedding(weight: QTensor, indices: Tensor) -> Tensor:
     """Rows of a table, in float32.
 
@@ -26,6 +27,7 @@ def embedding(weight: QTensor, indices: Tensor) -> Tensor:
     return _rows(weight, flat).reshape(*indices.shape, weight.shape[1])
 
 
+@door
 def embedding_bag(
     weight: QTensor,
     indices: Tensor,

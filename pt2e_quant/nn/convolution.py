@@ -11,10 +11,26 @@ from torch.nn import functional as F
 from ..errors import QuantizedTensorError
 from ..kernels import Geometry, Weight
 from ..qtensor import QTensor
+from ..qtensor.tensor import door
 from .rows import ROWS
 from .weighted import WeightedModule, moved, prepared
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Convolution"]
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Convolution",
+    "Place",
+    "Sizes",
+]
+
+
+Sizes = int | list[int] | tuple[int, ...]
+"""One number for all spatial dimensions, or one for each."""
+Place = torch.device | str | int | None
 
 
 class Convolution(WeightedModule):
@@ -132,18 +148,19 @@ _STATE = (*Convolution._FIELDS[:6], "transposed", "output_padding", *Convolution
 
 
 class _Forward(Convolution):
+    @door
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device: Any = None,
+        device: Place = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -156,19 +173,20 @@ class _Forward(Convolution):
 
 
 class _Transposed(Convolution):
+    @door
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        output_padding: Sizes = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Any = 1,
+        dilation: Sizes = 1,
         padding_mode: str = "zeros",
-        device: Any = None,
+        device: Place = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()

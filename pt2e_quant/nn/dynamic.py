@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..kernels import Product
 from ..qconfig import default_dynamic_qconfig
+from ..qtensor.tensor import door
 from . import convolution, weighted
 from .rows import ROWS
 
@@ -71,6 +72,7 @@ class Linear(_Dynamic, weighted.Linear):
 
     _version = 4
 
+    @door
     def __init__(
         self, in_features: int, out_features: int, bias_: bool = True, dtype: torch.dtype = torch.qint8
     ) -> None:
@@ -110,6 +112,7 @@ class LinearReLU(Linear):
 
     row = ROWS["intrinsic.LinearReLU"]
 
+    @door
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.qint8
     ) -> None:
@@ -119,6 +122,7 @@ class LinearReLU(Linear):
 class _Convolution(_Dynamic, convolution.Convolution):
     """Arguments: those of the static class; `reduce_range` is accepted, and forward's argument of that name decides."""
 
+    @door
     def __init__(self, *args: Any, reduce_range: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
 

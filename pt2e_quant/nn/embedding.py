@@ -11,6 +11,7 @@ from .. import kernels
 from ..errors import QuantizedTensorError
 from ..qconfig import float_qparams_weight_only_qconfig
 from ..qtensor import QTensor, quantize_per_channel
+from ..qtensor.tensor import door
 from .observed import as_quantized, quantize_weight, weight_observer
 from .rows import ROWS
 from .stored import table_of
@@ -23,6 +24,7 @@ _TYPES = (torch.quint8, torch.quint4x2)
 class EmbeddingPackedParams(nn.Module):
     """The table: a module of its own, since state dicts of the reference have it."""
 
+    @door
     def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype = torch.quint8) -> None:
         super().__init__()
         if dtype not in _TYPES:
@@ -81,6 +83,7 @@ class Embedding(nn.Module):
 
     row = ROWS["Embedding"]
 
+    @door
     def __init__(
         self,
         num_embeddings: int,
@@ -160,6 +163,7 @@ class EmbeddingBag(Embedding):
 
     row = ROWS["EmbeddingBag"]
 
+    @door
     def __init__(
         self,
         num_embeddings: int,

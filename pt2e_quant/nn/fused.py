@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import Post
+from ..qtensor.tensor import door
 from .convolution import Conv1d, Conv2d, Conv3d
 from .rows import ROWS
 from .weighted import Linear
@@ -37,6 +38,7 @@ class ConvReLU3d(Conv3d):
 class _FusedLinear(Linear):
     """A linear whose argument is called `bias`, as in the reference."""
 
+    @door
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.qint8
     ) -> None:
@@ -65,6 +67,7 @@ class LinearLeakyReLU(Linear):
 
     row = ROWS["intrinsic.LinearLeakyReLU"]
 
+    @door
     def __init__(
         self,
         in_features: int,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..qtensor.tensor import door
+from .convolution import Place, Sizes
 from .pointwise import OnGrid
 from .rows import ROWS, Row
 
@@ -38,8 +40,14 @@ class _Norm(OnGrid):
 
 
 class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
+    @door
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, device: Any = None, dtype: Any = None
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        device: Place = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, True, True, device=device, dtype=dtype)
         self._keep_grid(1.0, 0, device, None)
@@ -88,16 +96,17 @@ class LayerNorm(_Norm, nn.LayerNorm):
 
     row = ROWS["LayerNorm"]
 
+    @door
     def __init__(
         self,
-        normalized_shape: Any,
-        weight: Any,
-        bias: Any,
+        normalized_shape: Sizes,
+        weight: Tensor | None,
+        bias: Tensor | None,
         scale: float,
         zero_point: int,
         eps: float = 1e-5,
         elementwise_affine: bool = True,
-        device: Any = None,
+        device: Place = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
@@ -118,17 +127,18 @@ class GroupNorm(_Norm, nn.GroupNorm):
 
     row = ROWS["GroupNorm"]
 
+    @door
     def __init__(
         self,
         num_groups: int,
         num_channels: int,
-        weight: Any,
-        bias: Any,
+        weight: Tensor | None,
+        bias: Tensor | None,
         scale: float,
         zero_point: int,
         eps: float = 1e-5,
         affine: bool = True,
-        device: Any = None,
+        device: Place = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
@@ -145,18 +155,19 @@ class GroupNorm(_Norm, nn.GroupNorm):
 
 
 class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
+    @door
     def __init__(
         self,
         num_features: int,
-        weight: Any,
-        bias: Any,
+        weight: Tensor | None,
+        bias: Tensor | None,
         scale: float,
         zero_point: int,
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
-        device: Any = None,
+        device: Place = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)

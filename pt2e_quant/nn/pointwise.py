@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..kernels import on_grid
 from ..qtensor import QTensor, dequantize, quantize_per_tensor
-from ..qtensor.tensor import is_traced
+from ..qtensor.tensor import door, is_traced
 from .observed import activation_grid, as_quantized, quantize_weight, weight_observer
 
 __all__ = [
@@ -86,6 +86,10 @@ class ReLU6(_OnItsOwn, nn.ReLU):
 
     _KEPT = ("inplace",)
 
+    @door
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__(inplace)
+
     def forward(self, input: Tensor) -> Tensor:
         return F.hardtanh(as_quantized(input, self), 0.0, 6.0, self.inplace)
 
@@ -95,6 +99,10 @@ class Dropout(_OnItsOwn, nn.Dropout):
 
     _KEPT = ("p", "inplace")
 
+    @door
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__(p, inplace)
+
     def forward(self, input: Tensor) -> Tensor:
         return input
 
@@ -102,6 +110,7 @@ class Dropout(_OnItsOwn, nn.Dropout):
 class Hardswish(OnGrid, nn.Hardswish):
     """torch.nn.Hardswish on the grid (scale, zero_point)."""
 
+    @door
     def __init__(self, scale: float, zero_point: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self._keep_grid(scale, zero_point, device, dtype)
@@ -115,6 +124,7 @@ class LeakyReLU(OnGrid, nn.LeakyReLU):
 
     _KEPT = ("negative_slope", "inplace")
 
+    @door
     def __init__(
         self,
         scale: float,
@@ -136,6 +146,7 @@ class ELU(OnGrid, nn.ELU):
 
     _KEPT = ("alpha",)
 
+    @door
     def __init__(self, scale: float, zero_point: int, alpha: float = 1.0) -> None:
         super().__init__(alpha)
         self.scale, self.zero_point = scale, zero_point
@@ -147,6 +158,7 @@ class ELU(OnGrid, nn.ELU):
 class Sigmoid(OnGrid, nn.Sigmoid):
     """torch.nn.Sigmoid on the grid (output_scale, output_zero_point)."""
 
+    @door
     def __init__(self, output_scale: float, output_zero_point: int) -> None:
         super().__init__()
         self.output_scale, self.output_zero_point = output_scale, output_zero_point
@@ -164,6 +176,7 @@ class Sigmoid(OnGrid, nn.Sigmoid):
 class Softmax(OnGrid, nn.Softmax):
     """torch.nn.Softmax on the grid (scale, zero_point)."""
 
+    @door
     def __init__(self, dim: int | None = None, scale: float = 1.0, zero_point: int = 0) -> None:
         super().__init__(dim)
         self.scale, self.zero_point = scale, zero_point
@@ -183,6 +196,7 @@ class PReLU(OnGrid, nn.Module):
 
     weight: Tensor
 
+    @door
     def __init__(self, output_scale: float, output_zero_point: int, num_parameters: int = 1) -> None:
         super().__init__()
         self.num_parameters = num_parameters
@@ -211,6 +225,7 @@ class Quantize(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
+    @door
     def __init__(
         self, scale: float, zero_point: int, dtype: torch.dtype, factory_kwargs: dict[str, Any] | None = None
     ) -> None:

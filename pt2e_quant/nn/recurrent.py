@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..checks import checked
 from ..errors import QuantizedTensorError
 from ..kernels import GATES, Gates, Layers
+from ..qtensor.tensor import door
 from .held import as_parameters, blank, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
@@ -31,6 +31,7 @@ class PackedParameter(nn.Module):
         param: (weight, bias) of the input, of the output before, and of the projection where there is one.
     """
 
+    @door
     def __init__(self, param: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         self.param = [hold(*one) for one in param]
@@ -73,7 +74,7 @@ class RNNBase(nn.Module):
 
     _version = ROWS["LSTM"].version
 
-    @checked(QuantizedTensorError)
+    @door
     def __init__(
         self,
         mode: str,
@@ -257,6 +258,7 @@ class LSTM(RNNBase):
 
     row = ROWS["LSTM"]
 
+    @door
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
@@ -269,6 +271,7 @@ class GRU(RNNBase):
 
     row = ROWS["GRU"]
 
+    @door
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("GRU", *args, **kwargs)
 

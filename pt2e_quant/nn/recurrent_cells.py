@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import checked
 from ..errors import QuantizedTensorError
 from ..kernels import GATES, Gates, Held, Layers
+from ..qtensor.tensor import door
 from .held import as_parameters, blank, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
@@ -35,7 +35,7 @@ class RNNCellBase(nn.Module):
         QuantizedTensorError: another dtype, an input or a state of another shape.
     """
 
-    @checked(QuantizedTensorError)
+    @door
     def __init__(
         self,
         input_size: int,
@@ -197,6 +197,7 @@ class RNNCell(RNNCellBase):
 
     row = ROWS["RNNCell"]
 
+    @door
     def __init__(
         self,
         input_size: int,
@@ -220,6 +221,7 @@ class LSTMCell(RNNCellBase):
 
     row = ROWS["LSTMCell"]
 
+    @door
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, dtype=dtype)
 
@@ -229,5 +231,6 @@ class GRUCell(RNNCellBase):
 
     row = ROWS["GRUCell"]
 
+    @door
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, dtype=dtype)

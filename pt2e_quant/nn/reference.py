@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import QuantizedTensorError
 from ..qtensor import QTensor, quantize_per_channel, quantize_per_tensor
+from ..qtensor.tensor import door
 
 __all__ = [
     "GRU",
@@ -124,6 +125,7 @@ class _Weighted(ReferenceQuantizedModule):
 
     _KEPT: tuple[str, ...] = ()
 
+    @door
     def __init__(self, *args: Any, weight_qparams: dict[str, Any] | None = None, **options: Any) -> None:
         if "bias_" in options:
             options["bias"] = options.pop("bias_")
@@ -231,6 +233,7 @@ class _Recurrent(ReferenceQuantizedModule):
         The others are those of the float class.
     """
 
+    @door
     def __init__(self, *args: Any, weight_qparams_dict: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         given = weight_qparams_dict or {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import QuantizedTensorError
 from ..kernels import Geometry, Post, Product, Weight
 from ..qtensor import QTensor, from_torch, quantize_per_tensor
+from ..qtensor.tensor import door
 from .observed import activation_grid, as_quantized, folded, quantize_weight, weight_observer
 from .rows import POSTS, ROWS, Row
 from .stored import linear_of
@@ -166,6 +167,7 @@ class LinearPackedParams(nn.Module):
 
     _version = 3
 
+    @door
     def __init__(self, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__()
         if dtype not in (torch.qint8, torch.float16):
@@ -233,6 +235,7 @@ class Linear(WeightedModule):
     in_features: int
     out_features: int
 
+    @door
     def __init__(
         self, in_features: int, out_features: int, bias_: bool = True, dtype: torch.dtype = torch.qint8
     ) -> None:

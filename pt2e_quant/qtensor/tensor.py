@@ -19,7 +19,10 @@ from ..checks import checked
 from ..errors import QuantizedTensorError, SpecError
 from ..specs import integer_range
 
-__all__ = ["QTensor", "dequantizing"]
+__all__ = ["QTensor", "dequantizing", "door"]
+
+door = checked(QuantizedTensorError, whole=True)
+"""Decorates functions and modules on QTensors: no argument of theirs leads to an untyped error."""
 
 NAMES = {torch.uint8: torch.quint8, torch.int8: torch.qint8, torch.int32: torch.qint32}
 """What the reference calls a tensor of such integers. These are names: no tensor of torch's own types is made."""

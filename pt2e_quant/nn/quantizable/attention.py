@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import QuantizedTensorError
+from ...qtensor.tensor import door
 from ..functional_modules import FloatFunctional
 from ..stubs import DeQuantStub, QuantStub
 from .steps import check_float, observed, quantized
@@ -31,6 +32,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.MultiheadAttention
     _observes_inside = True
 
+    @door
     def __init__(
         self,
         embed_dim: int,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import kernels, qparams
-from ...checks import checked
 from ...errors import QuantizedTensorError
 from ...qtensor import QTensor, quantize_per_tensor
+from ...qtensor.tensor import door
 from ..functional_modules import FloatFunctional
 from .steps import check_float, observed, quantized
 
@@ -35,7 +35,7 @@ class LSTMCell(nn.Module):
     _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.LSTMCell
     _observes_inside = True
 
-    @checked(QuantizedTensorError)
+    @door
     def __init__(
         self,
         input_dim: int,
@@ -174,7 +174,7 @@ class LSTM(nn.Module):
     _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.LSTM
     _observes_inside = True
 
-    @checked(QuantizedTensorError)
+    @door
     def __init__(
         self,
         input_size: int,

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ...errors import QuantizedTensorError
 from ...kernels import Geometry, Post, Product, on_grid
 from ...qtensor import QTensor
-from ..convolution import per_dimension
+from ...qtensor.tensor import door
+from ..convolution import Sizes, per_dimension
 from ..observed import as_quantized
 from ..weighted import prepared
 
@@ -46,6 +47,7 @@ _STORED = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: tor
 # --- products ---------------------------------------------------------------------------------------------------------
 
 
+@door
 def linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, scale: float | None = None, zero_point: int | None = None
 ) -> Tensor:
@@ -58,13 +60,14 @@ def linear(
     return Product.compute(prepared(weight, bias), Post(), x, *grid)
 
 
+@door
 def conv1d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     scale: float = 1.0,
@@ -75,13 +78,14 @@ def conv1d(
     return _conv(1, input, weight, bias, (stride, padding, dilation), groups, padding_mode, (scale, zero_point, dtype))
 
 
+@door
 def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     scale: float = 1.0,
@@ -92,13 +96,14 @@ def conv2d(
     return _conv(2, input, weight, bias, (stride, padding, dilation), groups, padding_mode, (scale, zero_point, dtype))
 
 
+@door
 def conv3d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     scale: float = 1.0,
@@ -130,21 +135,25 @@ def _conv(
 # --- on a grid of their own -------------------------------------------------------------------------------------------
 
 
+@door
 def elu(input: Tensor, scale: float, zero_point: int, alpha: float = 1.0) -> Tensor:
     """F.elu on the grid (scale, zero_point)."""
     return on_grid(lambda x: F.elu(x, alpha), as_quantized(input, "elu"), scale=scale, zero_point=zero_point)
 
 
+@door
 def celu(input: Tensor, scale: float, zero_point: int, alpha: float = 1.0) -> Tensor:
     """F.celu on the grid (scale, zero_point)."""
     return on_grid(lambda x: F.celu(x, alpha), as_quantized(input, "celu"), scale=scale, zero_point=zero_point)
 
 
+@door
 def hardswish(input: Tensor, scale: float, zero_point: int) -> Tensor:
     """F.hardswish on the grid (scale, zero_point)."""
     return on_grid(F.hardswish, as_quantized(input, "hardswish"), scale=scale, zero_point=zero_point)
 
 
+@door
 def leaky_relu(
     input: Tensor,
     negative_slope: float = 0.01,
@@ -159,6 +168,7 @@ def leaky_relu(
     return on_grid(lambda values: F.leaky_relu(values, negative_slope), x, scale=scale, zero_point=zero_point)
 
 
+@door
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """F.hardsigmoid on the grid that spans [0, 1]: 256 steps in 8 bits. `inplace` writes the result into the input."""
     x = as_quantized(input, "hardsigmoid")
@@ -169,11 +179,12 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 # --- on the grid of the input -----------------------------------------------------------------------------------------
 
 
+@door
 def avg_pool2d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -183,11 +194,12 @@ def avg_pool2d(
     return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
+@door
 def avg_pool3d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -197,22 +209,25 @@ def avg_pool3d(
     return F.avg_pool3d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
+@door
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """F.adaptive_avg_pool2d, rounded half to even."""
     return F.adaptive_avg_pool2d(as_quantized(input, "adaptive_avg_pool2d"), output_size)
 
 
+@door
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """F.adaptive_avg_pool3d, rounded half to even."""
     return F.adaptive_avg_pool3d(as_quantized(input, "adaptive_avg_pool3d"), output_size)
 
 
+@door
 def max_pool1d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
@@ -221,12 +236,13 @@ def max_pool1d(
     return F.max_pool1d(as_quantized(input, "max_pool1d"), kernel_size, stride, padding, dilation, ceil_mode)
 
 
+@door
 def max_pool2d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
@@ -242,25 +258,29 @@ def _no_indices(wanted: bool) -> None:
         )
 
 
+@door
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """F.hardtanh: values beyond the bounds take the bound's code."""
     return F.hardtanh(as_quantized(input, "hardtanh"), min_val, max_val, inplace)
 
 
+@door
 def clamp(input: Tensor, min_: float, max_: float) -> Tensor:
     """torch.clamp: values beyond the bounds take the bound's code."""
     return torch.clamp(as_quantized(input, "clamp"), min_, max_)
 
 
+@door
 def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
     """F.threshold: x where x > threshold, else value."""
     return F.threshold(as_quantized(input, "threshold"), threshold, value)
 
 
+@door
 def interpolate(
     input: Tensor,
-    size: Any = None,
-    scale_factor: Any = None,
+    size: Sizes | None = None,
+    scale_factor: float | list[float] | tuple[float, ...] | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Tensor:
@@ -269,10 +289,11 @@ def interpolate(
     return F.interpolate(x, size, scale_factor, mode, align_corners)
 
 
+@door
 def upsample(
     input: Tensor,
-    size: Any = None,
-    scale_factor: Any = None,
+    size: Sizes | None = None,
+    scale_factor: float | list[float] | tuple[float, ...] | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Tensor:
@@ -280,11 +301,17 @@ def upsample(
     return interpolate(input, size, scale_factor, mode, align_corners)
 
 
-def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+@door
+def upsample_bilinear(
+    input: Tensor, size: Sizes | None = None, scale_factor: float | list[float] | tuple[float, ...] | None = None
+) -> Tensor:
     """`interpolate`, bilinear with aligned corners."""
     return interpolate(input, size, scale_factor, "bilinear", True)
 
 
-def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+@door
+def upsample_nearest(
+    input: Tensor, size: Sizes | None = None, scale_factor: float | list[float] | tuple[float, ...] | None = None
+) -> Tensor:
     """`interpolate` by the nearest value."""
     return interpolate(input, size, scale_factor)
