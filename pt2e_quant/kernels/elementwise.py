@@ -63,31 +63,32 @@ def quantized(
 
 
 @door
-def add(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
+def add(a: QTensor, b: QTensor, scale: float | Tensor, zero_point: int | Tensor, *, relu: bool = False) -> QTensor:
     """a + b, by oneDNN where it can; or in one sum of steps of the result: f_a * (a - z_a) + f_b * (b - z_b)."""
-    if not is_traced() and onednn.adds(a, b):
-        return wrap(onednn.sum_of(a, b, scale, zero_point, relu), scale, zero_point, None, a.stored_as)
     if is_traced() or a.shape != b.shape or torch.int32 in (a.codes.dtype, b.codes.dtype):
         return on_grid(torch.add, a, b, scale=scale, zero_point=zero_point, relu=relu)
+    scale, zero_point = float(scale), int(zero_point)
+    if onednn.adds(a, b):
+        return wrap(onednn.sum_of(a, b, scale, zero_point, relu), scale, zero_point, None, a.stored_as)
     (f_a, z_a), (f_b, z_b) = ((float(one.scale) / scale, int(one.zero_point)) for one in (a, b))
     steps = torch.rsub(a.codes.float(), -(f_a * z_a + f_b * z_b), alpha=-f_a).add_(b.codes.float(), alpha=f_b)
     return quantized(steps, a, scale, zero_point, relu, in_steps=True)
 
 
 @door
-def multiply(a: QTensor, b: QTensor, scale: float, zero_point: int, *, relu: bool = False) -> QTensor:
+def multiply(a: QTensor, b: QTensor, scale: float | Tensor, zero_point: int | Tensor, *, relu: bool = False) -> QTensor:
     """a * b, element by element."""
     return on_grid(torch.mul, a, b, scale=scale, zero_point=zero_point, relu=relu)
 
 
 @door
-def matmul(a: QTensor, b: QTensor, scale: float, zero_point: int) -> QTensor:
+def matmul(a: QTensor, b: QTensor, scale: float | Tensor, zero_point: int | Tensor) -> QTensor:
     """The matrix product of two quantized tensors."""
     return on_grid(torch.matmul, a, b, scale=scale, zero_point=zero_point)
 
 
 @door
-def cat(tensors: Sequence[QTensor], dim: int, scale: float, zero_point: int) -> QTensor:
+def cat(tensors: Sequence[QTensor], dim: int, scale: float | Tensor, zero_point: int | Tensor) -> QTensor:
     """One tensor of several; those on the grid of the result keep their codes."""
     grid = (tensors[0].stored_as, scale, zero_point, None)
     parts = [
