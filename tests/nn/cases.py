@@ -75,9 +75,9 @@ def _on(module: Any, weight: Tensor, outputs: int, scale: float = 1 / 16, zero_p
     return module
 
 
-def _linear(name: str, room: str = "q") -> Case:
+def _linear(name: str, room: str = "q", *numbers: float) -> Case:
     def case(of: Space) -> Any:
-        module = getattr(getattr(of, room), name)(12, 5)
+        module = getattr(getattr(of, room), name)(12, 5, *numbers)
         x = of.x(3, 12) if "d" not in room else values(3, 12)
         return _on(module, of.weight(5, 12), 5), (x,)
 
@@ -186,6 +186,8 @@ def _qfunctional(name: str, *numbers: float) -> Case:
 MODULES: dict[str, Case] = {
     "Linear": _linear("Linear"),
     "LinearReLU": _linear("LinearReLU", "iq"),
+    "LinearLeakyReLU": _linear("LinearLeakyReLU", "iq", 0.125),
+    "LinearTanh": _linear("LinearTanh", "iq"),
     **{f"Conv{n}d": _conv(f"Conv{n}d", n) for n in (1, 2, 3)},
     **{f"ConvReLU{n}d": _conv(f"ConvReLU{n}d", n, "iq") for n in (1, 2, 3)},
     "Conv2d, reflect": _conv("Conv2d", 2, padding_mode="reflect"),
