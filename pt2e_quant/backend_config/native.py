@@ -93,9 +93,9 @@ def _config(pattern: Any, types: Sequence[DTypeConfig], observation: Observation
 
 def _of_row(row: Row) -> Iterator[BackendPatternConfig]:
     """The float class, and the class that it is trained in."""
-    types = (_FLOAT_WEIGHT,) if row.float == "LayerNorm" else _OF_KERNELS[row.kernel]
-    if row.float.startswith("quantized.") or row.post in ("leaky_relu", "tanh"):
+    if row.float.startswith("quantized.") or row.post in ("leaky_relu", "tanh") or row.kernel == "conv_add":
         return
+    types = (_FLOAT_WEIGHT,) if row.float == "LayerNorm" else _OF_KERNELS[row.kernel]
     first = float_class(row.first or row.float)
     reference = resolve((ROWS[row.first] if row.first else row).reference or "")
     trained = resolve(row.qat) if row.qat else None

@@ -8,13 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import Post
+from ..kernels import Post, Product
+from ..kernels.elementwise import quantized
 from ..qtensor.tensor import door
 from .convolution import Conv1d, Conv2d, Conv3d
+from .observed import as_quantized
 from .rows import ROWS
 from .weighted import Linear
 
-__all__ = ["ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "LinearLeakyReLU", "LinearReLU", "LinearTanh"]
+__all__ = [
+    "ConvAdd2d",
+    "ConvAddReLU2d",
+    "ConvReLU1d",
+    "ConvReLU2d",
+    "ConvReLU3d",
+    "LinearLeakyReLU",
+    "LinearReLU",
+    "LinearTanh",
+]
 
 
 class ConvReLU1d(Conv1d):
@@ -33,6 +44,24 @@ class ConvReLU3d(Conv3d):
     """Conv3d and relu."""
 
     row = ROWS["intrinsic.ConvReLU3d"]
+
+
+class ConvAdd2d(Conv2d):
+    """Conv2d and the sum with another QTensor, rounded once."""
+
+    row = ROWS["intrinsic.ConvAdd2d"]
+
+    def forward(self, input: Tensor, extra_input: Tensor) -> Tensor:  # type: ignore[override]
+        """Two QTensors in, one on the grid (scale, zero_point) out; `extra_input` has the shape of the result."""
+        x = as_quantized(self.padded(input), self)
+        values = Product.compute_real(self.product, Post(), x) + as_quantized(extra_input, self).dequantize()
+        return quantized(values, x, self.scale, self.zero_point, self.row.post == "relu")
+
+
+class ConvAddReLU2d(ConvAdd2d):
+    """Conv2d, the sum with another QTensor, and relu."""
+
+    row = ROWS["intrinsic.ConvAddReLU2d"]
 
 
 class _FusedLinear(Linear):

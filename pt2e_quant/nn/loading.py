@@ -71,7 +71,7 @@ def _is_quantized(module: nn.Module, name: str, state_dict: Mapping[str, Any]) -
 
 
 _QUANTIZED = (WeightedModule, Embedding, RNNBase, RNNCellBase)
-_LOADED = ("linear", "conv", "conv_transpose", "embedding", "recurrent")
+_LOADED = ("linear", "conv", "conv_add", "conv_transpose", "embedding", "recurrent")
 _KEYS = (
     *(f"_packed_params.{key}" for key in ("_packed_params", "_packed_weight", "weight")),
     "_all_weight_values.0.param",

@@ -105,6 +105,8 @@ _ROWS = (
         )
         for n in (1, 2, 3)
     ),
+    _fused("ConvAdd2d", "Conv2d", kernel="conv_add", dims=2, axis=0),
+    _fused("ConvAddReLU2d", "Conv2d", kernel="conv_add", dims=2, axis=0, post="relu"),
     *(
         _with_norm(f"Conv{n}d", f"ConvBn{n}d", f"quantized.Conv{n}d", kernel="conv", dims=n, axis=0)
         for n in (1, 2, 3)

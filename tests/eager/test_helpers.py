@@ -15,13 +15,12 @@ torch_ao = torch.ao.quantization
 
 
 SUBCLASSES = {"NonDynamicallyQuantizableLinear"}  # of Linear: here a class stands for these
-FX_ALONE = {"ConvAdd2d", "ConvAddReLU2d"}  # which no mode of the reference's list makes
 
 
 @pytest.mark.parametrize("form", ["static_quant", "dynamic_quant", "qat", "static_quant_reference"])
 def test_every_class_that_the_reference_maps_is_mapped(form):
     theirs, ours = (getattr(of, f"get_default_{form}_module_mappings")() for of in (torch_ao, helpers))
-    assert {kind.__name__ for kind in theirs} - {kind.__name__ for kind in ours} <= SUBCLASSES | FX_ALONE
+    assert {kind.__name__ for kind in theirs} - {kind.__name__ for kind in ours} <= SUBCLASSES
 
 
 TORCHSCRIPT = {

@@ -94,6 +94,14 @@ def _conv(name: str, dims: int, room: str = "q", **options: Any) -> Case:
     return case
 
 
+def _conv_add(name: str) -> Case:
+    def case(of: Space) -> Any:
+        module, (x,) = _conv(name, 2, "iq")(of)
+        return module, (x, of.per_tensor(values(2, 6, 5, 4, seed=1), 1 / 48, 90, torch.quint8))
+
+    return case
+
+
 def _transposed(name: str, dims: int, sizes: tuple[int, int, int] = (4, 4, 3), room: str = "q") -> Case:
     def case(of: Space) -> Any:
         inputs, outputs, kernel = sizes
@@ -190,6 +198,8 @@ MODULES: dict[str, Case] = {
     "LinearTanh": _linear("LinearTanh", "iq"),
     **{f"Conv{n}d": _conv(f"Conv{n}d", n) for n in (1, 2, 3)},
     **{f"ConvReLU{n}d": _conv(f"ConvReLU{n}d", n, "iq") for n in (1, 2, 3)},
+    "ConvAdd2d": _conv_add("ConvAdd2d"),
+    "ConvAddReLU2d": _conv_add("ConvAddReLU2d"),
     "Conv2d, reflect": _conv("Conv2d", 2, padding_mode="reflect"),
     "Conv2d, groups": _conv("Conv2d", 2, groups=2, stride=2),
     "Conv2d, dilation": _conv("Conv2d", 2, dilation=2),

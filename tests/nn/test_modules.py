@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from pt2e_quant import QuantizationError
-from pt2e_quant.nn import quantized
+from pt2e_quant.eager import prepare
+from pt2e_quant.nn import intrinsic, load_quantized, quantized
 from pt2e_quant.nn.quantized import reference
 from pt2e_quant.nn.rows import ROWS, dynamic_classes, quantized_classes, reference_classes, row_of
 from pt2e_quant.observer import default_weight_observer
 from pt2e_quant.qconfig import default_per_channel_qconfig, float_qparams_weight_only_qconfig
 from pt2e_quant.qtensor import QTensor, quantize_per_tensor
+from pt2e_quant.sqnr import sqnr
 from tests.nn.cases import DYNAMIC, MODULES, ours, theirs
 
 CASES = {**MODULES, **DYNAMIC}
@@ -219,3 +221,19 @@ def test_a_module_moves_and_stays_whole_when_made_half() -> None:
     module, arguments = CASES["Conv2d"](ours())
     wanted = module(*arguments).int_repr()
     assert torch.equal(module.half().to("cpu")(*arguments).int_repr(), wanted)
+
+
+def test_an_observed_convolution_with_a_sum_is_quantized_and_loaded() -> None:
+    def fused() -> Any:
+        return intrinsic.ConvAddReLU2d(nn.Conv2d(4, 6, 3, padding=1), torch.add, nn.ReLU()).eval()
+
+    torch.manual_seed(0)
+    model = fused()
+    model.qconfig = default_per_channel_qconfig
+    x, y = (quantize_per_tensor(torch.rand(2, n, 5, 5) - 0.5, 1 / 256, 128, torch.quint8) for n in (4, 6))
+    prepared = prepare(model)
+    wanted = prepared(x.dequantize(), y.dequantize())
+    made: Any = intrinsic.quantized.ConvAddReLU2d.from_float(prepared)
+    assert sqnr(wanted, made(x, y).dequantize()) > 35  # 8 bits for the weight and 7 for the result, half of it zeros
+    loaded: Any = load_quantized(fused(), made.state_dict())
+    assert torch.equal(loaded(x, y).int_repr(), made(x, y).int_repr())

@@ -4,6 +4,8 @@ from . import qat, quantized
 from .containers import (
     BNReLU2d,
     BNReLU3d,
+    ConvAdd2d,
+    ConvAddReLU2d,
     ConvBn1d,
     ConvBn2d,
     ConvBn3d,
@@ -22,6 +24,8 @@ from .containers import (
 __all__ = [
     "BNReLU2d",
     "BNReLU3d",
+    "ConvAdd2d",
+    "ConvAddReLU2d",
     "ConvBn1d",
     "ConvBn2d",
     "ConvBn3d",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import ConversionError
 
 __all__ = [
     "BNReLU2d",
     "BNReLU3d",
+    "ConvAdd2d",
+    "ConvAddReLU2d",
     "ConvBn1d",
     "ConvBn2d",
     "ConvBn3d",
@@ -173,6 +175,30 @@ class LinearTanh(Fused):
 
     def __init__(self, linear: nn.Module, tanh: nn.Module) -> None:
         super().__init__(linear, tanh)
+
+
+class ConvAdd2d(FusedModule, nn.Sequential):
+    """Conv2d, and what adds another tensor to its result."""
+
+    def __init__(self, conv: nn.Module, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(conv)
+        self.add = add
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:  # type: ignore[override]
+        """add(conv(x1), x2)."""
+        return self.add(self[0](x1), x2)
+
+
+class ConvAddReLU2d(ConvAdd2d):
+    """Conv2d, what adds another tensor to its result, ReLU."""
+
+    def __init__(self, conv: nn.Module, add: Callable[[Tensor, Tensor], Tensor], relu: nn.Module) -> None:
+        super().__init__(conv, add)
+        self.relu = relu
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:  # type: ignore[override]
+        """relu(add(conv(x1), x2))."""
+        return self.relu(super().forward(x1, x2))  # type: ignore[no-any-return]
 
 
 def container_of(modules: Sequence[nn.Module]) -> Any:

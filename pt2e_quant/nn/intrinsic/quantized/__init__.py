@@ -1,6 +1,8 @@
 """Fused quantized modules. The names of torch.ao.nn.intrinsic.quantized."""
 
 from ...fused import (
+    ConvAdd2d,
+    ConvAddReLU2d,
     ConvReLU1d,
     ConvReLU2d,
     ConvReLU3d,
@@ -17,6 +19,8 @@ from . import dynamic
 __all__ = [
     "BNReLU2d",
     "BNReLU3d",
+    "ConvAdd2d",
+    "ConvAddReLU2d",
     "ConvReLU1d",
     "ConvReLU2d",
     "ConvReLU3d",
