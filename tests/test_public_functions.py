@@ -29,6 +29,7 @@ from pt2e_quant.fx import PrepareCustomConfig
 from pt2e_quant.lowering.executorch import lower_to_executorch
 from pt2e_quant.lowering.inductor import lower_to_inductor
 from pt2e_quant.lowering.onnx import lower_to_onnx
+from pt2e_quant.nn import quantized
 from pt2e_quant.nn.quantized import dynamic, reference
 from pt2e_quant.observer import FixedQParamsObserver, MappingType, MinMaxObserver, PerTensor
 from pt2e_quant.observer.factory import PartialWrapper
@@ -452,6 +453,33 @@ def test_arguments_that_are_handed_on_are_checked_too(kind):
             if error is not None and not isinstance(error, QuantizationError):
                 found.append(f"{place}: {value!r:.30}: {type(error).__name__}: {error}")
     assert found == []
+
+
+MODULES = (
+    quantized.Linear, quantized.Conv2d, quantized.BatchNorm2d, quantized.LayerNorm, quantized.Hardswish,
+    quantized.PReLU, quantized.Embedding, quantized.QFunctional, dynamic.Linear, dynamic.Conv2d, dynamic.LSTM,
+    dynamic.LSTMCell,
+)  # fmt: skip
+CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    **{f"{kind.__module__}.{kind.__name__}.from_float": kind.from_float for kind in MODULES},
+    "Linear.from_reference": quantized.Linear.from_reference,
+    "Embedding.from_reference": quantized.Embedding.from_reference,
+    "LayerNorm.from_reference": lambda value: quantized.LayerNorm.from_reference(value, 0.5, 3),
+    "Linear.set_weight_bias": lambda value: quantized.Linear(4, 3).set_weight_bias(value, None),
+    "Linear.set_weight_bias, bias": lambda value: quantized.Linear(4, 3).set_weight_bias(weight_of(3, 4), value),
+    "Conv2d.set_weight_bias": lambda value: quantized.Conv2d(4, 3, 1).set_weight_bias(value, None),
+    "Conv2d.forward": lambda value: quantized.Conv2d(4, 3, 1)(value),
+    "Embedding.set_weight": lambda value: quantized.Embedding(4, 3).set_weight(value),
+    "LSTM.set_weight_bias": lambda value: dynamic.LSTM(4, 3).set_weight_bias(value),
+    "QFunctional.cat": lambda value: quantized.QFunctional().cat(value),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # of LSTM.set_weight_bias([...])
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_conversions_and_setters_refuse_what_is_no_module_and_no_weight(name):
+    errors = [(value, raised(lambda value=value: CONVERSIONS[name](value))) for value in WRONG.values()]
+    assert [(value, error) for value, error in errors if error and not isinstance(error, QuantizationError)] == []
 
 
 SIMPLE = {

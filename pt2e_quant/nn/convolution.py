@@ -12,6 +12,7 @@ from ..errors import QuantizedTensorError
 from ..kernels import Geometry, Weight
 from ..qtensor import QTensor
 from ..qtensor.tensor import door
+from .observed import as_quantized
 from .rows import ROWS
 from .weighted import WeightedModule, moved, prepared
 
@@ -75,6 +76,7 @@ class Convolution(WeightedModule):
     def product(self) -> Weight:
         return self._weight
 
+    @door
     def set_weight_bias(self, w: Tensor, b: Tensor | None) -> None:
         padding = self.padding if self.padding_mode == "zeros" else (0,) * self.row.dims
         output_padding = self.output_padding if self.transposed else ()
@@ -82,7 +84,7 @@ class Convolution(WeightedModule):
         self._weight = prepared(w, b, geometry)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(self.padded(input))
+        return super().forward(self.padded(as_quantized(input, self)))
 
     def padded(self, input: Tensor) -> Tensor:
         """The input, with the padding of a mode other than zeros.

@@ -99,6 +99,7 @@ class Linear(_Dynamic, weighted.Linear):
             super()._take_float(weight, bias, observer, watch)
 
     @classmethod
+    @door
     def from_reference(cls, ref: Any, output_scale: float = 1.0, output_zero_point: int = 0) -> Any:
         if ref.weight_dtype is not torch.float16:
             return super().from_reference(ref)

@@ -32,6 +32,7 @@ class EmbeddingPackedParams(nn.Module):
         self.dtype = dtype
         self.set_weight(_empty(num_embeddings, embedding_dim, dtype))
 
+    @door
     def set_weight(self, weight: Tensor) -> None:
         """Take another table: (rows, width), quantized to `dtype` with a scale for each row."""
         table = as_quantized(weight, "Embedding.set_weight")
@@ -114,6 +115,7 @@ class Embedding(nn.Module):
     def forward(self, indices: Tensor) -> Tensor:
         return kernels.embedding(self.weight(), indices)
 
+    @door
     def set_weight(self, w: Tensor) -> None:
         """Take another table, quantized with a scale for each row."""
         self._packed_params.set_weight(w)
@@ -137,6 +139,7 @@ class Embedding(nn.Module):
         return {}
 
     @classmethod
+    @door
     def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Embedding:
         """The quantized form of a float (or trained) embedding; without a qconfig, 8 bits.
 
@@ -152,6 +155,7 @@ class Embedding(nn.Module):
         return cls(mod.num_embeddings, mod.embedding_dim, _weight=table, dtype=table.stored_as, **cls._options(mod))
 
     @classmethod
+    @door
     def from_reference(cls, ref_embedding: Any) -> Embedding:
         """The quantized form of a reference embedding."""
         table, sizes = ref_embedding.get_quantized_weight(), (ref_embedding.num_embeddings, ref_embedding.embedding_dim)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import QuantizedTensorError
+from ..qtensor.tensor import door
 from .observed import activation_grid, as_quantized
 from .weighted import Quantized
 
@@ -126,6 +127,7 @@ class QFunctional(Quantized):
         """x @ y."""
         return kernels.matmul(*self._pair(x, y), self.scale, self.zero_point)
 
+    @door
     def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
         """One tensor of several."""
         parts = [as_quantized(one, "QFunctional.cat") for one in x]
@@ -146,6 +148,7 @@ class QFunctional(Quantized):
         return self.activation_post_process(result)  # type: ignore[no-any-return]
 
     @classmethod
+    @door
     def from_float(cls, mod: FloatFunctional, use_precomputed_fake_quant: bool = False) -> QFunctional:
         """The quantized form of an observed FloatFunctional."""
         made = cls()

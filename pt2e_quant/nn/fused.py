@@ -53,7 +53,7 @@ class ConvAdd2d(Conv2d):
 
     def forward(self, input: Tensor, extra_input: Tensor) -> Tensor:  # type: ignore[override]
         """Two QTensors in, one on the grid (scale, zero_point) out; `extra_input` has the shape of the result."""
-        x = as_quantized(self.padded(input), self)
+        x = as_quantized(self.padded(as_quantized(input, self)), self)
         values = Product.compute_real(self.product, Post(), x) + as_quantized(extra_input, self).dequantize()
         return quantized(values, x, self.scale, self.zero_point, self.row.post == "relu")
 
@@ -121,6 +121,7 @@ class LinearLeakyReLU(Linear):
         return cls(module.in_features, module.out_features, slope, module.bias is not None)
 
     @classmethod
+    @door
     def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> LinearLeakyReLU:
         """The quantized form of a fused, observed pair of torch.nn.Linear and torch.nn.LeakyReLU."""
         made = super().from_float(mod, use_precomputed_fake_quant)

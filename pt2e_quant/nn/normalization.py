@@ -57,6 +57,7 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     @classmethod
+    @door
     def from_reference(cls, bn: Any, output_scale: float, output_zero_point: int) -> Any:
         """The quantized form of a float batch norm (or of one with relu), on a grid."""
         bn = bn[0] if isinstance(bn, nn.Sequential) else bn
@@ -116,6 +117,7 @@ class LayerNorm(_Norm, nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     @classmethod
+    @door
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> LayerNorm:
         """The quantized form of torch.nn.LayerNorm, on a grid."""
         grid = float(scale), int(zero_point)
@@ -148,6 +150,7 @@ class GroupNorm(_Norm, nn.GroupNorm):
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     @classmethod
+    @door
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> GroupNorm:
         """The quantized form of torch.nn.GroupNorm, on a grid."""
         grid = float(scale), int(zero_point)
@@ -178,6 +181,7 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
         return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
 
     @classmethod
+    @door
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Any:
         """The quantized form of a float instance norm, on a grid."""
         return cls(mod.num_features, mod.weight, mod.bias, float(scale), int(zero_point), mod.eps, affine=mod.affine)

@@ -57,11 +57,13 @@ class OnGrid:
         return on_grid(function, as_quantized(input, self), scale=scale, zero_point=zero_point, relu=relu)
 
     @classmethod
+    @door
     def from_float(cls: Any, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
         """The quantized form of the observed float class of the same name."""
         return cls.from_reference(mod, *activation_grid(mod))
 
     @classmethod
+    @door
     def from_reference(cls: Any, mod: Any, scale: float, zero_point: int) -> Any:
         """The quantized form of the float class of the same name, on a grid."""
         return cls(float(scale), int(zero_point), *(getattr(mod, name) for name in cls._KEPT))
@@ -71,11 +73,13 @@ class _OnItsOwn(OnGrid):
     """Those without a grid of their own."""
 
     @classmethod
+    @door
     def from_float(cls: Any, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
         """The quantized form of the float class of the same name."""
         return cls(*(getattr(mod, name) for name in cls._KEPT))
 
     @classmethod
+    @door
     def from_reference(cls: Any, mod: Any, scale: float, zero_point: int) -> Any:
         """The same; the grid is not needed."""
         return cls.from_float(mod)
@@ -187,6 +191,7 @@ class Softmax(OnGrid, nn.Softmax):
         return self._round(lambda x: torch.softmax(x, dim), input)
 
     @classmethod
+    @door
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Softmax:
         return cls(mod.dim, float(scale), int(zero_point))
 
@@ -203,6 +208,7 @@ class PReLU(OnGrid, nn.Module):
         self.scale, self.zero_point = output_scale, output_zero_point
         self.set_weight(quantize_per_tensor(torch.full((num_parameters,), 0.25), 0.25, 0, torch.quint8))
 
+    @door
     def set_weight(self, w: Tensor) -> None:
         """Take other slopes: (num_parameters,), quantized."""
         self.weight = as_quantized(w, "PReLU.set_weight")
@@ -212,6 +218,7 @@ class PReLU(OnGrid, nn.Module):
         return self._round(lambda x: F.prelu(x, weight), input)
 
     @classmethod
+    @door
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> PReLU:
         """The quantized form of torch.nn.PReLU with a qconfig, on a grid."""
         made = cls(float(scale), int(zero_point), mod.num_parameters)
@@ -241,6 +248,7 @@ class Quantize(nn.Module):
         return quantize_per_tensor(X, scale, zero_point, self.dtype)
 
     @staticmethod
+    @door
     def from_float(mod: Any, use_precomputed_fake_quant: bool = False) -> Quantize:
         """What becomes of an observed QuantStub."""
         return Quantize(*activation_grid(mod), mod.activation_post_process.dtype)
@@ -256,6 +264,7 @@ class DeQuantize(nn.Module):
         return dequantize(Xq)
 
     @staticmethod
+    @door
     def from_float(mod: Any, use_precomputed_fake_quant: bool = False) -> DeQuantize:
         """What becomes of a DeQuantStub."""
         return DeQuantize()

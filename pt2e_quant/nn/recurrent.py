@@ -200,6 +200,7 @@ class RNNBase(nn.Module):
         ends = [f"l{layer}{suffix}" for layer in range(self.num_layers) for suffix in suffixes]
         return [[(f"weight_{part}_{end}", f"bias_{part}_{end}") for part in parts] for end in ends]
 
+    @door
     def set_weight_bias(self, weight_bias_dict: Mapping[str, Tensor | None]) -> None:
         """Take other weights (QTensors, torch's own, or float ones for float16) and biases, under torch.nn's names."""
         given = weight_bias_dict
@@ -230,6 +231,7 @@ class RNNBase(nn.Module):
         return kind(**options, dtype=dtype)
 
     @classmethod
+    @door
     def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
         """The quantized form of a torch.nn.LSTM or GRU with a `qconfig`; each weight has an observer of its own.
 
@@ -237,12 +239,13 @@ class RNNBase(nn.Module):
             QuantizedTensorError: it has none, or the type of the weight is neither int8 nor float16.
         """
         weights = {name: quantized_or_float(mod, value) for name, value in mod.named_parameters() if "weight" in name}
-        dtype = next(iter(weights.values())).dtype
+        dtype = weights["weight_ih_l0"].dtype
         made = cls.empty_like(mod, torch.qint8 if dtype is torch.qint8 else torch.float16)
         made.set_weight_bias({**dict(mod.named_parameters()), **weights})
         return made
 
     @classmethod
+    @door
     def from_reference(cls, ref_mod: Any) -> Any:
         """The quantized form of a reference module."""
         made = cls.empty_like(ref_mod, ref_mod.weight_ih_l0_dtype)

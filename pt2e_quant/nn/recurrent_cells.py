@@ -116,6 +116,7 @@ class RNNCellBase(nn.Module):
             )
         return tuple(one.float() for one in given)
 
+    @door
     def set_weight_bias(self, weight_bias_dict: Mapping[str, Mapping[str, Tensor | None]]) -> None:
         """Take other parameters: {"weight": {"weight_ih": ..., "weight_hh": ...}, "bias": {"bias_ih": ..., ...}}."""
         weights: Any = weight_bias_dict["weight"]
@@ -164,6 +165,7 @@ class RNNCellBase(nn.Module):
         return kind(module.input_size, module.hidden_size, module.bias, dtype=dtype, **options)
 
     @classmethod
+    @door
     def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
         """The quantized form of a torch.nn cell with a `qconfig`; each weight has an observer of its own.
 
@@ -177,6 +179,7 @@ class RNNCellBase(nn.Module):
         return made
 
     @classmethod
+    @door
     def from_reference(cls, ref_mod: Any) -> Any:
         """The quantized form of a reference module."""
         made = cls.empty_like(ref_mod, ref_mod.weight_ih_dtype)

@@ -133,6 +133,7 @@ class _Weighted(ReferenceQuantizedModule):
         self._keep_grid("weight", weight_qparams)
 
     @classmethod
+    @door
     def from_float(cls, mod: Any, weight_qparams: dict[str, Any]) -> Any:
         """The reference form of a float layer, with the grid of its weight (see `_keep_grid`)."""
         options = {name: getattr(mod, name) for name in cls._KEPT}
@@ -241,6 +242,7 @@ class _Recurrent(ReferenceQuantizedModule):
             self._keep_grid(name, given.get(name))
 
     @classmethod
+    @door
     def from_float(cls, mod: Any, weight_qparams_dict: dict[str, Any]) -> Any:
         """The reference form of a float layer, with the grid of each weight."""
         kept = (

@@ -89,6 +89,7 @@ class WeightedModule(Quantized):
         raise NotImplementedError
 
     @classmethod
+    @door
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> WeightedModule:
         """The quantized form of a float (or fused, or trained) module that prepare has given observers.
 
@@ -109,6 +110,7 @@ class WeightedModule(Quantized):
         return made
 
     @classmethod
+    @door
     def from_reference(cls, ref: Any, output_scale: float = 1.0, output_zero_point: int = 0) -> WeightedModule:
         """The quantized form of a reference module.
 
@@ -251,6 +253,7 @@ class Linear(WeightedModule):
     def product(self) -> Weight:
         return self._packed_params.packed  # type: ignore[return-value]
 
+    @door
     def set_weight_bias(self, w: Tensor, b: Tensor | None) -> None:
         self._packed_params.set_weight_bias(w, b)
 
