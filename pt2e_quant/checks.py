@@ -58,22 +58,29 @@ def checked(
         trusted = packed.union(but, ("self", "cls"))
         positions = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
+        @functools.cache
+        def asked() -> dict[str, tuple[frozenset[Any], Any]]:
+            kinds = ((name, kind) for name, kind in _kinds(function).items() if name not in trusted and kind is not Any)
+            return {name: (_classes(kind), kind) for name, kind in kinds}
+
+        def owner(args: Any) -> str:
+            return type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
+
         @functools.wraps(function)
         def at_the_door(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():  # which cannot read annotations, and sees no user's mistakes
                 return function(*args, **kwargs)
-            owner = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
-            kinds = _kinds(function)
+            kinds = asked()
             for name, value in (*zip(positions, args, strict=False), *kwargs.items()):
-                if name in kinds and name not in trusted:
-                    _check(owner, name, value, kinds[name], error)
+                if name in kinds and type(value) not in kinds[name][0]:
+                    _check(owner(args), name, value, kinds[name][1], error)
             try:
                 return function(*args, **kwargs)
             except QuantizationError:
                 raise
             except untyped as refusal:
                 signature.bind(*args, **kwargs)  # names that do not fit
-                raise error(f"{owner}: {refusal}") from refusal
+                raise error(f"{owner(args)}: {refusal}") from refusal
 
         return at_the_door  # type: ignore[return-value]
 
@@ -96,13 +103,12 @@ def _kinds(owner: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check(owner: str, name: str, value: object, kind: Any, error: type[QuantizationError]) -> None:
-    if type(value) not in _classes(kind) and not _is(value, kind):
+    if not _is(value, kind):
         raise error(f"{owner}: {name} must be {_words(kind)}, got {reprlib.repr(value)}")
 
 
-@functools.cache
 def _classes(kind: Any) -> frozenset[Any]:
-    """Classes whose own objects are of this kind without a closer look. Asking these first halves what a door costs."""
+    """Classes whose own objects are of this kind without a closer look: asked first, as most arguments are those."""
     if get_origin(kind) in (Union, types.UnionType):
         return frozenset().union(*map(_classes, get_args(kind)))
     if get_origin(kind) is None and isinstance(kind, type):
