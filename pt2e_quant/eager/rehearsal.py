@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -20,6 +20,7 @@ from ..errors import QuantizedTensorError
 from ..nn.quantized import DeQuantize, Dropout, Embedding, FXFloatFunctional, Quantize
 from ..qtensor import QTensor
 from ..qtensor.operators import calling_line
+from ..qtensor.tensor import wrap
 from .hooks import Watcher
 from .mappings import FUNCTIONALS
 from .report import Meeting
@@ -58,8 +59,8 @@ class Rehearsal(Watcher):
         """Before forward."""
         if self.meetings is None and self._watch is None and not torch.compiler.is_compiling():
             self._watch = _Watch(model, self.mapping, self.opaque)
+            self._watch.look()
             self._watch.begin(inputs)
-            self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def finish(self, model: nn.Module, inputs: Any, output: Any) -> None:
         """After forward; one that failed leaves no output, and the next run is looked at."""
@@ -67,7 +68,7 @@ class Rehearsal(Watcher):
         if watch is None or watch.model is not model:
             return
         self._watch = None
-        watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        watch.look_away()
         watch.remove()
         if output is not None:
             self.meetings = tuple(watch.found.values())
@@ -90,10 +91,24 @@ class _Watch(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.running: list[nn.Module] = []
         self.inside: nn.Module | None = None
+        self.looks = False
+        self.known: dict[Any, Any] = {}
         self.handles: list[Any] = []
         self.functionals: list[nn.Module] = []
         for module in self.names:
             self._look_at(module)
+
+    def look(self) -> None:
+        """Functions come here first."""
+        if not self.looks:
+            self.__enter__()  # type: ignore[no-untyped-call]
+        self.looks = True
+
+    def look_away(self) -> None:
+        """Functions do not, as those of an observer are many; a mode that the model has entered since must stay."""
+        if self.looks and _get_current_function_mode() is self:
+            self.__exit__(None, None, None)
+            self.looks = False
 
     def begin(self, inputs: Any) -> None:
         """The model itself runs already, too late for hooks."""
@@ -136,6 +151,7 @@ class _Watch(TorchFunctionMode):
         self.inside = module
         if _needs_quantized(form) and not self._is_shadowed(inputs[:1]):
             self._report_call(f"{type(module).__name__} {_WITHOUT_STUB}")
+        self.look_away()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any, *, form: Any) -> Any:
         self.running.pop()
@@ -148,6 +164,7 @@ class _Watch(TorchFunctionMode):
             self._take(output, self._shadowed(inputs))
         elif form is not DeQuantize and not issubclass(form, Embedding):
             self._shade(output)
+        self.look()
         return output
 
     def _functional(self, module: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,10 +175,12 @@ class _Watch(TorchFunctionMode):
             if not all(self._is_shadowed([one]) for one in _floats((args, kwargs))):
                 self._report_call(f"FloatFunctional.{method.__name__} {_WITHOUT_STUB}")
             self.inside = module
+            self.look_away()
             result = method(*args, **kwargs)
             self.inside = None
             self.running.pop()
             self._shade(result)
+            self.look()
             return result
 
         return watched
@@ -186,15 +205,17 @@ class _Watch(TorchFunctionMode):
         return self.shadows[x] if x in self.shadows else torch.empty_like(x, device="meta")
 
     def _follow(self, func: Any, arguments: Any, result: Any) -> None:
+        alike = func, repr(pytree.tree_map_only(Tensor, _shown, arguments))
         try:
-            made = func(*arguments[0], **arguments[1])
+            if alike not in self.known:
+                self.known[alike] = func(*arguments[0], **arguments[1])
         except QuantizedTensorError as error:
             norm = bool(self.running) and isinstance(self.running[-1], nn.modules.batchnorm._BatchNorm)
             self._report(f"{error}{_UNFUSED if norm else ''}")
         except Exception:  # noqa: BLE001  # it needs data, which shadows have not: what comes out may be quantized
             pass
         else:
-            self._take(result, made)
+            self._take(result, self.known[alike])
             return
         self._shade(result)
 
@@ -212,7 +233,7 @@ class _Watch(TorchFunctionMode):
     def _shade(self, values: Any) -> None:
         for one in _floats(values):
             codes = torch.empty_like(one, dtype=torch.uint8, device="meta", requires_grad=False)
-            self.shadows[one] = QTensor(codes, 1.0, 0)
+            self.shadows[one] = wrap(codes, 1.0, 0, None, torch.quint8)
 
     def _report_call(self, what: str) -> None:
         self._report(f"{what}\n  {calling_line()}")
@@ -224,6 +245,11 @@ class _Watch(TorchFunctionMode):
 
 def _needs_quantized(form: Any) -> bool:
     return form not in (Quantize, DeQuantize, Dropout, nn.Module) and not issubclass(form, Embedding)
+
+
+def _shown(x: Tensor) -> Any:
+    """All that a tensor without data is."""
+    return type(x), x.shape, x.stride(), x.dtype
 
 
 def _floats(values: Any) -> list[Tensor]:

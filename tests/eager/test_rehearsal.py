@@ -155,3 +155,21 @@ def test_other_mappings_are_not_judged_by_it() -> None:
     prepared = prepare(Sum().eval())
     prepared(X)
     assert swap_report(convert(prepared, is_reference=True)).meetings is None
+
+
+class WithDevice(Residual):
+    """A mode that the model enters between layers."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.quant(x)
+        with torch.device("meta"):
+            x = self.act(self.conv1(x))
+            self.made = torch.empty(1)
+        return self.dequant(x)
+
+
+def test_modes_of_the_model_stay() -> None:
+    prepared: Any = prepare(WithDevice().eval())
+    prepared(X)
+    assert prepared.made.is_meta
+    assert torch.empty(1).device.type == "cpu"
