@@ -14,6 +14,7 @@ from ..qtensor import QTensor, quantize_per_channel
 from ..qtensor.tensor import door
 from .observed import as_quantized, quantize_weight, weight_observer
 from .rows import ROWS
+from .scripting import Unscripted
 from .stored import table_of
 
 __all__ = ["Embedding", "EmbeddingBag", "EmbeddingPackedParams"]
@@ -73,7 +74,7 @@ class EmbeddingPackedParams(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
 
 
-class Embedding(nn.Module):
+class Embedding(Unscripted, nn.Module):
     """Rows of a quantized table, in float32. The arguments are those of torch.nn.Embedding.
 
     Args:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: 
         The model; the root itself is replaced where it is such a module.
 
     Raises:
-        QuantizedTensorError: the state dict has nothing quantized, or does not fit the model.
+        QuantizedTensorError: the state dict has nothing quantized, or does not fit the model; where that is so because
+            the model is not fused, the message has the list to fuse.
     """
     plain = from_torch(dict(state_dict))
     versions = getattr(state_dict, "_metadata", {})
@@ -59,8 +61,34 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, Any], *, dynamic: 
     try:
         model.load_state_dict(plain)
     except RuntimeError as error:
-        raise QuantizedTensorError(f"load_quantized: {error}") from error
+        raise QuantizedTensorError(f"load_quantized: {error}{_advice(model, plain)}") from error
     return model
+
+
+def _advice(model: nn.Module, state_dict: Mapping[str, Any]) -> str:
+    """What to do about a state dict that does not fit, where it is known."""
+    if any(_OF_FX.search(key) for key in state_dict):
+        return (
+            "\nThis state dict is that of a graph (FX mode): prepare_fx and convert_fx the float model with the same "
+            "qconfig mapping, and load it into what they return"
+        )
+    rows = list(_unfused(model, state_dict))
+    return f"\nFuse first, what follows (a ReLU) too: load_quantized(fuse_modules(model, {rows}), ...)" if rows else ""
+
+
+_OF_FX = re.compile(r"(^|\.)_(packed_weight|scale|zero_point)_\d+$|_input_(scale|zero_point)_\d+$")
+
+
+def _unfused(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Paths of a product and of the batch norm after it, which has nothing in the state dict."""
+    before = ""
+    for name, module in model.named_modules():
+        if isinstance(module, WeightedModule):
+            before = name
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+            key.startswith(f"{name}.") for key in state_dict
+        ):
+            yield [before, name]
 
 
 def _is_quantized(module: nn.Module, name: str, state_dict: Mapping[str, Any]) -> bool:

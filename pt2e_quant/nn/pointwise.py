@@ -13,6 +13,7 @@ from ..kernels import on_grid
 from ..qtensor import QTensor, dequantize, quantize_per_tensor
 from ..qtensor.tensor import door, is_traced
 from .observed import activation_grid, as_quantized, quantize_weight, weight_observer
+from .scripting import Unscripted
 
 __all__ = [
     "ELU",
@@ -34,7 +35,7 @@ def grid_of(module: Any) -> Any:
     return (module.scale, module.zero_point) if is_traced() else (float(module.scale), int(module.zero_point))
 
 
-class OnGrid:
+class OnGrid(Unscripted):
     """What modules have in common that compute with real numbers and round to a grid of their own.
 
     _KEPT: fields of the float class that its quantized form has, too, in the order of the constructor, after the grid.
@@ -226,7 +227,7 @@ class PReLU(OnGrid, nn.Module):
         return made
 
 
-class Quantize(nn.Module):
+class Quantize(Unscripted, nn.Module):
     """Real numbers to a QTensor on the grid (scale, zero_point), with codes of `dtype`."""
 
     scale: Tensor
@@ -257,7 +258,7 @@ class Quantize(nn.Module):
         return f"scale={self.scale}, zero_point={self.zero_point}, dtype={self.dtype}"
 
 
-class DeQuantize(nn.Module):
+class DeQuantize(Unscripted, nn.Module):
     """A QTensor to real numbers."""
 
     def forward(self, Xq: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ..qtensor.tensor import door
 from .held import as_parameters, blank, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
+from .scripting import Unscripted
 from .stored import cell_of, is_script
 
 __all__ = ["GRU", "LSTM", "PackedParameter", "RNNBase"]
@@ -56,7 +57,7 @@ class PackedParameter(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class RNNBase(nn.Module):
+class RNNBase(Unscripted, nn.Module):
     """What LSTM and GRU have in common.
 
     Args:

@@ -14,6 +14,7 @@ from ..qtensor.tensor import door
 from .held import as_parameters, blank, check_type, hold, moved_held, stored_type
 from .observed import quantized_or_float
 from .rows import ROWS
+from .scripting import Unscripted
 from .stored import is_script, linear_of
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell", "RNNCellBase"]
@@ -21,7 +22,7 @@ __all__ = ["GRUCell", "LSTMCell", "RNNCell", "RNNCellBase"]
 _PARTS = ("ih", "hh")
 
 
-class RNNCellBase(nn.Module):
+class RNNCellBase(Unscripted, nn.Module):
     """What the cells have in common.
 
     Args:

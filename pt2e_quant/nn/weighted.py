@@ -17,12 +17,13 @@ from ..qtensor import QTensor, from_torch, quantize_per_tensor
 from ..qtensor.tensor import door
 from .observed import activation_grid, as_quantized, folded, quantize_weight, weight_observer
 from .rows import POSTS, ROWS, Row
+from .scripting import Unscripted
 from .stored import linear_of
 
 __all__ = ["Linear", "LinearPackedParams", "Quantized", "WeightedModule", "moved", "prepared", "rounded_to_half"]
 
 
-class Quantized(nn.Module):
+class Quantized(Unscripted, nn.Module):
     """A module whose output has a grid of its own, kept as two numbers.
 
     scale, zero_point: a number each; in state dicts tensors without dimensions.
@@ -161,7 +162,7 @@ def rounded_to_half(weight: Tensor) -> Tensor:
     return weight.clamp(-limit, limit).half().float()
 
 
-class LinearPackedParams(nn.Module):
+class LinearPackedParams(Unscripted, nn.Module):
     """Weight and bias of a linear: a module of its own, since state dicts of the reference have it.
 
     dtype: torch.qint8, or torch.float16 for a dynamic linear that only rounds its weight.

@@ -67,3 +67,21 @@ def test_a_torchscript_trace_follows_dynamic_modules_and_refuses_static_ones() -
     torch.testing.assert_close(traced(x), dynamic(x))
     with pytest.raises(QuantizedTensorError, match=r"torch\.export"):
         torch.jit.trace(quantized.Quantize(0.1, 0, torch.quint8), (x,))
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+@pytest.mark.parametrize(
+    "module",
+    [
+        NET,
+        quantized.DeQuantize(),
+        quantized.dynamic.Linear(8, 4),
+        quantized.dynamic.LSTM(4, 4),
+        quantized.dynamic.GRUCell(4, 4),
+        quantized.Embedding(4, 4),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_torchscript_is_refused_with_the_way_out(module: nn.Module) -> None:
+    with pytest.raises(QuantizedTensorError, match=r"torch\.jit\.script cannot compile .*torch\.jit\.trace"):
+        torch.jit.script(nn.Sequential(module))

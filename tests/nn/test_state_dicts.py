@@ -167,6 +167,20 @@ def test_a_state_dict_without_quantized_modules_is_refused() -> None:
         load_quantized(Float(), Float().state_dict())
 
 
+def test_a_model_that_is_not_fused_is_told_the_list_to_fuse() -> None:
+    conv, _ = CASES["Conv2d"](ours())
+    state = {f"conv.{k}": v for k, v in conv.state_dict().items()}
+    with pytest.raises(QuantizationError, match=r"fuse_modules\(model, \[\['conv', 'norm'\]\]\)"):
+        load_quantized(nn.ModuleDict({"conv": nn.Conv2d(4, 6, 3, padding=1), "norm": nn.BatchNorm2d(6)}), state)
+
+
+def test_a_state_dict_of_fx_mode_is_told_where_it_fits() -> None:
+    conv, _ = CASES["Conv2d"](ours())
+    state = {f"conv.{k}": v for k, v in conv.state_dict().items()} | {"conv_input_scale_0": torch.tensor(0.1)}
+    with pytest.raises(QuantizationError, match="convert_fx the float model"):
+        load_quantized(nn.ModuleDict({"conv": nn.Conv2d(4, 6, 3, padding=1)}), state)
+
+
 def test_codes_and_scales_cross_the_border_bit_for_bit() -> None:
     for value in (ours().weight(5, 12), ours().weight(5, 12, axis=None), ours().table(torch.quint4x2)):
         there = to_torch({"a": [value]})["a"][0]
