@@ -36,6 +36,10 @@ Ignore = Annotated[Optional[list[str]], typer.Option(help="A module to leave in 
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="name=value, an option of the configuration.")]
 Observer = Annotated[Optional[str], typer.Option(help="What watches activations: minmax, histogram, mse, ...")]
 Sqnr = Annotated[Optional[float], typer.Option(help="Wanted of the outputs, in dB; the worst operators stay in float.")]
+Size = Annotated[Optional[int], typer.Option(help="Bytes of weights at most; each operator gets a format that fits.")]
+Latency = Annotated[
+    Optional[float], typer.Option(help="Microseconds of a run at most, on this machine; formats are chosen for it.")
+]
 Seed = Annotated[Optional[int], typer.Option(help="Of torch's random numbers. Standard: 0.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ReportFile = Annotated[Path, typer.Argument(help="A report.json that was saved.")]
@@ -53,6 +57,8 @@ def quantize(
     set_: Settings = None,
     observer: Observer = None,
     sqnr: Sqnr = None,
+    size: Size = None,
+    latency: Latency = None,
     seed: Seed = None,
     json: Json = False,
 ) -> None:
@@ -60,8 +66,9 @@ def quantize(
 
     Example: pt2e-quant quantize model.pt2 --data inputs.npz --target xnnpack
     """
-    given = {"target": target, "mode": mode, "ignored": tuple(ignore or ()), "observer": observer, "sqnr": sqnr}
-    quantize_model(model, data, out, recipe_of(recipe, given | {"seed": seed}, set_ or []), json)
+    given = {"target": target, "mode": mode, "ignored": tuple(ignore or ()), "observer": observer}
+    budgets = {"sqnr": sqnr, "size": size, "latency": latency}
+    quantize_model(model, data, out, recipe_of(recipe, given | budgets | {"seed": seed}, set_ or []), json)
 
 
 @app.command()

@@ -33,6 +33,7 @@ def quantize_model(model: str, data: str | None, out: Path, recipe: Recipe, as_j
         "in_float": len(quantized.report.skipped),
         "left_for_budget": list(quantized.left),
         "accuracy": quantized.accuracy,
+        "formats": {} if quantized.search is None else dict(quantized.search.precisions.formats),
         "files": [str(path) for path in paths],
     }
     tell(plain, f"{quantized}\nwritten: {', '.join(map(str, paths))}", as_json)

@@ -19,7 +19,10 @@ from ..latency import Profile
 from ..ops import RELUS
 from ..where import exported_name, node_id
 
-__all__ = ["Lower", "OpTimes", "Timed", "check_times", "time_ops"]
+__all__ = ["JOINED", "Lower", "OpTimes", "Timed", "check_times", "time_ops"]
+
+
+JOINED = "the profile of an Inductor program joins all products of one kernel, so that no op has a time of its own"
 
 
 class Timed(Protocol):
@@ -73,5 +76,5 @@ def check_times(times: OpTimes, ops: Iterable[str], name: str) -> None:
     if unknown:
         raise TargetingError(
             f"mixed_precision: in {name!r}, the profile of the program joins no kernel with {', '.join(unknown)}. "
-            "Those of lower_to_onnx and lower_to_executorch do for products; lower_to_inductor's join all of a kind."
+            f"Those of lower_to_onnx and lower_to_executorch do for products; {JOINED}."
         )

@@ -165,6 +165,9 @@ class Symbol:
     def __sub__(self, other: Any) -> Any:
         return call(aten.sub.Tensor, self, other)
 
+    def __neg__(self) -> Any:
+        return call(aten.neg.default, self)
+
     def __mul__(self, other: Any) -> Any:
         return call(aten.mul.Tensor, self, other)
 

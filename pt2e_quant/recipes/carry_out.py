@@ -6,9 +6,10 @@ Named after the two things that it does: `quantize` is the reference's eager fun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,15 +18,20 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..algorithms import Advised, suggest
+from ..debug import Budget as FormatBudget
+from ..debug import MixedPrecision
+from ..debug.precisions import FLOAT
 from ..errors import CalibrationError, CaptureError, RecipeError
 from ..graph.fingerprint import Fingerprint, of_graph, of_model
 from ..graph.run import Arguments, batches_of
 from ..progress import counted, telling
 from ..pt2e import convert_pt2e, prepare_pt2e
+from ..pt2e.record import OutputErrors
 from ..quantizer.base import Quantizer
-from ..report import explain
+from ..report import Report, explain
 from .budget import Budget, measured_sqnr, within_budget
 from .configuring import leaving, quantizer_of
+from .formats import choose_formats
 from .graph_file import SUFFIX
 from .manifest import Manifest
 from .recipe import Recipe
@@ -49,6 +55,8 @@ def quantize_and_lower(
     observer: str | None = None,
     ignored: Iterable[str] = (),
     sqnr: float | None = None,
+    size: int | None = None,
+    latency: float | None = None,
     metric: Callable[[Any], float] | None = None,
     max_drop: float | None = None,
     recipe: Recipe | None = None,
@@ -64,9 +72,9 @@ def quantize_and_lower(
         example_inputs, example_kwargs, dynamic_shapes: as torch.export takes them; an exported model has its own.
         data: calibration batches, as `graph.run.batches_of` takes them, or a function of them; needed by static modes.
         target: the name of a target, or a quantizer that is configured.
-        mode, options, observer, ignored, sqnr, seed: of the recipe, see Recipe.
+        mode, options, observer, ignored, sqnr, size, latency, seed: of the recipe, see Recipe.
         metric, max_drop: a budget instead of `sqnr`: a number of a model, the more the better; how far it may drop.
-        recipe: in the place of target, mode, options, observer, ignored, sqnr and seed.
+        recipe: in the place of target and all that is of the recipe.
         verify: as the lowerings take it.
 
     Raises:
@@ -78,16 +86,13 @@ def quantize_and_lower(
     """
     if recipe is None and isinstance(target, str):
         recipe = Recipe(target=target, mode=mode, options=options or {}, observer=observer, ignored=tuple(ignored),
-                        sqnr=sqnr, seed=seed)  # fmt: skip
+                        sqnr=sqnr, size=size, latency=latency, seed=seed)  # fmt: skip
     exported = _exported(model, example_inputs, example_kwargs, dynamic_shapes)
-    if recipe is None:
-        job = _Job(exported, leaving(target, ignored, ()), LOWERINGS.get(getattr(target, "lowers_to", "")), None, seed)
-    else:
-        sqnr = recipe.sqnr
-        job = _Job(exported, quantizer_of(recipe), load_target(recipe.target).lowering, recipe, recipe.seed)
+    wanted = _wanted(recipe or _Wanted(sqnr, None, None, size, latency), metric, max_drop)
+    job = _of_target(exported, target, ignored, seed) if recipe is None else _of_recipe(exported, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        return _carried_out(job, data, _Wanted(sqnr, metric, max_drop), verify)
+        return _carried_out(job, data, wanted, verify)
 
 
 def convert_by(recipe: Recipe, exported: ExportedProgram, data: Data | None) -> GraphModule:
@@ -97,7 +102,7 @@ def convert_by(recipe: Recipe, exported: ExportedProgram, data: Data | None) -> 
         CalibrationError: there is no data, and the mode needs it.
         TargetingError: a glob of `ignored` matches nothing.
     """
-    job = _Job(exported, quantizer_of(recipe), None, recipe, recipe.seed)
+    job = _of_recipe(exported, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return _converted(job, _batches(job, data, Fingerprint()), ())
@@ -110,9 +115,19 @@ class _Wanted:
     sqnr: float | None
     metric: Callable[[Any], float] | None
     max_drop: float | None
+    size: int | None
+    latency: float | None
+
+    def __post_init__(self) -> None:
+        if self.of_formats and bool(self):
+            raise RecipeError("there is one budget: sqnr=, metric= with max_drop=, size= or latency=; leave others out")
 
     def __bool__(self) -> bool:
         return self.sqnr is not None or self.metric is not None
+
+    @property
+    def of_formats(self) -> bool:
+        return self.size is not None or self.latency is not None
 
 
 @dataclass(frozen=True)
@@ -122,18 +137,38 @@ class _Job:
     lowering: Lowering | None
     recipe: Recipe | None
     seed: int
+    may_be_empty: bool = False
+    """Whether the formats say float for all that has one, which is no mistake then."""
+
+
+def _wanted(told: Recipe | _Wanted, metric: Callable[[Any], float] | None, max_drop: float | None) -> _Wanted:
+    return _Wanted(told.sqnr, metric, max_drop, told.size, told.latency)
+
+
+def _of_recipe(exported: ExportedProgram, recipe: Recipe) -> _Job:
+    lowering = load_target(recipe.target).lowering
+    return _Job(exported, quantizer_of(recipe), lowering, recipe, recipe.seed, _all_float(recipe.precisions))
+
+
+def _of_target(exported: ExportedProgram, quantizer: Any, ignored: Iterable[str], seed: int) -> _Job:
+    lowering = LOWERINGS.get(getattr(quantizer, "lowers_to", ""))
+    return _Job(exported, leaving(quantizer, ignored, ()), lowering, None, seed)
 
 
 def _carried_out(job: _Job, data: Data | None, wanted: _Wanted, verify: Any) -> Quantized:
     seen = Fingerprint()
     batches: Iterable[Arguments] = _batches(job, data, seen)
+    search = errors = None
+    if wanted.of_formats:
+        batches = kept = list(batches)
+        job, search = _with_formats(job, kept, FormatBudget(size=wanted.size, latency=wanted.latency))
     if wanted:
-        batches = list(batches)
-        quantize = partial(_converted, job, batches)
-        budget, improve = _budget(job, batches, wanted), partial(_improved, job, batches, wanted)
-        converted, accuracy, left, tried = within_budget(job.exported, batches, quantize, improve, budget)
+        kept = list(batches)
+        quantize, improve = partial(_converted, job, kept), partial(_improved, job, kept, wanted)
+        budget = _budget(job, kept, wanted)
+        converted, accuracy, left, tried = within_budget(job.exported, kept, quantize, improve, budget)
     else:
-        converted, accuracy, left, tried = _converted(job, batches, ()), None, (), ()
+        (converted, errors), accuracy, left, tried = _plain(job, batches), None, (), ()
     program = None
     if job.lowering is not None:
         with telling(f"lowering to {job.lowering.package}"):
@@ -146,7 +181,23 @@ def _carried_out(job: _Job, data: Data | None, wanted: _Wanted, verify: Any) -> 
         repeats=job.lowering is not None and job.lowering.repeats,
         seed=job.seed,
     )
-    return Quantized(converted, program, explain(converted), job.recipe, manifest, accuracy, left, tried)
+    return Quantized(
+        converted, program, _report(converted, errors), job.recipe, manifest, accuracy, left, tried, search
+    )
+
+
+def _with_formats(job: _Job, batches: list[Arguments], budget: FormatBudget) -> tuple[_Job, MixedPrecision]:
+    """The choice in the place of the budget, so that the recipe can be carried out again, with the same result."""
+    found = choose_formats(job.exported, job.quantizer, job.lowering, batches, budget)
+    recipe = job.recipe
+    if recipe is not None:
+        recipe = replace(recipe, size=None, latency=None, precisions=dict(found.precisions.formats))
+    quantizer, formats = found.precisions.apply(job.quantizer), found.precisions.formats
+    return replace(job, quantizer=quantizer, recipe=recipe, may_be_empty=_all_float(formats)), found
+
+
+def _all_float(formats: Mapping[str, str]) -> bool:
+    return set(formats.values()) == {FLOAT}
 
 
 def _exported(model: Any, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
@@ -198,9 +249,28 @@ def _improved(job: _Job, batches: list[Arguments], wanted: _Wanted) -> Advised:
 
 
 def _converted(job: _Job, batches: Iterable[Arguments], left: tuple[str, ...]) -> GraphModule:
-    prepared = prepare_pt2e(job.exported, leaving(job.quantizer, (), left))
+    prepared = _calibrated(job, batches, left)
+    with telling("converting"):
+        return convert_pt2e(prepared)
+
+
+def _plain(job: _Job, batches: Iterable[Arguments]) -> tuple[GraphModule, OutputErrors | None]:
+    """The converted graph with nothing left out, and what static activations cost the outputs of the first batch."""
+    coming = iter(batches)
+    first = list(islice(coming, 1))
+    prepared = _calibrated(job, chain(first, coming), ())
+    with telling("converting"):
+        errors = explain(prepared, first).record.output_errors if first else None
+        return convert_pt2e(prepared), errors
+
+
+def _calibrated(job: _Job, batches: Iterable[Arguments], left: tuple[str, ...]) -> GraphModule:
+    prepared = prepare_pt2e(job.exported, leaving(job.quantizer, (), left), allow_empty=job.may_be_empty)
     with torch.no_grad():
         for args, kwargs in counted(batches, "calibrating"):
             prepared(*args, **kwargs)
-    with telling("converting"):
-        return convert_pt2e(prepared)
+    return prepared
+
+
+def _report(converted: GraphModule, errors: OutputErrors | None) -> Report:
+    return Report(replace(explain(converted).record, output_errors=errors))

@@ -52,6 +52,10 @@ class Recipe:
         sqnr: wanted of the model's outputs, in dB, on the calibration data. Where plain quantization misses it, what
             `algorithms.suggest` finds is applied; if that is not enough, the linears and convolutions that cost most
             stay in float until it is reached.
+        size: bytes of the weights of all operators that have a choice of formats, at most; instead of `sqnr`.
+        latency: microseconds of a run of the program under its profiler, on this machine and the first batch, at most;
+            instead of `sqnr`. For either, `debug.mixed_precision` chooses the formats, and the recipe that is saved has
+            the choice as its `precisions`, in the place of the budget, since times do not repeat.
         precisions: formats of single operators, by their names in the exported program, as `debug.mixed_precision`
             chooses them: 'float', or a name of the quantizer's `precisions`. Each must match.
         images: how the command line makes inputs of a folder of images; None for the defaults of Images.
@@ -68,6 +72,8 @@ class Recipe:
     observer: str | None = None
     ignored: tuple[str, ...] = ()
     sqnr: float | None = None
+    size: int | None = None
+    latency: float | None = None
     precisions: dict[str, str] = field(default_factory=dict)
     images: Images | None = None
     seed: int = 0
@@ -119,6 +125,7 @@ def problems_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     yield from _option_problems(values.get("options", {}), target.modes[mode])
     yield from _precision_problems(values.get("precisions", {}), target)
+    yield from _budget_problems(values, target)
     if observer is not None and observer not in OBSERVERS:
         yield "observer", f"unknown observer {observer!r}.{did_you_mean(observer, OBSERVERS)}"
     elif observer is not None and mode != "static":
@@ -146,3 +153,20 @@ def _precision_problems(precisions: Mapping[str, Any], target: Target) -> Iterat
     for name, one in precisions.items():
         if one not in known:
             yield f"precisions.{name}", f"{name!r} is to be in unknown format {one!r}.{did_you_mean(str(one), known)}"
+
+
+def _budget_problems(values: Mapping[str, Any], target: Target) -> Iterator[tuple[str, str]]:
+    given = [name for name in ("sqnr", "size", "latency") if values.get(name) is not None]
+    if len(given) > 1:
+        yield given[1], f"a recipe has one budget, and this one has {' and '.join(given)}"
+    for name in (one for one in given if one != "sqnr"):
+        if values.get("precisions"):
+            yield name, f"a budget of {name} chooses the formats, and `precisions` says them already; leave one out"
+        if not getattr(target.quantizer, "precisions", ()):
+            yield name, f"a budget of {name} chooses among formats, and the quantizer of {target.name!r} declares none"
+    if values.get("latency") is not None and (reason := _untimed(target)):
+        yield "latency", f"nothing tells the time of single operators on target {target.name!r}: {reason}"
+
+
+def _untimed(target: Target) -> str:
+    return "its programs are made elsewhere" if target.lowering is None else target.lowering.untimed

@@ -9,10 +9,12 @@ from torch.fx import GraphModule
 
 from ..algorithms import Tried
 from ..checks import checked
+from ..debug import MixedPrecision
 from ..errors import FileError
 from ..files import write_files
 from ..lowering.common.program import LoweredProgram
 from ..report import Report
+from ..report.text import better_dynamic
 from .graph_file import file_of_graph
 from .manifest import Manifest
 from .recipe import Recipe
@@ -33,6 +35,7 @@ class Quantized:
         accuracy: what the budget measured; None without one.
         left: nodes that stay in float for it.
         tried: algorithms that ran for it, and which of them were kept; () where plain quantization, or float, met it.
+        search: for a budget of size or latency: the formats that were chosen, and what was measured beside them.
     """
 
     model: GraphModule
@@ -43,6 +46,7 @@ class Quantized:
     accuracy: float | None = None
     left: tuple[str, ...] = ()
     tried: tuple[Tried, ...] = ()
+    search: MixedPrecision | None = None
 
     @checked(FileError)
     def save(self, folder: str | Path, name: str = "model") -> tuple[Path, ...]:
@@ -76,4 +80,16 @@ class Quantized:
         counts = f"{len(self.report.quantized)} operators quantized, {len(self.report.skipped)} in float"
         if self.accuracy is not None:
             counts += f"; {len(self.left)} of them for the budget, which is met with {self.accuracy:.4g}"
+        if self.search is not None:
+            counts += f"\n{self.search}"
+        counts += self._advice()
         return counts if self.program is None else f"{counts}\n{self.program}\n{self.program.verified}"
+
+    def _advice(self) -> str:
+        errors = self.report.record.output_errors
+        if errors is None or not better_dynamic(errors):
+            return ""
+        return (
+            f"\noutputs of the first batch: {errors.static:.1f} dB with static activations, {errors.dynamic:.1f} dB "
+            "with dynamic ones: take mode 'dynamic' (in a configuration, is_dynamic=True)"
+        )

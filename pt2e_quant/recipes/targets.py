@@ -14,6 +14,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from ..debug.timing import JOINED
 from ..errors import RecipeError, TargetingError, did_you_mean
 from ..lowering.common.program import LoweredProgram
 from ..quantizer.registry import find_quantizers, load_quantizer
@@ -32,6 +33,7 @@ class Lowering:
         suffix: of the file.
         arguments: what it is called with besides the graph.
         repeats: whether the same graph gives the same bytes.
+        untimed: why its profile is no base for a budget of latency; '' where it is one.
     """
 
     package: str
@@ -39,6 +41,7 @@ class Lowering:
     suffix: str
     arguments: Mapping[str, Any]
     repeats: bool
+    untimed: str = ""
 
     def __call__(self, converted: GraphModule, **more: Any) -> LoweredProgram:
         lower = getattr(import_module(f"..lowering.{self.package}", __package__), self.function)
@@ -48,7 +51,7 @@ class Lowering:
 LOWERINGS: Mapping[str, Lowering] = MappingProxyType(
     {
         "executorch": Lowering("executorch", "lower_to_executorch", ".pte", {}, repeats=True),
-        "inductor": Lowering("inductor", "lower_to_inductor", ".pt2", {"mode": "aoti"}, repeats=False),
+        "inductor": Lowering("inductor", "lower_to_inductor", ".pt2", {"mode": "aoti"}, repeats=False, untimed=JOINED),
         "onnx": Lowering("onnx", "lower_to_onnx", ".onnx", {}, repeats=True),
     }
 )

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..grid import Grid
-from ..pt2e.record import Decision, GroupRecord, Record, Representation, SiteRange
+from ..pt2e.record import Decision, GroupRecord, OutputErrors, Record, Representation, SiteRange
 
 __all__ = [
     "as_table",
     "as_text",
     "asides",
+    "better_dynamic",
     "bits_lost",
     "ends_text",
     "letters",
@@ -95,13 +96,18 @@ def asides(record: Record) -> dict[str, list[str]]:
     return {title: rows for title, rows in found.items() if rows}
 
 
+def better_dynamic(errors: OutputErrors | None) -> bool:
+    """Whether outputs were measured, are poor with static activations, and much better with dynamic ones."""
+    return errors is not None and errors.static < _GOOD and errors.dynamic - errors.static >= _ONE_BIT
+
+
 def _outputs(record: Record) -> Iterator[str]:
     errors = record.output_errors
     if errors is None:
         return
     yield f"{errors.static:.1f} dB with static activations (SQNR)"
     yield f"{errors.dynamic:.1f} dB with the inputs of linears and convolutions quantized at run time"
-    if errors.static < _GOOD and errors.dynamic - errors.static >= _ONE_BIT:
+    if better_dynamic(errors):
         yield (
             "so quantize dynamically (is_dynamic=True in the configuration): the whole model, or the ops that "
             f"worst_ops(exported, batches, target={_GOOD:.1f}) names"

@@ -21,6 +21,7 @@ from ..common.gemm import as_gemm, output_quantize
 from ..common.program import Fallback
 from .limits import DYNAMIC_PRODUCT, WITH_KERNELS, ends_in_float, mean_of_part, not_float32
 from .program import OnnxKernel, Precision
+from .runtime import FUSED
 
 __all__ = ["take_account"]
 
@@ -93,7 +94,7 @@ def _by_origin(graph: Any) -> dict[str, dict[str, Precision]]:
             for origin, inner in _by_origin(attribute.g).items() if attribute.HasField("g") else ():
                 found[origin] |= inner
         if node.op_type not in _HELPERS:
-            found[node.name.partition("/")[0]][node.op_type] = _precision(node, floats)
+            found[node.name.removeprefix(FUSED).partition("/")[0]][node.op_type] = _precision(node, floats)
     return found
 
 

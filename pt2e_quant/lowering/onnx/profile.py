@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ...latency import Profile, Sample, profile_of
-from .runtime import open_session
+from .runtime import FUSED, open_session
 
 __all__ = ["take_profile"]
 
 _WARM = 3
 _SUFFIX = "_kernel_time"
-_FUSED, _BLOCKED = "fused ", "_nchwc"
+_BLOCKED = "_nchwc"
 
 
 def take_profile(model: bytes, feed: dict[str, Any], runs: int) -> Profile:
@@ -53,5 +53,5 @@ def _node(name: str) -> str:
     """
     if name.endswith(_BLOCKED):
         return name.removesuffix(_BLOCKED)
-    node, slash, _ = name.removeprefix(_FUSED).partition("/")
+    node, slash, _ = name.removeprefix(FUSED).partition("/")
     return node if slash else ""

@@ -13,10 +13,13 @@ from typing import Any
 from ...errors import LoweringError
 from ..common.entry import quietly
 
-__all__ = ["EXACT_INPUTS", "open_session", "optimized", "require"]
+__all__ = ["EXACT_INPUTS", "FUSED", "open_session", "optimized", "require"]
 
 EXACT_INPUTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """A configuration entry of onnxruntime: products with weights of 4 or 8 bits keep their inputs in float32."""
+
+FUSED = "fused "
+"""What onnxruntime puts before the name of a product that computes the activation after it, too."""
 
 _ERRORS_ONLY = 3
 

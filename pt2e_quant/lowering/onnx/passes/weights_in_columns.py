@@ -2,6 +2,10 @@
 
 onnxruntime multiplies by weights of 4 and 8 bits (MatMulNBits) where a MatMul reads a DequantizeLinear of a constant
 (inputs, outputs) with scales (inputs / block, outputs). A linear has its weight the other way round.
+
+The kernel is lost where the MatMul reads a second DequantizeLinear, feeds a QuantizeLinear, or is joined with an Add to
+a Gemm that then takes an activation. So biases are subtracted with the other sign, and where a neighbour is integers,
+the input changes its sign, too: x W + b = x W - (-b) = b - (-x) W, bit by bit.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from ....arguments import bind
 from ....graph.attributes import constant
 from ....graph.module import tidy
 from ....graph.write import Symbol, Writer
-from ....ops import LINEAR
-from ...common.gemm import Gemm, Q, gemms
+from ....ops import LINEAR, is_dequantize
+from ...common.gemm import Gemm, Q, gemms, output_quantize
 
 __all__ = ["weights_in_columns"]
 
@@ -35,9 +39,17 @@ def weights_in_columns(gm: GraphModule) -> GraphModule:
         weight = _columns(write, gemm)
         if weight is not None:
             with write.before(gemm.node):
-                value = write(gemm.node.args[0]) @ weight
-                write.replace(gemm.node, value if gemm.bias is None else value + write(gemm.bias))
+                write.replace(gemm.node, _product(write, gemm, weight))
     return tidy(gm)
+
+
+def _product(write: Writer, gemm: Gemm, weight: Symbol) -> Any:
+    x, bias = write(gemm.node.args[0]), None if gemm.bias is None else write(gemm.bias)
+    read = is_dequantize(gemm.node.args[0])
+    if read or (bias is None and output_quantize(gemm.node, ()) is not None):
+        product = (-x) @ weight
+        return -product if bias is None else bias - product
+    return x @ weight if bias is None else x @ weight - (-bias)
 
 
 def _multiplies_integers(gemm: Gemm) -> bool:
