@@ -129,3 +129,18 @@ def test_tutorial_8_wins_back_by_training_what_4_bits_lost(run, monkeypatch, tmp
     assert printed.count("steps of the output's grid") == 2
     plots = re.findall(r"^plot: (.*)$", printed, re.MULTILINE)
     assert [Path(plot).stat().st_size > 10_000 for plot in plots] == [True] or "no plot: matplotlib" in printed
+
+
+@pytest.mark.slow
+def test_tutorial_9_wins_back_without_training_what_4_bits_lost(run, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("plots")))
+    names, printed = run(9)
+    in_float, calibrated, *improved = accuracies(printed)
+    assert calibrated < in_float - 1  # there is something to win back: 6 of 597 images
+    assert in_float - min(improved) < (in_float - calibrated) / 2
+    sqnr = names["sqnr"]
+    assert sqnr["correct_bias"] > sqnr["calibration alone"] + 3  # half a bit
+    assert min(sqnr["adaround"], sqnr["the advisor"]) > sqnr["correct_bias"]
+    assert names["advised"].value >= names["advice"].plain
+    plots = re.findall(r"^plot: (.*)$", printed, re.MULTILINE)
+    assert [Path(plot).stat().st_size > 10_000 for plot in plots] == [True] or "no plot: matplotlib" in printed
