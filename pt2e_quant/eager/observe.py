@@ -21,9 +21,9 @@ from .rehearsal import Rehearsal
 from .stubs import DeQuantStub
 from .swap import OBSERVERS, form_of, is_unit
 
-__all__ = ["prepare", "remove_observers"]
+__all__ = ["DEFAULT_MODULE_TO_ACT_POST_PROCESS", "prepare", "remove_observers"]
 
-_FIXED = {
+DEFAULT_MODULE_TO_ACT_POST_PROCESS = {
     nn.Hardsigmoid: default_fixed_qparams_range_0to1_fake_quant,
     nn.Sigmoid: default_fixed_qparams_range_0to1_fake_quant,
     nn.Softmax: default_fixed_qparams_range_0to1_fake_quant,
@@ -110,7 +110,7 @@ class _Walk:
             return module
         if type(module) in self.custom and _has_qconfig(module):
             return self._observed_form(module, path)
-        fixed = _FIXED.get(type(module)) if module.training else None
+        fixed = DEFAULT_MODULE_TO_ACT_POST_PROCESS.get(type(module)) if module.training else None
         if isinstance(module, FUNCTIONALS):
             if _has_qconfig(module):
                 module.activation_post_process = self._observer(module, path)

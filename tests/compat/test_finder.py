@@ -74,12 +74,16 @@ def test_a_script_is_run_as_python_would(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("installed")
 def test_attributes_and_submodules_are_ours():
+    from torch.ao.nn.intrinsic import ConvReLU2d, _FusedModule
     from torch.ao.nn.quantized.modules.linear import LinearPackedParams
+    from torch.ao.quantization.quantization_mappings import DEFAULT_MODULE_TO_ACT_POST_PROCESS
 
     assert torch.ao.quantization.MinMaxObserver is MinMaxObserver
     assert torch.nn.quantized.Linear is quantized.Linear
     assert torch.ao.quantization.observer.MinMaxObserver is MinMaxObserver
     assert LinearPackedParams is quantized.modules.LinearPackedParams
+    assert issubclass(ConvReLU2d, _FusedModule)
+    assert torch.nn.Sigmoid in DEFAULT_MODULE_TO_ACT_POST_PROCESS
 
 
 @pytest.mark.usefixtures("installed")

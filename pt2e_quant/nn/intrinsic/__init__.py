@@ -20,6 +20,7 @@ from .containers import (
     LinearReLU,
     LinearTanh,
 )
+from .containers import FusedModule as _FusedModule  # noqa: F401  # the reference's name, which programs import
 
 __all__ = [
     "BNReLU2d",
