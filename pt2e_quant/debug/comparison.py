@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.fx import Node
 
+from ..ops import is_dequantize, is_quantize
 from ..plain import to_plain
 from ..where import module_path, source_line
 from .error_sums import ErrorSums
@@ -49,8 +50,10 @@ class NodeError:
 
     @classmethod
     def of(cls, node: Node, found: str, sums: ErrorSums) -> NodeError:
-        """The row of a float node, and of the other graph's node of this name; an observer goes by what it watches."""
-        while node.op == "call_module":
+        """The row of a float node, and of the other graph's node of this name; an observer goes by what it watches,
+        and codes by what was quantized to them.
+        """
+        while node.op == "call_module" or is_quantize(node) or is_dequantize(node):
             node = node.all_input_nodes[0]
         return cls(
             node.name, found, str(node.target) if node.op == "call_function" else node.op,

@@ -214,6 +214,12 @@ def test_a_prepared_model_shows_the_tensors_that_its_observers_watch(prepared, c
     assert found["linear"].op == "aten.linear.default"
 
 
+def test_codes_go_by_the_name_of_what_was_quantized(converted, data):
+    found = {row.node: row for row in compare(converted, reference_representation_rewrite(converted), data).nodes}
+    assert not any("quantize" in name for name in found)
+    assert (found["linear"].module, found["linear"].op) == ("mix", "aten.linear.default")
+
+
 def test_no_error_is_no_negative_one(exact, data):
     assert "error 0\n" in f"{compare(exact, exact.module(), data).text()}\n"
 
