@@ -31,10 +31,10 @@ __all__ = [
     "CHOOSE_QPARAMS", "CLAMP", "COMPOSITE", "CONV", "CONV1D", "CONV2D", "CONV3D", "CONVOLUTION", "CONV_TRANSPOSE",
     "CONV_TRANSPOSE1D", "CONV_TRANSPOSE2D", "CONV_TRANSPOSE3D", "COPY", "DEQUANTIZE", "DIV", "DROPOUT", "EMBEDDING",
     "EMBEDDING_BAG", "EXPAND", "HARDTANH", "LEAKY_RELU", "LINEAR", "LOG", "MAGNITUDE", "MATMUL", "MAX_POOL", "MEAN",
-    "MM", "MUL", "PAD", "PERMUTE", "PRODUCTS", "QUANTIZE", "RELU", "RELU6", "RELUS", "RESHAPE", "RNN", "RNN_CELL",
-    "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUEEZE", "SUB", "SUM", "UNBIND", "UPSAMPLE_NEAREST", "dynamic_ceiling",
-    "factors", "fills_zeros", "functional", "has_hidden_alias", "is_call", "is_commutative", "is_conv",
-    "is_conv_transpose", "is_dequantize", "is_elementwise", "is_quantize", "is_value_preserving", "known",
+    "MM", "MUL", "PAD", "PERMUTE", "PRODUCTS", "QUANTIZE", "RECIPROCAL", "RELU", "RELU6", "RELUS", "RESHAPE", "RNN",
+    "RNN_CELL", "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUEEZE", "SUB", "SUM", "UNBIND", "UPSAMPLE_NEAREST",
+    "dynamic_ceiling", "factors", "fills_zeros", "functional", "has_hidden_alias", "is_call", "is_commutative",
+    "is_conv", "is_conv_transpose", "is_dequantize", "is_elementwise", "is_quantize", "is_value_preserving", "known",
     "memory_of", "op_name", "pads_zeros", "register_quantized_decomposed", "resolve", "twins",
 ]  # fmt: skip
 
@@ -234,6 +234,7 @@ POW = _row("pow.Tensor_Scalar")
 SQRT = _row("sqrt.default")
 MAGNITUDE = _row("abs.default square.default")
 LOG = _row("log.default log2.default log10.default")
+RECIPROCAL = _row("reciprocal.default rsqrt.default")
 AVG_POOL = _row("avg_pool1d.default avg_pool2d.default avg_pool3d.default")
 ADAPTIVE_AVG_POOL = _row(
     "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default "

@@ -103,6 +103,10 @@ READ: dict[str, tuple[Callable[..., Tensor], list[str | None]]] = {
     "as one of several readers": (lambda n, x: (lambda y: n.g(y) + y.log())(n.f(x)), ["magnified", None]),
     "behind what has no small values": (lambda n, x: n.f(x).sigmoid().log(), [None]),
     "as a logarithm of 1 + x": (lambda n, x: n.f(x).log1p(), [None]),
+    "as a divisor": (lambda n, x: x / n.f(x), ["magnified"]),
+    "as what is divided": (lambda n, x: n.f(x) / x, [None]),
+    "in a sum that divides": (lambda n, x: x / (n.f(x).abs() + 1e-3), [None]),
+    "with a negative exponent": (lambda n, x: n.f(x).pow(-2), ["magnified"]),
     "as a norm": (lambda n, x: (lambda y: y * y.square().mean(-1, True).rsqrt())(n.f(x)), [None]),
 }
 
@@ -112,6 +116,24 @@ def test_what_a_logarithm_reads(function, codes):
     prepared = prepare_pt2e(export(Net(function), torch.rand(4, 6)), xnnpack(), allow_empty=True)
     decisions = [one for one in explain(prepared).record.decisions if one.op == "aten.linear.default"]
     assert [one.code for one in decisions] == codes
+
+
+DIVIDED: dict[str, Callable[..., Tensor]] = {
+    "divided": lambda net, x: x / (net.f(x).abs() + 1e-3),
+    "reciprocal": lambda net, x: (net.f(x).square() + 1e-3).reciprocal(),
+    "rsqrt": lambda net, x: (net.f(x).square() + 1e-3).rsqrt(),
+    "root": lambda net, x: x / (net.f(x).square() + 1e-3).sqrt(),
+    "power": lambda net, x: (net.f(x).abs() + 1e-3).pow(-1.5),
+}
+
+
+@pytest.mark.parametrize("function", DIVIDED.values(), ids=DIVIDED)
+def test_what_divides_is_never_rounded_to_zero(function):
+    """A step of the sum is larger than the 1e-3 that keeps it from zero."""
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    prepared = prepare_pt2e(export(Net(function), x), xnnpack())
+    prepared(x)
+    assert convert_pt2e(prepared)(x).isfinite().all()
 
 
 def test_dynamic_recipes_and_narrow_selectors_quantize_it_all_the_same():
