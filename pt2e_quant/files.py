@@ -101,7 +101,8 @@ def _typed(what: str, path: Path) -> Iterator[None]:
     except ValueError as error:
         raise FileError(f"{str(path)!r} is not the name of a file: {error}") from error
     except OSError as error:
-        way_out = _WAYS_OUT.get(error.errno or 0, "")
+        missing = what == "read" and error.errno in (errno.ENOENT, errno.ENOTDIR)
+        way_out = "Check the name." if missing else _WAYS_OUT.get(error.errno or 0, "")
         raised = FileError(f"cannot {what} {path}: {error.strerror or error}.{way_out and f' {way_out}'}")
         raised.errno = error.errno
         raise raised from error

@@ -76,7 +76,8 @@ def load_data(source: str, exported: ExportedProgram, images: Images | None = No
     """Batches from an .npz or .safetensors file with one array for each input, a folder of images, or module:function.
 
     An array has the shape of the example input, or more of them along its first dimension, or one dimension more in
-    front, which counts batches. What is no tensor in the example inputs stays as it is there.
+    front, which counts batches. What is no tensor in the example inputs stays as it is there. Of one array for one
+    input the name does not matter.
 
     Args:
         source: as the command line names it.
@@ -103,8 +104,11 @@ def _from_disk(source: str, inputs: dict[str, Tensor], images: Images) -> list[d
     unknown = ", ".join(sorted(set(arrays) - set(inputs)))
     missing = ", ".join(name for name in inputs if name not in arrays)
     if unknown or missing:
-        if len(arrays) != len(inputs) or any(not name.startswith("arr_") for name in arrays):
-            raise CalibrationError(f"{source} has {', '.join(arrays)}; the model takes {', '.join(inputs)}")
+        unnamed = len(inputs) == 1 or all(name.startswith("arr_") for name in arrays)
+        if len(arrays) != len(inputs) or not unnamed:
+            raise CalibrationError(
+                f"{source} has {', '.join(arrays)}; the model takes {', '.join(inputs)}. Name the arrays like these"
+            )
         arrays = dict(zip(inputs, (arrays[name] for name in sorted(arrays)), strict=True))
     return _batches(source, arrays, inputs)
 
