@@ -5,13 +5,17 @@ from __future__ import annotations
 from benchmarks import (
     accuracy,
     debug,
+    decoder_accuracy,
+    eager,
     engine,
+    fx,
     memory,
     modules,
     observers,
     qat,
     qat_accuracy,
     report,
+    report_page,
     tiny_llama,
     transformers_models,
     x86,
@@ -20,6 +24,7 @@ from benchmarks import (
 engine.main()
 observers.main()
 report.main()
+report_page.main()
 x86.main()
 modules.main()
 transformers_models.main()
@@ -29,3 +34,6 @@ qat.main()
 qat_accuracy.main()
 debug.main()
 accuracy.main()
+decoder_accuracy.main()
+eager.main()
+fx.main()
