@@ -1,10 +1,9 @@
 """Algorithms that let fewer bits lose less, on any exported graph and for any quantizer.
 
 Each is a function from a graph and data to the same kind of graph and an account of what it did: of a float graph,
-before prepare (`smooth_quant`, `awq`, `equalize`,
-`absorb_biases`), or of a prepared and calibrated one, before convert
-(`correct_bias`, `adaround`, `reconstruct_blocks`, `gptq`, `clip_weights`, `choose_ranges`). They read what the engine
-planned, and know no backend. `suggest` says which of them would help a model, and applies them.
+before prepare (`rotate`, `smooth_quant`, `awq`, `equalize`, `absorb_biases`), or of a prepared and calibrated one,
+before convert (`correct_bias`, `adaround`, `reconstruct_blocks`, `gptq`, `clip_weights`, `choose_ranges`). They read
+what the engine planned, and know no backend. `suggest` says which of them would help a model, and applies them.
 
 A *site* (`sites`) is a linear or a convolution with a weight of its own that is rounded on a static grid: the op, the
 parameter, the observer of the weight, and the grid that this gives today. What is no site has a reason in words.
@@ -36,6 +35,7 @@ from .fallback import Sensitivity, worst_ops
 from .gptq import gptq
 from .ranges import Ranged, choose_ranges
 from .reconstruction import Reconstructed, adaround, reconstruct_blocks
+from .rotation import Rotated, rotate
 from .smooth_quant import Smoothed, smooth_quant
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Equalized",
     "Ranged",
     "Reconstructed",
+    "Rotated",
     "Sensitivity",
     "Smoothed",
     "Suggestion",
@@ -59,6 +60,7 @@ __all__ = [
     "equalize",
     "gptq",
     "reconstruct_blocks",
+    "rotate",
     "smooth_quant",
     "suggest",
     "worst_ops",

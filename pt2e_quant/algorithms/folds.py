@@ -43,7 +43,7 @@ from ..ops import (
     op_name,
 )  # fmt: skip
 
-__all__ = ["Fold", "Place", "channels_of", "find_fold", "is_relu6"]
+__all__ = ["Fold", "Place", "channels_of", "find_fold", "is_relu6", "keeps_channels", "value_readers"]
 
 aten = torch.ops.aten
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
@@ -97,7 +97,7 @@ def find_fold(x: Node, readers: list[Node], *, clamps: bool = False) -> Fold | s
         readers: linears, whose channels are the last dimension of x, or convolutions, whose channels are the second.
         clamps: go through relu6 as if it were relu; the caller sees it in the path, and makes it one.
     """
-    others = [user.name for user in _readers(x) if user not in readers]
+    others = [user.name for user in value_readers(x) if user not in readers]
     if others:
         return f"{x.name} is also read by {', '.join(others)}"
     found = _walk([x], clamps)
@@ -130,7 +130,7 @@ Found = list[tuple[list[Node], list[str]]]
 def _walk(path: list[Node], clamps: bool) -> Found | str:
     """Go from the tensor to what made it; `path` starts with the node to look at."""
     node = path[0]
-    others = [user.name for user in _readers(node) if user not in path[1:2]]
+    others = [user.name for user in value_readers(node) if user not in path[1:2]]
     if len(path) > 1 and others:
         return f"{node.name} is also read by {', '.join(others)}"
     if node.op != "call_function":
@@ -152,7 +152,7 @@ def _walk(path: list[Node], clamps: bool) -> Found | str:
     return reasons[0] if reasons else f"a factor does not pass through {node.name} ({node.target})"
 
 
-def _readers(node: Node) -> list[Node]:
+def value_readers(node: Node) -> list[Node]:
     """Who reads the values, not the shape alone."""
     return [
         user
@@ -251,6 +251,16 @@ def _passed(node: Node, source: Node, numbers: Tensor) -> Tensor | None:
     if node.target in (*_SCALABLE, *RELUS, *MUL, *ADD):
         return numbers.expand(_sizes(node))
     return _moved(node, source, numbers)
+
+
+def keeps_channels(source: Node, node: Node) -> bool:
+    """Whether an op that moves values leaves each in its place along the last dimension."""
+    if not is_value_preserving(node) or not isinstance(node.meta.get("val"), Tensor):
+        return False
+    sizes = _sizes(source)
+    numbers = torch.arange(sizes[-1], dtype=torch.float32)
+    moved = _moved(node, source, numbers.expand(sizes))
+    return moved.shape[-1:] == numbers.shape and bool((moved == numbers).all())
 
 
 def _averaged(node: Node, numbers: Tensor) -> Tensor | None:

@@ -24,7 +24,7 @@ from ..pt2e.observed import ObserverReading, QParams, read_observer, read_qparam
 from ..pt2e.record import PointRecord, record_of
 
 __all__ = [
-    "Site", "choose_weight", "give_bias", "grid_of", "set_parameter", "settle", "sites_of", "static_grid",
+    "Site", "choose_weight", "give_bias", "grid_of", "set_parameter", "settle", "sites_of", "static_grid", "uses_of",
     "working_copy",
 ]  # fmt: skip
 
@@ -173,7 +173,7 @@ def give_bias(gm: GraphModule, sites: list[Site]) -> dict[str, Node]:
     for site in sites:
         bias = factors(site.node)[2]
         own = isinstance(bias, Node) and bias.op == "get_attr"
-        shared = own and _readers_of(gm, str(bias.target)) > 1
+        shared = own and uses_of(gm, str(bias.target)) > 1
         if bias is None or shared:
             old = attribute(gm, str(bias.target)).detach().clone() if shared else _zeros(gm, site)
             with gm.graph.inserting_before(site.node):
@@ -186,7 +186,8 @@ def give_bias(gm: GraphModule, sites: list[Site]) -> dict[str, Node]:
     return found
 
 
-def _readers_of(gm: GraphModule, target: str) -> int:
+def uses_of(gm: GraphModule, target: str) -> int:
+    """How many operators read a parameter."""
     return sum(len(node.users) for node in gm.graph.find_nodes(op="get_attr") if str(node.target) == target)
 
 
