@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -25,12 +25,17 @@ from ..errors import CaptureError, QuantizationError
 from ..graph.attributes import attribute
 from ..graph.run import Arguments, batches_of, run_batch
 from ..pt2e import convert_pt2e, prepare_pt2e, record_of
+from ..pt2e.observed import QParams
 from ..quantizer.base import Quantizer
 from ..where import exported_name, module_path
+from .awq import awq
 from .bias_correction import correct_bias
+from .clipping import clip_weights
 from .equalization import equalize
+from .gptq import gptq
 from .ranges import choose_ranges
 from .reconstruction import adaround
+from .rotation import rotate
 from .sites import Site, grid_of, sites_of
 from .smooth_quant import smooth_quant
 
@@ -47,7 +52,16 @@ _MEANS = 0.1
 _ENDS = 1.1
 """Gain from which on another range is worth a line."""
 
-Step = Callable[[GraphModule], GraphModule]
+
+class Step(NamedTuple):
+    """An algorithm to try: its name, and from the best prepared graph to another one.
+
+    rounds: it rounds weights for good, so another one that does begins with what was best before the first of them
+    """
+
+    name: str
+    run: Callable[[GraphModule], GraphModule]
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,8 +220,8 @@ class _Job:
             low, high = float(ranges.amin()), float(ranges.amax())
             if grid.axis is None and grid.group_size is None and high > _SPREAD * low:
                 yield name, "equalize", f"channel ranges {low:.2g} to {high:.2g} in one scale"
-            if grid.quant_max - grid.quant_min < _FEW_STEPS:
-                yield name, "adaround", f"a weight with {grid.quant_max - grid.quant_min + 1} integers"
+            if _is_coarse(grid):
+                yield name, "gptq", f"a weight with {grid.quant_max - grid.quant_min + 1} integers"
 
     def _means(self) -> Iterator[tuple[str, str, str]]:
         for one in correct_bias(self._prepared, self._data)[1]:
@@ -222,31 +236,58 @@ class _Job:
     def apply(self, seconds: float, thorough: bool) -> Advised:
         """As `Advice.apply`."""
         begin = time.monotonic()
-        best, value = self._prepared, self.plain
+        best = unrounded = self._prepared
+        value = self.plain
         tried = [Tried("plain", value, True, 0.0)]
-        for name, step in self._steps(thorough):
+        for step in self._steps(thorough):
             start = time.monotonic()
             if start - begin > seconds:
                 break
             try:
-                made = step(best)
+                made = step.run(unrounded if step.rounds else best)
                 found = self._measure(convert_pt2e(made))
-            except QuantizationError as refusal:
-                tried.append(Tried(name, math.nan, False, time.monotonic() - start, str(refusal).partition("\n")[0]))
+            except Exception as error:  # noqa: BLE001 - whatever a foreign quantizer, its observers or a metric raise
+                tried.append(Tried(step.name, math.nan, False, time.monotonic() - start, _told(error)))
                 continue
             kept = found > value
-            tried.append(Tried(name, found, kept, time.monotonic() - start))
+            tried.append(Tried(step.name, found, kept, time.monotonic() - start))
             best, value = (made, found) if kept else (best, value)
+            unrounded = best if not step.rounds else unrounded
         return Advised(best, value, tuple(tried))
 
-    def _steps(self, thorough: bool) -> Iterator[tuple[str, Step]]:
+    def _steps(self, thorough: bool) -> Iterator[Step]:
         """From the cheapest to the dearest; those on float graphs begin anew, so they come first."""
-        yield "equalize", lambda _: self._calibrated(equalize(self._model)[0])
-        yield "smooth_quant", lambda _: self._calibrated(smooth_quant(self._model, self._data)[0])
-        yield "choose_ranges", lambda best: choose_ranges(best, self._data)[0]
+        coarse = self._has_coarse_weights()
+        yield Step("equalize", lambda _: self._calibrated(equalize(self._model)[0]))
+        yield Step("smooth_quant", lambda _: self._calibrated(smooth_quant(self._model, self._data)[0]))
+        rotated, streams = rotate(self._model)
+        if any(stream.kind for stream in streams):
+            yield Step("rotate", lambda _: self._calibrated(rotated))
+        if coarse:
+            yield Step("awq", lambda _: self._calibrated(awq(self._model, self._quantizer, self._data)[0]))
+        yield Step("choose_ranges", lambda best: choose_ranges(best, self._data)[0])
+        if coarse:
+            yield Step("clip_weights", lambda best: clip_weights(best, self._data)[0])
+            yield Step("gptq", lambda best: gptq(best, self._data)[0], rounds=True)
         if thorough:
-            yield "adaround", lambda best: adaround(best, self._data)[0]
-        yield "correct_bias", lambda best: correct_bias(best, self._data)[0]
+            yield Step("adaround", lambda best: adaround(best, self._data)[0], rounds=True)
+        yield Step("correct_bias", lambda best: correct_bias(best, self._data)[0])
+
+    def _has_coarse_weights(self) -> bool:
+        sites = sites_of(self._prepared)[0]
+        weights = ((site, attribute(self._prepared, str(site.weight.target)).detach()) for site in sites)
+        grids = (grid_of(self._prepared, site.observer, weight) for site, weight in weights)
+        return any(grid is not None and _is_coarse(grid) for grid in grids)
+
+
+def _is_coarse(grid: QParams) -> bool:
+    return grid.quant_max - grid.quant_min < _FEW_STEPS
+
+
+def _told(error: Exception) -> str:
+    """The first line of an error, with the name of its class where we did not write it."""
+    first = str(error).partition("\n")[0]
+    return first if isinstance(error, QuantizationError) else f"{type(error).__name__}: {first}"
 
 
 def _split(batches: list[Arguments]) -> tuple[list[Arguments], list[Arguments]]:

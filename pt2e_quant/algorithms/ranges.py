@@ -67,7 +67,8 @@ def choose_ranges(prepared: GraphModule, data: Iterable[Any]) -> tuple[ExportedM
     Args:
         prepared: what `prepare_pt2e` returned, calibrated; it stays as it was. Symmetric grids stay symmetric, and
             tensors that share a grid go on sharing it; it is judged where the first of them is used.
-        data: batches, as `graph.run.batches_of` takes them; two or three are enough.
+        data: batches, as `graph.run.batches_of` takes them; two or three are enough. A range other than the calibrated
+            one has to be better on each of them: what gains on some alone would be lost on others.
 
     Returns:
         The prepared graph with settled ranges, to be converted like the original, and what was chosen.
@@ -117,21 +118,27 @@ class _Window:
     def choose(self, node: Node, name: str, own: QParams) -> Ranged:
         """Settle an observer on the grid with the smallest error."""
         gm = self._stream.gm
-        first = ("as calibrated", own, self._error(name, own))
-        tried = [(word, one, self._error(name, one)) for word, one in _candidates(attribute(gm, name), own)]
-        word, best, error = min([first, *tried], key=lambda one: one[2])
+        before = self._errors(name, own)
+        tried = [("as calibrated", own, before)]
+        for word, one in _candidates(attribute(gm, name), own):
+            errors = self._errors(name, one)
+            if all(error < known for error, known in zip(errors, before, strict=True)):
+                tried.append((word, one, errors))
+        word, best, errors = min(tried, key=lambda one: sum(one[2]))
         if best is not own:
             settle(gm, name, best.scale, best.zero_point)  # type: ignore[arg-type]  # static grids have both
             self._stream.forget_grid(name)
-        return Ranged(str(node.args[0]), word, *_ends(best), first[2] / error if error else 1.0)
+        return Ranged(str(node.args[0]), word, *_ends(best), sum(before) / sum(errors) if sum(errors) else 1.0)
 
-    def _error(self, chosen: str, qparams: QParams) -> float:
+    def _errors(self, chosen: str, qparams: QParams) -> list[float]:
+        """Of each batch, the power of the error behind an observer that rounds so."""
+
         def through(node: Node, name: str, value: Tensor) -> Tensor:
             return rounded(value, qparams) if name == chosen else self._stream.round(node, name, value)
 
         with torch.no_grad():
             found = [self._block.run(self._stream, inputs, through) for inputs in self._inputs]
-        return sum(map(_difference, found, self._goals))
+        return list(map(_difference, found, self._goals))
 
 
 def _difference(found: list[Any], goals: list[Any]) -> float:

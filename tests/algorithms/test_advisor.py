@@ -11,6 +11,7 @@ from torch import nn
 
 from pt2e_quant import convert_pt2e
 from pt2e_quant.algorithms import Advice, suggest
+from quantizers.xnnpack import XNNPACKQuantizer, get_8da4w_config
 from tests.algorithms.frame import batches, calibrated, exported, quantizer
 from tests.algorithms.test_stream import Counts
 from tests.nets import ConvNet, export, sqnr
@@ -24,8 +25,8 @@ def advice() -> Advice:
 def test_sites_come_by_their_own_error_with_what_was_seen():
     found = advice().suggestions
     assert [one.own for one in found] == sorted(one.own for one in found)
-    assert {"adaround", "correct_bias"} <= {one.algorithm for one in found}
-    assert any("a weight with 15 integers: adaround" in line for line in advice().text().splitlines())
+    assert {"gptq", "correct_bias"} <= {one.algorithm for one in found}
+    assert any("a weight with 15 integers: gptq" in line for line in advice().text().splitlines())
 
 
 def test_every_site_has_an_own_error_also_where_all_tensors_are_observed():
@@ -74,6 +75,56 @@ def test_an_algorithm_that_refuses_the_model_is_told_and_the_others_go_on():
     refused = {one.algorithm for one in advised.tried if "writes to its buffers" in (one.reason or "")}
     assert refused == {"choose_ranges", "adaround", "correct_bias"}
     assert advised.value >= advised.tried[0].value
+
+
+class Moody(XNNPACKQuantizer):
+    """A foreign quantizer that fails on its second graph, in its own way."""
+
+    calls = 0
+
+    def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        self.calls += 1
+        if self.calls == 2:
+            raise ZeroDivisionError("no operators\nat all")
+        return super().annotate(model)
+
+
+def test_an_error_of_a_foreign_quantizer_ends_one_step_alone():
+    moody = Moody().set_global(quantizer().global_config)
+    advised = suggest(exported(), moody, batches()).apply(thorough=False)
+    (failed,) = [one for one in advised.tried if one.reason]
+    assert failed.algorithm == "equalize"
+    assert "no operators" in failed.reason
+    assert [one.algorithm for one in advised.tried[-1:]] == ["correct_bias"]
+
+
+def test_weights_of_few_bits_get_the_algorithms_that_round_them():
+    """Those of 8 bits have nothing to gain there."""
+    names = {
+        bits: {one.algorithm for one in suggest(exported(), quantizer(bits), batches()).apply().tried}
+        for bits in (4, 8)
+    }
+    assert names[4] - names[8] == {"awq", "clip_weights", "gptq"}
+
+
+def test_weights_alone_are_rounded_for_what_layers_return():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    mixed = torch.randn(64, 64)
+    data = [(torch.randn(32, 64) @ mixed,) for _ in range(8)]  # channels that go together
+    advised = suggest(
+        torch.export.export(net, data[0]), XNNPACKQuantizer().set_global(get_8da4w_config()), data
+    ).apply()
+    kept = {one.algorithm: one.value for one in advised.tried if one.kept}
+    assert kept["gptq"] > kept["plain"] + 2.0
+
+
+def test_a_rotation_is_tried_where_there_is_a_stream():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(20, 32), nn.RMSNorm(32), nn.Linear(32, 8)).eval()
+    data = [(torch.randint(0, 20, (2, 5)),) for _ in range(4)]
+    advised = suggest(torch.export.export(net, data[0]), quantizer(), data).apply(thorough=False)
+    assert "rotate" in [one.algorithm for one in advised.tried]
 
 
 def test_of_few_batches_the_last_is_held_back():
