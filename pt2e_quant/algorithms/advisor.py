@@ -34,7 +34,7 @@ from .clipping import clip_weights
 from .equalization import equalize
 from .gptq import gptq
 from .ranges import choose_ranges
-from .reconstruction import adaround
+from .reconstruction import adaround, reconstruct_blocks
 from .rotation import rotate
 from .sites import Site, grid_of, sites_of
 from .smooth_quant import smooth_quant
@@ -140,7 +140,7 @@ class Advice:
 
         Args:
             seconds: no step begins after this time.
-            thorough: try AdaRound too, which takes most of the time.
+            thorough: try AdaRound and BRECQ too, which take most of the time.
 
         Returns:
             The best prepared graph, which on the held-back data is at least as good as plain quantization.
@@ -271,6 +271,9 @@ class _Job:
             yield Step("gptq", lambda best: gptq(best, self._data)[0], rounds=True)
         if thorough:
             yield Step("adaround", lambda best: adaround(best, self._data)[0], rounds=True)
+            yield Step(
+                "reconstruct_blocks", lambda best: reconstruct_blocks(best, self._data, drop=0.0)[0], rounds=True
+            )
         yield Step("correct_bias", lambda best: correct_bias(best, self._data)[0])
 
     def _has_coarse_weights(self) -> bool:

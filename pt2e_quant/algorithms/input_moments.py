@@ -44,9 +44,12 @@ class InputMoments:
         self._site = site
         self._groups = int(bind(site.node).get("groups", 1))
         self._stream, self._source = stream, factors(site.node)[0]
-        parts = (part for lane in stream.lanes for part in self._rows(lane.rounded[self._source]))
         with torch.no_grad():
-            self.values = sum(((part.mT @ part).double() for part in parts), torch.zeros(()))
+            self._halves = [
+                sum(((part.mT @ part).double() for (part,) in self._parts(half, "rounded")), torch.zeros(()))
+                for half in range(2)
+            ]
+            self.values = self._halves[0] + self._halves[1]
         if not bool(self.values.isfinite().all()):
             raise CalibrationError(
                 f"inputs are NaN or infinite in the prepared graph\n{indent(locate(site.node), '  ')}"
@@ -78,17 +81,40 @@ class InputMoments:
     def aimed(self, weight: Tensor, damp: float) -> Tensor:
         """The weight, in float32, that makes of the rounded inputs nearly what `weight` makes of exact ones.
 
-        W + W (X X~^T - X~ X~^T) (X~ X~^T + damp)^-1, the least squares of W' X~ - W X held near W.
+        W + W (X X~^T - X~ X~^T) (X~ X~^T + damp)^-1, the least squares of W' X~ - W X held near W. How near is found
+        out: of `damp` and more, up to not moving at all, what serves one half of the data when it follows from the
+        other. With fewer inputs than a few for each column, least squares would learn the rounding of these by heart.
         """
-        crossed = torch.zeros_like(self.values)
-        with torch.no_grad():
-            for lane in self._stream.lanes:
-                pairs = zip(*(self._rows(values[self._source]) for values in (lane.exact, lane.rounded)), strict=True)
-                for exact, found in pairs:
-                    crossed += exact.mT @ found
         rows = self.matrix(weight).double()
-        change: Tensor = torch.linalg.solve(damped(self.values, damp), rows @ (crossed - self.values), left=False)
+        with torch.no_grad():
+            pulls = [rows @ self._crossed(half) for half in range(2)]  # W (X - X~) X~^T
+            tried = [(self._lost(pulls, one), one) for one in (damp, *(damp * 10.0**step for step in range(1, 5)))]
+            lost, best = min(tried)
+            if lost >= 0:
+                return weight.float()
+            change: Tensor = torch.linalg.solve(damped(self.values, best), pulls[0] + pulls[1], left=False)
         return (rows + change).float().reshape(weight.shape)
+
+    def _lost(self, pulls: list[Tensor], damp: float) -> float:
+        """Error of each half with the change that follows from the other, beside that without a change."""
+        lost = 0.0
+        for half, other in ((0, 1), (1, 0)):
+            change = torch.linalg.solve(damped(self._halves[half], damp), pulls[half], left=False)
+            lost += float(((change @ self._halves[other] - 2 * pulls[other]) * change).sum())
+        return lost
+
+    def _crossed(self, half: int) -> Tensor:
+        """X X~^T - X~ X~^T of one half of the data."""
+        products = ((exact - found).mT @ found for exact, found in self._parts(half, "exact", "rounded"))
+        return sum((product.double() for product in products), torch.zeros_like(self.values))
+
+    def _parts(self, half: int, *kinds: str) -> Iterator[tuple[Tensor, ...]]:
+        """Inputs of every other batch, or every other row of the only one, image by image; of all kinds."""
+        lanes = self._stream.lanes
+        for lane in lanes[half::2] if len(lanes) > 1 else lanes:
+            values = [self._rows(getattr(lane, kind)[self._source]) for kind in kinds]
+            for parts in zip(*values, strict=True):
+                yield parts if len(lanes) > 1 else tuple(part[:, half::2] for part in parts)
 
     def _rows(self, x: Tensor) -> Iterator[Tensor]:
         """(groups, positions, columns) in float32, image by image."""

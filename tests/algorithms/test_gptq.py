@@ -187,6 +187,18 @@ def test_clipping_for_the_data_loses_less_and_leaves_weights_for_gptq():
     assert all(one.gain > 1.5 for one in gptq(found, [(correlated(512),)])[1])
 
 
+@pytest.mark.parametrize("rows", [[80], [10] * 8], ids=["one batch", "several"])
+def test_few_inputs_are_not_learned_by_heart(rows):
+    """As many inputs as channels: least squares would fit the rounding of just these, and lose on others."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).eval()
+    data, other = [(torch.randn(count, 64),) for count in rows], [(torch.randn(512, 64),)]
+    program = torch.export.export(net, (torch.randn(4, 64),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    prepared = calibrated(program, 8, 6, torch.randn(512, 64))
+    both = {aimed: gptq(prepared, data, asymmetric=aimed)[0] for aimed in (True, False)}
+    assert loss_of(program, both[True], other) > loss_of(program, both[False], other) - 0.3
+
+
 def test_awq_spares_channels_that_carry_much():
     torch.manual_seed(0)
     net = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 32)).eval()
