@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -15,7 +16,7 @@ from ..progress import counted
 from .finished import Finished, model_of
 from .input_moments import InputMoments
 from .reconstruction import Reconstructed
-from .sites import Site, choose_weight, sites_of, working_copy
+from .sites import Site, choose_weight, set_parameter, sites_of, working_copy
 from .stream import Stream
 
 __all__ = ["Chosen", "choose_site_by_site"]
@@ -30,12 +31,13 @@ def choose_site_by_site(
     data: Iterable[Any],
     choose: Callable[[Stream, Site, Tensor], Chosen],
     resume: str | Path | None = None,
+    consume: bool = False,
 ) -> tuple[ExportedModule, list[Reconstructed]]:
     """Go through a prepared graph and give each site what `choose` has for it.
 
     Args:
         job: its text says what is done; up to the first '(' it is the name of the algorithm.
-        prepared, data, resume: as `gptq` takes them.
+        prepared, data, resume, consume: as `gptq` takes them.
         choose: from the stream that stands before a site, the site, and its weight.
     """
     name = str(job).partition("(")[0]
@@ -52,6 +54,8 @@ def choose_site_by_site(
             reason = None if chosen else "nothing was better"
             if chosen:
                 choose_weight(gm, site, *chosen[site.node.name])
+                if consume:
+                    set_parameter(prepared, site.weight, torch.empty(0))
         done.append(Reconstructed(site.node.name, (site.node.name,), gain if reason is None else 1.0, reason))
     return finish(gm), done
 

@@ -26,6 +26,8 @@ Outcome = tuple[float, dict[str, tuple[Tensor, ...]]]
 class Finished:
     """Outcomes by the number of their block, in a folder where there is one: a file for each, read when it is needed.
 
+    What was read stays on disk, mapped into memory: the system may drop it and read it again.
+
     Args:
         path: of the folder, which is made if it is not there; None keeps nothing.
         job: what is being done, in words.
@@ -46,10 +48,10 @@ class Finished:
         path = self._path / f"{number:05}.pt"
         if path.exists():
             return _read(path)
-        outcome, content = compute(), io.BytesIO()
-        torch.save(outcome, content)
+        content = io.BytesIO()
+        torch.save(compute(), content)
         write_file(path, content.getvalue())
-        return outcome
+        return _read(path)
 
 
 def _claim(folder: Path, job: str) -> None:
@@ -68,10 +70,10 @@ def _claim(folder: Path, job: str) -> None:
 
 
 def _read(path: Path) -> Outcome:
-    with open_file(path) as file:
-        content = file.read()
+    with open_file(path):
+        pass  # the errors of the disk
     try:
-        gain, chosen = torch.load(io.BytesIO(content), weights_only=True)
+        gain, chosen = torch.load(path, weights_only=True, mmap=True)
         return float(gain), {str(name): tuple(tensors) for name, tensors in chosen.items()}
     except Exception as error:  # of whatever a file that is no such file makes
         raise FileError(f"{path} holds no finished block: {type(error).__name__}. Delete it") from error

@@ -36,6 +36,8 @@ __all__ = ["gptq"]
 
 _COLUMNS = 128
 """Columns between two updates of all that follow (the paper's B)."""
+_ROWS = 4096
+"""Rows at a time, so that an output layer of a hundred thousand takes no more than others."""
 _LEAST_DAMP = 1e-3
 """H is summed in float32; less could leave it without an inverse where one of thousands of inputs has all the power."""
 
@@ -49,11 +51,12 @@ def gptq(
     act_order: bool = True,
     damp: float = 0.01,
     resume: str | Path | None = None,
+    consume: bool = False,
 ) -> tuple[ExportedModule, list[Reconstructed]]:
     """Round the weights of each linear and convolution so that what it returns stays as it was, in closed form.
 
     Args:
-        prepared: what `prepare_pt2e` returned, calibrated; it stays as it was.
+        prepared: what `prepare_pt2e` returned, calibrated; it stays as it was, unless it is consumed.
         data: batches, as `graph.run.batches_of` takes them. A site has its inputs behind all that was rounded before
             it; a few thousand of them (tokens, positions of images) for each input channel are plenty.
         asymmetric: aim at what the site returns in the float model, and so make up for what was rounded before it, too;
@@ -61,6 +64,8 @@ def gptq(
         act_order: round the columns with the largest inputs first; False goes from left to right.
         damp: part of the mean of H's diagonal that is added to it. More holds the weights nearer to what they were.
         resume: a folder for what is done, a file for each layer; a second call goes on from there, after a crash too.
+        consume: take each weight out of `prepared` when its place is taken, so that the model is not held twice. It is
+            of no use afterwards. What else holds the float weights, the exported program too, has to let go of them.
 
     Returns:
         The prepared graph with weights on their grids, to be converted like the original, and what was done. Gains are
@@ -74,7 +79,7 @@ def gptq(
     if not _LEAST_DAMP <= damp <= 1:
         raise CaptureError(f"gptq: damp must be in [{_LEAST_DAMP}, 1], got {damp}")
     job = _Job(asymmetric, act_order, damp)
-    return choose_site_by_site(f"gptq({job})", prepared, data, job.choose, resume)
+    return choose_site_by_site(f"gptq({job})", prepared, data, job.choose, resume, consume)
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,15 @@ class _Job:
         order = size.argsort(dim=1, descending=True, stable=True)
         if not self.act_order:
             order = torch.arange(size.shape[1], device=size.device).expand_as(size)
-        scale, zero_point = along(weight, grid)
-        ours, steps, zeros = (
-            _taken(moments.matrix(one.expand_as(weight).float()), order) for one in (weight, scale, zero_point)
-        )
-        columns = _Columns(ours, steps, zeros, (grid.quant_min, grid.quant_max))
-        both = _taken(_taken(moments.values, order).mT, order)
-        columns.round(_inverse_factor(both, self.damp))
-        return _taken(columns.values, order.argsort(1)).reshape(weight.shape)
+        factor = _inverse_factor(_taken(_taken(moments.values, order).mT, order), self.damp)
+        bounds, done = (grid.quant_min, grid.quant_max), []
+        each = (moments.matrix(one.expand_as(weight)).split(_ROWS, 1) for one in (weight, *along(weight, grid)))
+        for parts in zip(*each, strict=True):
+            ours, steps, zeros = (_taken(part.float(), order) for part in parts)
+            columns = _Columns(ours, steps, zeros, bounds)
+            columns.round(factor)
+            done.append(_taken(columns.values, order.argsort(1)))
+        return torch.cat(done, 1).reshape(weight.shape)
 
 
 def _taken(matrix: Tensor, order: Tensor) -> Tensor:
@@ -124,23 +130,31 @@ def _inverse_factor(moments: Tensor, damp: float) -> Tensor:
 
 
 class _Columns:
-    """A weight (groups, rows, columns) on its way to its grid; `values` are on it when `round` is done."""
+    """A weight (groups, rows, columns) on its way to its grid; `values` are on it when `round` is done.
+
+    Held by columns, (groups, columns, rows): one of them is read and written in one piece.
+    """
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int]) -> None:
-        self.values, self._scale, self._zero_point, self._bounds = weight.clone(), scale, zero_point, bounds
+        self._held, self._scale, self._zero_point = (one.mT.contiguous() for one in (weight, scale, zero_point))
+        self._bounds = bounds
+
+    @property
+    def values(self) -> Tensor:
+        return self._held.mT
 
     def round(self, factor: Tensor) -> None:
-        for start in range(0, self.values.shape[2], _COLUMNS):
-            end = min(start + _COLUMNS, self.values.shape[2])
+        for start in range(0, self._held.shape[1], _COLUMNS):
+            end = min(start + _COLUMNS, self._held.shape[1])
             errors = [self._one(at, end, factor) for at in range(start, end)]
-            self.values[:, :, end:] -= torch.stack(errors, 2) @ factor[:, start:end, end:]
+            self._held[:, end:] -= factor[:, start:end, end:].mT @ torch.stack(errors, 1)
 
     def _one(self, at: int, end: int, factor: Tensor) -> Tensor:
         """Round a column and let those before `end` make up for it; its error, (groups, rows)."""
-        scale, zero_point, old = self._scale[:, :, at], self._zero_point[:, :, at], self.values[:, :, at].clone()
+        scale, zero_point, old = self._scale[:, at], self._zero_point[:, at], self._held[:, at].clone()
         codes = (old / scale + zero_point).round().clamp(*self._bounds)
         new = (codes - zero_point) * scale
         error = (old - new) / factor[:, at, at, None]
-        self.values[:, :, at:end] -= error[:, :, None] * factor[:, None, at, at:end]
-        self.values[:, :, at] = new
+        self._held[:, at:end] -= factor[:, at, at:end, None] * error[:, None]
+        self._held[:, at] = new
         return error

@@ -21,6 +21,13 @@ from .stream import Stream
 
 __all__ = ["InputMoments", "damped"]
 
+_ROWS = 4096
+"""Rows of a weight at a time: in float64, all of an output layer would take more than the model."""
+_SAMPLE = 512
+"""Rows that show how far a weight should follow."""
+_MORE = (1.0, 30.0, 1000.0)
+"""Times the damping that was asked for."""
+
 
 class InputMoments:
     """X X^T of one site over all batches, with inputs as the graph at work rounds them.
@@ -61,8 +68,8 @@ class InputMoments:
 
     def power(self, error: Tensor) -> float:
         """Power of the site's error on the data when its weight is off by `error`, which has the weight's shape."""
-        rows = self.matrix(error).double()
-        return float(((rows @ self.values) * rows).sum())
+        parts = (part.double() for part in self.matrix(error).split(_ROWS, 1))
+        return sum(float(((part @ self.values) * part).sum()) for part in parts)
 
     def spread(self, error: Tensor, group_size: int | None) -> Tensor:
         """Parts of `power` by value of the weight, in float32; of each group as if it were the only one.
@@ -82,25 +89,27 @@ class InputMoments:
         """The weight, in float32, that makes of the rounded inputs nearly what `weight` makes of exact ones.
 
         W + W (X X~^T - X~ X~^T) (X~ X~^T + damp)^-1, the least squares of W' X~ - W X held near W. How near is found
-        out: of `damp` and more, up to not moving at all, what serves one half of the data when it follows from the
+        out: of `damp`, more of it, and not moving at all, what serves one half of the data when it follows from the
         other. With fewer inputs than a few for each column, least squares would learn the rounding of these by heart.
         """
-        rows = self.matrix(weight).double()
+        rows = self.matrix(weight)
         with torch.no_grad():
-            pulls = [rows @ self._crossed(half) for half in range(2)]  # W (X - X~) X~^T
-            tried = [(self._lost(pulls, one), one) for one in (damp, *(damp * 10.0**step for step in range(1, 5)))]
-            lost, best = min(tried)
+            crossed = [self._crossed(half) for half in range(2)]
+            sample = rows[:, :: -(-rows.shape[1] // _SAMPLE)].double()
+            lost, best = min((self._lost(sample, crossed, damp * more), damp * more) for more in _MORE)
             if lost >= 0:
                 return weight.float()
-            change: Tensor = torch.linalg.solve(damped(self.values, best), pulls[0] + pulls[1], left=False)
-        return (rows + change).float().reshape(weight.shape)
+            factor, both = torch.linalg.cholesky(damped(self.values, best)), crossed[0] + crossed[1]
+            parts = [part + _solved(part.double() @ both, factor) for part in rows.split(_ROWS, 1)]
+        return torch.cat(parts, 1).float().reshape(weight.shape)
 
-    def _lost(self, pulls: list[Tensor], damp: float) -> float:
+    def _lost(self, rows: Tensor, crossed: list[Tensor], damp: float) -> float:
         """Error of each half with the change that follows from the other, beside that without a change."""
         lost = 0.0
         for half, other in ((0, 1), (1, 0)):
-            change = torch.linalg.solve(damped(self._halves[half], damp), pulls[half], left=False)
-            lost += float(((change @ self._halves[other] - 2 * pulls[other]) * change).sum())
+            factor = torch.linalg.cholesky(damped(self._halves[half], damp))
+            change = _solved(rows @ crossed[half], factor)  # W (X - X~) X~^T
+            lost += float(((change @ self._halves[other] - 2 * (rows @ crossed[other])) * change).sum())
         return lost
 
     def _crossed(self, half: int) -> Tensor:
@@ -134,6 +143,11 @@ def _one_hot(shape: torch.Size, like: Tensor) -> Tensor:
     """A kernel for each value of a window, which gives that value."""
     count = shape.numel()
     return torch.eye(count, device=like.device).reshape(count, *shape)
+
+
+def _solved(rows: Tensor, factor: Tensor) -> Tensor:
+    """Rows times the inverse of what has this Cholesky factor."""
+    return torch.cholesky_solve(rows.mT, factor).mT
 
 
 def damped(moments: Tensor, damp: float) -> Tensor:

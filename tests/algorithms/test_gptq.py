@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import multiprocessing
@@ -197,6 +198,15 @@ def test_few_inputs_are_not_learned_by_heart(rows):
     prepared = calibrated(program, 8, 6, torch.randn(512, 64))
     both = {aimed: gptq(prepared, data, asymmetric=aimed)[0] for aimed in (True, False)}
     assert loss_of(program, both[True], other) > loss_of(program, both[False], other) - 0.3
+
+
+def test_a_consumed_model_lets_go_of_each_weight_that_was_replaced():
+    prepared = copy.deepcopy(in_groups())
+    rounded, done = gptq(prepared, [(correlated(512),)], consume=True)
+    assert all(one.reason is None for one in done)
+    assert {tuple(value.shape) for name, value in prepared.named_parameters() if name.endswith("weight")} == {(0,)}
+    kept = dict(rounded_in_groups(True).named_parameters())
+    assert all(torch.equal(value, kept[name]) for name, value in rounded.named_parameters())
 
 
 def test_awq_spares_channels_that_carry_much():
