@@ -42,6 +42,11 @@ def run_pass(step: Pass, gm: GraphModule, name: str | None = None) -> ExportedMo
         result = step(gm)
     if not isinstance(result, GraphModule):
         raise QuantizationError(f"pass {name!r} must return a GraphModule, it returned {type(result).__name__}")
+    if not result.graph.find_nodes(op="output"):
+        raise QuantizationError(
+            f"pass {name!r} returned a graph without an output; Graph.graph_copy returns that for graph.output(...), "
+            "and copy.deepcopy(graph) keeps it"
+        )
     return result if isinstance(result, ExportedModule) else clone(result)
 
 

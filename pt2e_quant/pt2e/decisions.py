@@ -134,7 +134,7 @@ def _reason(node: Node, quantizer: str, is_claimed: bool, refused: list[Refusal]
         )
         return (*tried, whole)[0], "composite_op"
     if not refused and is_claimed:
-        return f"{quantizer} marked it as annotated, without a spec", "config_none"
+        return f"{quantizer} marked it as annotated, without a spec for integers", "config_none"
     if not refused:
         return f"{quantizer} did not annotate it", "not_annotated"
     return "; ".join(dict.fromkeys(refusal.reason for refusal in refused)), refused[0].code

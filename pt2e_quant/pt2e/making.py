@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import AnnotationError, QuantizationError, SpecError
+from ..fake_quantize import FixedQParamsFakeQuantize
 from ..observer.derived import DerivedObserver
 from ..observer.fixed import FixedQParamsObserver
 from ..quantizer.reading import Constructor, SpecReading, read_constructor
@@ -20,25 +21,31 @@ from .plan import Group, Plan
 __all__ = ["make_observers"]
 
 
-def make_observers(plan: Plan) -> list[nn.Module]:
+def make_observers(plan: Plan, *, to_train: bool = False) -> list[nn.Module]:
     """The observer of each group, in the order of `plan.groups`.
+
+    Args:
+        to_train: tensors with fixed qparams are rounded to them, where calibration leaves them as they are.
 
     Raises:
         SpecError: a constructor does not accept what its spec says.
         AnnotationError: a derived spec follows from a tensor that is not quantized.
     """
-    observers: list[nn.Module | None] = [None if group.derived else _make(group.spec) for group in plan.groups]
+    observers: list[nn.Module | None] = [
+        None if group.derived else _make(group.spec, to_train) for group in plan.groups
+    ]
     for number, group in enumerate(plan.groups):
         if group.derived:
             observers[number] = _make_derived(group, plan, observers)
     return observers  # type: ignore[return-value]
 
 
-def _make(spec: SpecReading) -> nn.Module:
+def _make(spec: SpecReading, to_train: bool) -> nn.Module:
     fields = dict(spec.given)
     if spec.constructor is None:
         fields.pop("ch_axis", None)
-        return FixedQParamsObserver(scale=spec.scale, zero_point=spec.zero_point, **fields)  # type: ignore[arg-type]
+        fixed = functools.partial(FixedQParamsObserver, spec.scale, spec.zero_point, **fields)  # type: ignore[arg-type]
+        return FixedQParamsFakeQuantize(observer=fixed) if to_train else fixed()
     name = spec.constructor.name
     if not _accepts_axis(spec.constructor):
         fields.pop("ch_axis", None)

@@ -116,17 +116,20 @@ class _Sites:
         self._written = Overwritten(gm.graph)
         for node, annotation in annotations.items():
             for source in node.all_input_nodes:
-                if source in annotation.inputs and self._can_quantize(source, node):
+                if source in annotation.inputs and self._can_quantize(source, node, annotation.inputs[source]):
                     self.specs[(source, node)] = annotation.inputs[source]
                     if annotation.shares_implicitly:
                         self.implicit.add((source, node))
                         if annotation.ties_inputs:
                             self.tied.add((source, node))
-            if annotation.output is not None and self._can_quantize(node, node):
+            if annotation.output is not None and self._can_quantize(node, node, annotation.output):
                 self.specs[node] = annotation.output
 
-    def _can_quantize(self, tensor: Node, annotated: Node) -> bool:
-        """False, with the reason kept, for what must stay as it is; an error for values that are no tensor at all."""
+    def _can_quantize(self, tensor: Node, annotated: Node, spec: SpecReading) -> bool:
+        """False, with the reason kept, for what must stay as it is; an error for values that are no tensor at all.
+
+        False without a reason where the spec asks for the floating-point dtype that the tensor has: for nothing.
+        """
         alone = annotated is not tensor
         write = self._written.write_missed(tensor, annotated) if alone else self._written.write(tensor)
         if write is not None:
@@ -138,7 +141,7 @@ class _Sites:
             reason = f"{tensor.name} is {dtype}, only float32, float16 and bfloat16 are quantized"
             self._refuse(annotated, reason, "dtype" if value.dtype.is_floating_point else "non_float")
             return False
-        return True
+        return not (spec.is_cast and spec.dtype == value.dtype)
 
     def _refuse(self, annotated: Node, reason: str, code: str) -> None:
         self.refusals.setdefault(annotated, []).append(Refusal(PLAN, reason, code))

@@ -78,7 +78,13 @@ def prepare_pt2e(
 
 
 def observed(
-    captured: Captured, quantizer: Quantizer, name: str, require: Iterable[str], allow_empty: bool
+    captured: Captured,
+    quantizer: Quantizer,
+    name: str,
+    require: Iterable[str],
+    allow_empty: bool,
+    *,
+    to_train: bool = False,
 ) -> ExportedModule:
     """The captured graph annotated, with its observers and its record; still a draft."""
     gm = _annotate(quantizer, captured.gm)
@@ -92,7 +98,7 @@ def observed(
     groups: list[GroupRecord] = []
     observers: list[nn.Module] = []
     for part, plan in zip(parts, plans, strict=True):
-        made = make_observers(plan)
+        made = make_observers(plan, to_train=to_train)
         _call_back(quantizer, part, plan, made)
         names = _register(part, made)
         points += _insert(part, plan, made, names)

@@ -149,6 +149,12 @@ class SpecReading:
     def is_dynamic(self) -> bool:
         return bool(self.given.get("is_dynamic"))
 
+    @property
+    def is_cast(self) -> bool:
+        """It asks for another floating-point dtype and no grid, unless the observer writes what it likes."""
+        made = None if self.constructor is None else self.constructor.made
+        return self.kind == "observed" and self.bounds is None and not hasattr(made, "convert")
+
     @functools.cached_property
     def key(self) -> Hashable:
         """Specs with equal keys ask for the same integers, so that two uses of one tensor may share an observer.

@@ -44,7 +44,8 @@ class Site:
     def _kind(self) -> str:
         if not self.steps:
             return "float"
-        *_, dtype = (step for step in self.steps[-1] if isinstance(step, torch.dtype) and step is not torch.float32)
+        dtypes = [step for step in self.steps[-1] if isinstance(step, torch.dtype) and step is not torch.float32]
+        dtype = dtypes[-1] if dtypes else torch.float32
         name, words = str(self.steps[-1][0]), [str(dtype).removeprefix("torch.")]
         if "per_channel" in name:
             words.append(f"per channel {self.steps[-1][3]}")

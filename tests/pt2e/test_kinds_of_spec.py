@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
-from pt2e_quant.errors import AnnotationError, SpecError
+from pt2e_quant.errors import AnnotationError, CoverageError, SpecError
 from pt2e_quant.observer import MinMaxObserver, PlaceholderObserver
 from pt2e_quant.quantizer import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, QuantizationSpec
 from tests.nets import export
@@ -163,6 +163,26 @@ def test_a_floating_point_spec_becomes_a_pair_of_casts():
     assert (there.args[1], back.args[1]) == (torch.float16, torch.float32)
     expected = x @ model.weight.half().float().T + model.bias
     assert relative_error(gm(x), expected) < FLOAT32_SUM
+
+
+def in_its_own_dtype(gm: GraphModule) -> None:
+    node = the_call(gm, aten.linear.default)
+    x, w, b = node.args
+    annotate(node, {x: ACT, w: PER_CHANNEL, b: QuantizationSpec(torch.float32, PlaceholderObserver)}, ACT)
+
+
+def test_a_spec_in_the_dtype_that_a_tensor_has_asks_for_nothing():
+    gm = converted(nn.Linear(6, 5), torch.randn(4, 6), in_its_own_dtype)
+    assert the_call(gm, aten.linear.default).args[2].op == "get_attr"
+
+
+def test_specs_in_the_dtype_of_the_model_quantize_nothing():
+    def function(gm: GraphModule) -> None:
+        node = the_call(gm, aten.linear.default)
+        annotate(node, dict.fromkeys(node.args, QuantizationSpec(torch.float32, PlaceholderObserver)))
+
+    with pytest.raises(CoverageError, match="without a spec for integers"):
+        prepare_pt2e(export(nn.Linear(6, 5), torch.randn(4, 6)), ByHand(function))
 
 
 # --- one tensor, several qparams --------------------------------------------------------------------------------------

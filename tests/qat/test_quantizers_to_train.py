@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from pt2e_quant import check_converted, convert_pt2e, explain, prepare_pt2e, prepare_qat_pt2e
 from pt2e_quant.errors import CoverageError
 from pt2e_quant.fake_quantize import is_fake_quantizer
+from pt2e_quant.quantizer import FixedQParamsQuantizationSpec
 from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
 from quantizers.decoder import get_decoder_quantizer
 from quantizers.embedding import EmbeddingQuantizer, get_embedding_config
@@ -26,6 +27,7 @@ from quantizers.xpu_inductor import (
     get_xpu_inductor_symm_quantization_config,
 )
 from tests.nets import ConvNet, export
+from tests.pt2e.kit import ByHand, annotate, the_call
 from tests.qat.kit import images, settle, sgd
 
 
@@ -122,6 +124,16 @@ def test_a_configuration_for_calibration_is_refused():
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
     with pytest.raises(CoverageError, match=r"observers alone.*\(is_qat=True\)"):
         prepare_qat_pt2e(export(ConvNet(), conv_batches()[0]), quantizer)
+
+
+def test_what_has_fixed_qparams_is_rounded_in_training():
+    def function(gm: GraphModule) -> None:
+        annotate(the_call(gm, torch.ops.aten.sigmoid.default), {}, FixedQParamsQuantizationSpec(torch.uint8, 1 / 16, 0))
+
+    graph = prepare_qat_pt2e(export(nn.Sigmoid(), torch.randn(50)), ByHand(function))
+    x = torch.linspace(-3, 3, 50)
+    assert torch.equal(graph(x), (torch.sigmoid(x) * 16).round() / 16)  # 1 / 16 is exact
+    assert torch.equal(convert_pt2e(graph)(x), graph(x))
 
 
 # --- of other packages ------------------------------------------------------------------------------------------------

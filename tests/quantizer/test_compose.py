@@ -172,7 +172,7 @@ def test_an_op_that_is_marked_without_a_spec_says_so():
         return {decision.node: (decision.reason, decision.code) for decision in report.skipped}
 
     down = Toy().set_module_name("down", STATIC)
-    marked = ("ByHand + Toy marked it as annotated, without a spec", "config_none")
+    marked = ("ByHand + Toy marked it as annotated, without a spec for integers", "config_none")
     assert skipped(ByHand(mark), down)["relu"] == marked
     taken = ("already annotated by another quantizer", "already_annotated")
     assert skipped(ByHand(mark), Toy(STATIC)) == {"relu": taken}

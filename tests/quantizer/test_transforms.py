@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pt2e_quant import prepare_pt2e
+from pt2e_quant.errors import QuantizationError
 from pt2e_quant.graph.module import clone, finish
 from pt2e_quant.quantizer import clamp_to_hardtanh, lift_scalars, matmul_to_linear, mean_keeps_dims
 from pt2e_quant.where import source_line
 from tests.nets import export
-from tests.pt2e.kit import calls, the_call
+from tests.pt2e.kit import Nothing, calls, the_call
 
 aten = torch.ops.aten
 
@@ -151,6 +153,18 @@ def test_clamps_get_the_name_that_backends_fuse(function, op, bounds):
 def test_other_clamps_stay(function):
     gm = transformed(clamp_to_hardtanh, function, X)
     assert calls(gm, aten.hardtanh.default, aten.relu.default) == []
+
+
+class LosesTheOutput(Nothing):
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        graph = torch.fx.Graph()
+        graph.graph_copy(model.graph, {})
+        return GraphModule(model, graph)
+
+
+def test_a_rewrite_that_loses_the_output_is_named():
+    with pytest.raises(QuantizationError, match=r"'transform_for_annotation' returned a graph without an output"):
+        prepare_pt2e(export(nn.ReLU(), X), LosesTheOutput(), allow_empty=True)
 
 
 def test_a_rewritten_op_keeps_its_place_in_the_users_code():

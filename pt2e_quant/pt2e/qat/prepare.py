@@ -73,7 +73,7 @@ def prepare_qat_pt2e(
     name = checked_name(quantizer)
     captured = capture(model, decompositions(decompose, quantizer), to_train=True)
     norms = {path: part.meta.pop(SET_ASIDE_KEY, []) for path, part in graphs(captured.gm)}
-    gm = observed(captured, quantizer, name, require, allow_empty)
+    gm = observed(captured, quantizer, name, require, allow_empty, to_train=True)
     if not allow_empty and not any(map(is_fake_quantizer, gm.modules())):
         raise CoverageError(_nothing_rounded(name))
     _unfold(gm, norms)
