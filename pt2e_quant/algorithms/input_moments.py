@@ -52,11 +52,7 @@ class InputMoments:
         self._groups = int(bind(site.node).get("groups", 1))
         self._stream, self._source = stream, factors(site.node)[0]
         with torch.no_grad():
-            self._halves = [
-                sum(((part.mT @ part).double() for (part,) in self._parts(half, "rounded")), torch.zeros(()))
-                for half in range(2)
-            ]
-            self.values = self._halves[0] + self._halves[1]
+            self.values = self._moments(0) + self._moments(1)
         if not bool(self.values.isfinite().all()):
             raise CalibrationError(
                 f"inputs are NaN or infinite in the prepared graph\n{indent(locate(site.node), '  ')}"
@@ -94,28 +90,41 @@ class InputMoments:
         """
         rows = self.matrix(weight)
         with torch.no_grad():
-            crossed = [self._crossed(half) for half in range(2)]
-            sample = rows[:, :: -(-rows.shape[1] // _SAMPLE)].double()
-            lost, best = min((self._lost(sample, crossed, damp * more), damp * more) for more in _MORE)
-            if lost >= 0:
+            enough = self._enough(rows[:, :: -(-rows.shape[1] // _SAMPLE)], damp)
+            if enough is None:
                 return weight.float()
-            factor, both = torch.linalg.cholesky(damped(self.values, best)), crossed[0] + crossed[1]
-            parts = [part + _solved(part.double() @ both, factor) for part in rows.split(_ROWS, 1)]
+            factor = torch.linalg.cholesky(damped(self.values, enough))
+            parts = [part + _solved(self._pull(part, 0) + self._pull(part, 1), factor) for part in rows.split(_ROWS, 1)]
         return torch.cat(parts, 1).float().reshape(weight.shape)
 
-    def _lost(self, rows: Tensor, crossed: list[Tensor], damp: float) -> float:
-        """Error of each half with the change that follows from the other, beside that without a change."""
-        lost = 0.0
-        for half, other in ((0, 1), (1, 0)):
-            factor = torch.linalg.cholesky(damped(self._halves[half], damp))
-            change = _solved(rows @ crossed[half], factor)  # W (X - X~) X~^T
-            lost += float(((change @ self._halves[other] - 2 * (rows @ crossed[other])) * change).sum())
-        return lost
+    def _enough(self, rows: Tensor, damp: float) -> float | None:
+        """The damping, from `damp` up, with which changes serve the other half best; None where no change does."""
+        costs = dict.fromkeys((damp * more for more in _MORE), 0.0)
+        for half in range(2):
+            moments, pull = self._moments(half), self._pull(rows, half)
+            for one in costs:
+                change = _solved(pull, torch.linalg.cholesky(damped(moments, one)))
+                costs[one] += self._cost(change, rows, 1 - half)
+        best = min(costs, key=costs.__getitem__)
+        return best if costs[best] < 0 else None
 
-    def _crossed(self, half: int) -> Tensor:
-        """X X~^T - X~ X~^T of one half of the data."""
-        products = ((exact - found).mT @ found for exact, found in self._parts(half, "exact", "rounded"))
-        return sum((product.double() for product in products), torch.zeros_like(self.values))
+    def _cost(self, change: Tensor, rows: Tensor, half: int) -> float:
+        """Power of the error of W + D less that of W, |D X~|^2 - 2 D X~ W (X - X~)."""
+        cost = 0.0
+        for exact, found in self._parts(half, "exact", "rounded"):
+            made, wanted = found.double() @ change.mT, (exact - found).double() @ rows.mT.double()
+            cost += float(((made - 2 * wanted) * made).sum())
+        return cost
+
+    def _pull(self, rows: Tensor, half: int) -> Tensor:
+        """W (X - X~) X~^T of one half of the data, in float64."""
+        pairs = self._parts(half, "exact", "rounded")
+        products = (((exact - found) @ rows.float().mT).mT @ found for exact, found in pairs)
+        return sum((product.double() for product in products), torch.zeros(()))
+
+    def _moments(self, half: int) -> Tensor:
+        """X~ X~^T of one half of the data, in float64."""
+        return sum(((part.mT @ part).double() for (part,) in self._parts(half, "rounded")), torch.zeros(()))
 
     def _parts(self, half: int, *kinds: str) -> Iterator[tuple[Tensor, ...]]:
         """Inputs of every other batch, or every other row of the only one, image by image; of all kinds."""
