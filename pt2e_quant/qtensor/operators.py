@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from .. import ops
 from ..errors import QuantizedTensorError
 from ..qparams import rounded
+from .pooling import max_pool
 from .tensor import QTensor, is_traced, wrap
 
 __all__ = ["calling_line", "dispatch"]
@@ -161,13 +162,19 @@ def _to(func: OpOverload, q: QTensor, *, dtype: torch.dtype | None = None, **opt
 
 
 def _permute(func: OpOverload, q: QTensor, *args: Any) -> QTensor:
-    """An axis moves along."""
+    """An axis moves along.
+
+    Raises:
+        QuantizedTensorError: the axis would be gone, or two codes in a byte would lie along another dimension.
+    """
     codes = func(q.codes, *args)
-    if q.axis is None:
+    if q.axis is None and q.stored_as is not torch.quint4x2:
         return q.with_codes(codes)
-    marked = torch.empty([2 if dim == q.axis else 1 for dim in range(q.dim())], device="meta")
-    axis = list(func(marked, *args).shape).index(2)
-    return wrap(codes, q.scale, q.zero_point, axis, q.stored_as)
+    marked = torch.empty([2 if dim == q.axis else 3 - 2 * (n == 1) for dim, n in enumerate(q.shape)], device="meta")
+    shape = list(func(marked, *args).shape)
+    if q.stored_as is torch.quint4x2 or len(shape) != codes.dim():
+        _need_one_scale(func, q)
+    return wrap(codes, q.scale, q.zero_point, shape.index(2), q.stored_as)
 
 
 def _copy(func: OpOverload, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
@@ -199,62 +206,13 @@ def _max_pool(
     dilation: Any = 1,
     ceil: bool = False,
 ) -> tuple[QTensor, Tensor]:
-    """The largest codes. Indices are not computed: the second result holds no data.
-
-    torch's operator for integers refuses what has more places than its type of codes can count, and is 10 times slower
-    than one dimension after the other.
-    """
+    """The largest codes. Indices are not computed: the second result holds no data."""
     _need_one_scale(func, q)
     if is_traced():  # what backends match
         values, indices = func(q.dequantize(), kernel, stride, padding, dilation, ceil)
         return q.quantize(values), indices
-    dims = len(kernel)
-    numbers = ([*given] * dims if len(given) == 1 else [*given] for given in map(_listed, (padding, dilation)))
-    (padding, dilation), steps = numbers, _listed(stride) or kernel
-    steps = steps * dims if len(steps) == 1 else steps
-    if _has_pool(q.codes, dims):
-        codes = _POOL(q.codes, kernel, steps, padding, dilation, ceil)
-    else:
-        codes = _largest_of_all(func, q, (kernel, steps, padding, dilation), ceil)
+    codes = max_pool(func, q.codes, (kernel, stride, padding, dilation), ceil, q.limits[0])
     return q.with_codes(codes), torch.empty(codes.shape, dtype=torch.int64, device="meta")
-
-
-def _largest_of_all(func: OpOverload, q: QTensor, windows: tuple[list[int], ...], ceil: bool) -> Tensor:
-    shape = func(torch.empty(q.shape, device="meta"), *windows, ceil)[0].shape
-    codes, first = q.codes, q.dim() - len(windows[0])
-    for dim, window in enumerate(zip(*windows, strict=True), first):
-        codes = _largest(codes, dim, int(shape[dim]), window, q.limits[0])
-    return codes
-
-
-_POOL: Any = getattr(
-    getattr(torch.ops.quantized, "max_pool2d", None), "default", None
-)  # on plain uint8: Inductor's x86 path depends on it
-
-
-def _has_pool(codes: Tensor, dims: int) -> bool:
-    """Whether torch's kernel for channels last computes this max pool: 4 times faster than one dimension at a time."""
-    plain = codes.dtype is torch.uint8 and codes.device.type == "cpu" and dims == 2 and codes.dim() == 4
-    fits = plain and codes.is_contiguous(memory_format=torch.channels_last) and codes.numel() > 0
-    return fits and _POOL is not None
-
-
-def _listed(given: Any) -> list[int]:
-    return [given] if isinstance(given, int) else list(given)
-
-
-def _largest(codes: Tensor, dim: int, count: int, window: tuple[int, int, int, int], lowest: int) -> Tensor:
-    """The largest of each window along one dimension."""
-    size, step, pad, apart = window
-    reach = (count - 1) * step + (size - 1) * apart + 1
-    after = max(0, reach - codes.shape[dim] - pad)
-    if pad or after:
-        amounts = [0, 0] * (codes.dim() - 1 - dim) + [pad, after]
-        codes = torch.nn.functional.pad(codes, amounts, value=lowest)
-    ends = (count - 1) * step + 1
-    before = (slice(None),) * dim
-    places = [(*before, slice(start, start + ends, step)) for start in range(0, size * apart, apart)]
-    return functools.reduce(torch.maximum, (codes[place] for place in places))
 
 
 def _fill(func: OpOverload, q: QTensor, value: Any = 0.0) -> QTensor:
@@ -307,7 +265,7 @@ def _relu(func: OpOverload, q: QTensor) -> QTensor:
 
 
 def _linear(func: OpOverload, q: QTensor, *args: Any, **kwargs: Any) -> QTensor:
-    """Averages: of code - zero point, which float32 holds exactly, so that ties round to even as they should.
+    """Averages and interpolations: of code - zero point, which float32 holds exactly, so that ties round to even.
 
     In a graph of real numbers: that is what backends match.
     """
@@ -372,7 +330,7 @@ _FIXED = {**dict.fromkeys(_all("sigmoid hardsigmoid"), (0.0, 1.0)), **dict.fromk
 
 _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(_all("clone detach alias lift_fresh"), _clone),
-    **dict.fromkeys(_all("permute transpose t"), _permute),
+    **dict.fromkeys(_all("permute transpose t squeeze unsqueeze"), _permute),
     **dict.fromkeys(_all("_to_copy"), _to),
     **dict.fromkeys(_all("empty_like"), _empty),
     **dict.fromkeys(_all("copy_"), _copy),
@@ -393,7 +351,10 @@ _TABLE: dict[OpOverload, Handler] = {
     **dict.fromkeys(
         (
             *ops.MEAN, *ops.ADAPTIVE_AVG_POOL,
-            *_all("_adaptive_avg_pool2d _adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d upsample_bilinear2d"),
+            *_all(
+                "_adaptive_avg_pool2d _adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d upsample_bilinear2d "
+                "grid_sampler_2d grid_sampler_3d"
+            ),
         ),
         _linear,
     ),

@@ -73,7 +73,7 @@ class QTensor(Tensor):
         dtype: torch.dtype | None = None,
         width: int | None = None,
     ) -> QTensor:
-        _check(codes, scale, zero_point, axis, dtype)
+        _check(codes, scale, zero_point, axis, dtype, width)
         return wrap(codes, scale, zero_point, axis, dtype or NAMES[codes.dtype], width)
 
     # --- what the reference's methods tell ----------------------------------------------------------------------------
@@ -219,8 +219,8 @@ class QTensor(Tensor):
         return self.dequantize().tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
-        values = repr(self.dequantize()).removesuffix(")")
-        scheme = f"scale={self.scale}, zero_point={self.zero_point}" + (
+        values = repr(self.dequantize()).removesuffix(")").partition(", size=")[0]  # which torch says of empty ones
+        scheme = f"quantization_scheme={self.qscheme()}, scale={self.scale}, zero_point={self.zero_point}" + (
             f", axis={self.axis}" if self.axis is not None else ""
         )
         return f"{values}, size={tuple(self.shape)}, dtype={self.stored_as}, {scheme})"
@@ -351,7 +351,9 @@ def _plain(part: Any) -> Any:
     return (tuple(part.tolist()) if part.dim() else part.item()) if isinstance(part, Tensor) else part
 
 
-def _check(codes: Tensor, scale: Any, zero_point: Any, axis: int | None, dtype: torch.dtype | None) -> None:
+def _check(
+    codes: Tensor, scale: Any, zero_point: Any, axis: int | None, dtype: torch.dtype | None, width: int | None
+) -> None:
     if codes.dtype not in NAMES:
         raise SpecError(f"codes are uint8, int8 or int32, got {codes.dtype}")
     if dtype not in (None, NAMES[codes.dtype]) and (dtype, codes.dtype) != (torch.quint4x2, torch.uint8):
@@ -362,9 +364,9 @@ def _check(codes: Tensor, scale: Any, zero_point: Any, axis: int | None, dtype: 
     if not 0 <= axis < codes.dim():
         raise SpecError(f"axis {axis} does not exist in codes of shape {tuple(codes.shape)}")
     sizes = [tuple(part.shape) if isinstance(part, Tensor) else None for part in (scale, zero_point)]
-    length = codes.shape[axis]
     packed = dtype is torch.quint4x2 and axis == codes.dim() - 1
-    if packed or sizes != [(length,), (length,)]:
+    length = (width or 2 * codes.shape[axis]) if packed else codes.shape[axis]
+    if sizes != [(length,), (length,)]:
         raise SpecError(
             f"scale and zero_point are tensors of {length} values, one for each index of dimension {axis} of codes of "
             f"shape {tuple(codes.shape)}; got {sizes}"

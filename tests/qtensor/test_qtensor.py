@@ -249,6 +249,38 @@ def test_a_sum_is_told_which_module_brings_its_scale() -> None:
         assert torch.equal(Q + Q, Q.dequantize() * 2)
 
 
+def test_an_axis_moves_with_dimensions_of_one() -> None:
+    rows = quantize_per_channel(torch.rand(3, 1, 2, 1), torch.ones(2), torch.zeros(2), 2, torch.qint8)
+    assert [rows.squeeze().axis, rows.unsqueeze(0).axis, rows.squeeze(1).axis] == [1, 3, 1]
+    assert rows.squeeze().dequantize().equal(rows.dequantize().squeeze())
+    one = quantize_per_channel(torch.rand(1, 3), torch.ones(1), torch.zeros(1), 0, torch.qint8)
+    with pytest.raises(QuantizationError):
+        one.squeeze(0)
+
+
+def test_four_bits_stay_where_two_of_them_share_a_byte() -> None:
+    columns = quantize_per_channel(torch.rand(4, 5), torch.rand(5) + 0.1, torch.zeros(5), 1, torch.quint4x2)
+    assert copy.deepcopy(columns).equal(columns)
+    with pytest.raises(QuantizationError):
+        columns.t()
+
+
+def test_a_grid_sample_is_rounded_to_the_grid_of_its_input() -> None:
+    places = torch.rand(2, 4, 3, 2) * 2 - 1
+    images = quantize_per_tensor(torch.rand(2, 3, 5, 6), 1 / 128, 20, torch.quint8)
+    made = F.grid_sample(images, places, align_corners=False)
+    exact = F.grid_sample(images.dequantize(), places, align_corners=False)
+    assert float((made.dequantize() - exact).abs().max()) <= 0.5001 / 128  # half a step, and rounding in float32
+
+
+@pytest.mark.parametrize("shape", [(2,), (0, 1)])
+def test_it_prints_as_torchs(shape: tuple[int, ...]) -> None:
+    printed = repr(quantize_per_tensor(torch.ones(shape), 1.0, 2, torch.qint8))
+    values = "[], " if 0 in shape else "[1., 1.], "
+    scheme = "quantization_scheme=torch.per_tensor_affine, scale=1.0, zero_point=2)"
+    assert printed == f"tensor({values}size={shape}, dtype=torch.qint8, {scheme}"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

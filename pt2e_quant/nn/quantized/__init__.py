@@ -1,5 +1,7 @@
 """Quantized modules: QTensors in, QTensors out. The names of torch.ao.nn.quantized."""
 
+from torch.nn import MaxPool2d
+
 from ..convolution import (
     Conv1d,
     Conv2d,
@@ -72,6 +74,7 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "MaxPool2d",
     "MultiheadAttention",
     "PReLU",
     "QFunctional",
