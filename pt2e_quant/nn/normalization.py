@@ -96,6 +96,7 @@ class LayerNorm(_Norm, nn.LayerNorm):
     """torch.nn.LayerNorm on the grid (scale, zero_point)."""
 
     row = ROWS["LayerNorm"]
+    _KEPT = ("normalized_shape", "weight", "bias", "eps", "elementwise_affine")
 
     @door
     def __init__(
@@ -116,18 +117,12 @@ class LayerNorm(_Norm, nn.LayerNorm):
     def _normalized(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
-    @classmethod
-    @door
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> LayerNorm:
-        """The quantized form of torch.nn.LayerNorm, on a grid."""
-        grid = float(scale), int(zero_point)
-        return cls(mod.normalized_shape, mod.weight, mod.bias, *grid, mod.eps, mod.elementwise_affine)
-
 
 class GroupNorm(_Norm, nn.GroupNorm):
     """torch.nn.GroupNorm on the grid (scale, zero_point)."""
 
     row = ROWS["GroupNorm"]
+    _KEPT = ("num_groups", "num_channels", "weight", "bias", "eps", "affine")
 
     @door
     def __init__(
@@ -149,15 +144,10 @@ class GroupNorm(_Norm, nn.GroupNorm):
     def _normalized(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
-    @classmethod
-    @door
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> GroupNorm:
-        """The quantized form of torch.nn.GroupNorm, on a grid."""
-        grid = float(scale), int(zero_point)
-        return cls(mod.num_groups, mod.num_channels, mod.weight, mod.bias, *grid, mod.eps, mod.affine)
-
 
 class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
+    _KEPT = ("num_features", "weight", "bias", "eps", "affine")
+
     @door
     def __init__(
         self,
@@ -179,12 +169,6 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
     def _normalized(self, x: Tensor) -> Tensor:
         """F.instance_norm, which refuses channels of one element, as in training; the reference takes them."""
         return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
-
-    @classmethod
-    @door
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Any:
-        """The quantized form of a float instance norm, on a grid."""
-        return cls(mod.num_features, mod.weight, mod.bias, float(scale), int(zero_point), mod.eps, affine=mod.affine)
 
 
 class InstanceNorm1d(_InstanceNorm):

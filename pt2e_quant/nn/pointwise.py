@@ -38,10 +38,12 @@ def grid_of(module: Any) -> Any:
 class OnGrid(Unscripted):
     """What modules have in common that compute with real numbers and round to a grid of their own.
 
-    _KEPT: fields of the float class that its quantized form has, too, in the order of the constructor, after the grid.
+    _KEPT: fields of the float class that are arguments of the quantized one, too.
+    _GRID: what its constructor calls scale and zero point.
     """
 
     _KEPT: ClassVar[tuple[str, ...]] = ()
+    _GRID: ClassVar[tuple[str, str]] = ("scale", "zero_point")
 
     def _get_name(self) -> str:
         return f"Quantized{type(self).__name__}"
@@ -67,7 +69,8 @@ class OnGrid(Unscripted):
     @door
     def from_reference(cls: Any, mod: Any, scale: float, zero_point: int) -> Any:
         """The quantized form of the float class of the same name, on a grid."""
-        return cls(float(scale), int(zero_point), *(getattr(mod, name) for name in cls._KEPT))
+        grid = dict(zip(cls._GRID, (float(scale), int(zero_point)), strict=True))
+        return cls(**{name: getattr(mod, name) for name in cls._KEPT}, **grid)
 
 
 class _OnItsOwn(OnGrid):
@@ -163,6 +166,8 @@ class ELU(OnGrid, nn.ELU):
 class Sigmoid(OnGrid, nn.Sigmoid):
     """torch.nn.Sigmoid on the grid (output_scale, output_zero_point)."""
 
+    _GRID = ("output_scale", "output_zero_point")
+
     @door
     def __init__(self, output_scale: float, output_zero_point: int) -> None:
         super().__init__()
@@ -181,6 +186,8 @@ class Sigmoid(OnGrid, nn.Sigmoid):
 class Softmax(OnGrid, nn.Softmax):
     """torch.nn.Softmax on the grid (scale, zero_point)."""
 
+    _KEPT = ("dim",)
+
     @door
     def __init__(self, dim: int | None = None, scale: float = 1.0, zero_point: int = 0) -> None:
         super().__init__(dim)
@@ -191,15 +198,12 @@ class Softmax(OnGrid, nn.Softmax):
         dim = self.dim if self.dim is not None else (0 if dims in (0, 1, 3) else 1)  # torch.nn.Softmax's own choice
         return self._round(lambda x: torch.softmax(x, dim), input)
 
-    @classmethod
-    @door
-    def from_reference(cls, mod: Any, scale: float, zero_point: int) -> Softmax:
-        return cls(mod.dim, float(scale), int(zero_point))
-
 
 class PReLU(OnGrid, nn.Module):
     """torch.nn.PReLU with quantized slopes, on the grid (output_scale, output_zero_point)."""
 
+    _KEPT = ("num_parameters",)
+    _GRID = ("output_scale", "output_zero_point")
     weight: Tensor
 
     @door
@@ -222,7 +226,7 @@ class PReLU(OnGrid, nn.Module):
     @door
     def from_reference(cls, mod: Any, scale: float, zero_point: int) -> PReLU:
         """The quantized form of torch.nn.PReLU with a qconfig, on a grid."""
-        made = cls(float(scale), int(zero_point), mod.num_parameters)
+        made: PReLU = super().from_reference(mod, scale, zero_point)
         made.set_weight(quantize_weight(mod.weight, weight_observer(mod, mod)))
         return made
 
