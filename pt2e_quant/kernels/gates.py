@@ -14,6 +14,7 @@ from .products import Post, Product, Weight
 __all__ = ["GATES", "Gates", "Held", "State", "unroll"]
 
 State = tuple[Tensor, ...]
+_NO_POST = Post()
 Held = Weight | tuple[Tensor, Tensor | None]
 """A weight with its bias: 8 bits with what kernels derive from them, or real numbers that float16 holds."""
 
@@ -64,9 +65,7 @@ def _product(held: Held, x: Tensor) -> Tensor:
     """x @ weight.T + bias in float32; x is quantized with the scale of its own range."""
     if isinstance(held, tuple):
         return F.linear(x, *held)
-    if not x.numel():
-        return F.linear(x, held.quantized.dequantize(), held.bias)
-    return Product.compute_dynamic(held, Post(), x)
+    return Product.compute_dynamic(held, _NO_POST, x)
 
 
 def _with_head(whole: Tensor, head: Tensor) -> Tensor:

@@ -121,10 +121,9 @@ class Weight:
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, kept for the same key; of one kind (the first of the key), the last one is kept."""
-        kind, *values = key
-        held = self.derived.get(kind)
-        if held is None or held[0] != values:
-            held = self.derived[kind] = (values, make())
+        held = self.derived.get(key[0])
+        if held is None or held[0] != key:
+            held = self.derived[key[0]] = (key, make())
         return held[1]
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -208,7 +207,7 @@ class Product:
 
     @staticmethod
     def compute_dynamic(weight: Weight, post: Post, x: Tensor, *, reduce_range: bool = False) -> Tensor:
-        """Real numbers of real numbers in float32, which are quantized with the scale that their own range asks for.
+        """Real numbers of real numbers, in their type; they are quantized with the scale that their own range asks for.
 
         Args:
             reduce_range: leave one of their 8 bits unused.
@@ -217,16 +216,12 @@ class Product:
             CalibrationError: x is not finite.
         """
         if is_traced():
-            return Product.compute_real(weight, post, quantize_per_tensor_dynamic(x, torch.quint8, reduce_range))
-
-        def make() -> Dynamic:
-            product = Product(weight, post, x.shape, torch.uint8, x.device, 1.0, 0, dynamic=True)
-            return choose(product).for_dynamic(product)
-
-        switches = torch.backends.quantized.engine, *_switches()
-        run: Dynamic = weight.once(("dynamic", post, x.shape, x.device, *switches), make)
-        values = run(x, reduce_range)
-        return values if post.function is None else post.function(values)
+            quantized = quantize_per_tensor_dynamic(x.float(), torch.quint8, reduce_range)
+            values = Product.compute_real(weight, post, quantized)
+            return values if x.dtype is torch.float32 else values.to(x.dtype)
+        alike = ("dynamic", post, x.shape, x.dtype, x.device, *_switches())
+        run: Dynamic = weight.once(alike, lambda: _dynamic(weight, post, x))
+        return run(x, reduce_range)
 
     def for_codes(self) -> Codes:
         """What computes codes for all calls like this one."""
@@ -262,6 +257,20 @@ class Product:
         return self.weight.largest_sum * reach + (0 if codes is None else int(codes.long().abs().max()))
 
 
+def _dynamic(weight: Weight, post: Post, x: Tensor) -> Dynamic:
+    """What computes `compute_dynamic` for all inputs like x."""
+    product = Product(weight, post, x.shape, torch.uint8, x.device, 1.0, 0, dynamic=True)
+    if x.numel():
+        run = choose(product).for_dynamic(product)
+    else:
+        run = lambda x, _: weight.apply(x, weight.quantized.dequantize(), weight.bias)  # noqa: E731
+    if x.dtype is torch.float32 and post.function is None:
+        return run  # what most layers are pays for nothing more
+    function = post.function or (lambda values: values)
+    return lambda x, reduce_range: function(run(x.float(), reduce_range)).to(x.dtype)
+
+
 def _switches() -> tuple[Any, ...]:
     """What a person can switch that decides on a kernel."""
-    return NAMED.get(), torch._C._get_mkldnn_enabled(), torch._C._get_float32_matmul_precision()
+    c = torch._C
+    return NAMED.get(), c._get_qengine(), c._get_mkldnn_enabled(), c._get_float32_matmul_precision()

@@ -128,6 +128,15 @@ def _packed_lacks(layers: Layers, x: Tensor) -> str | None:
         return "a graph cannot hold weights that an engine has packed"
     if x.device.type != "cpu" or not x.numel():
         return "not on a CPU, or nothing to compute"
+    first = layers.weights[0][0]
+    if not isinstance(first, Weight):
+        return "weights of float16"
+    key = "packed layers", torch._C._get_qengine(), layers.weights
+    return first.once(key, lambda: _unpacked(layers))  # type: ignore[no-any-return]
+
+
+def _unpacked(layers: Layers) -> str | None:
+    """Why these weights cannot be packed, or None."""
     if len(layers.weights[0]) > 2:
         return "a projection"
     weights = [one for parts in layers.weights for one in parts]

@@ -42,16 +42,7 @@ class _Dynamic(weighted.WeightedModule):
             input: as of the float class.
             reduce_range: leave one bit of the input unused, as the reference does.
         """
-        x = self._ready(input.float())
-        if x.numel() == 0:
-            w = self.product
-            post = self.post.function or (lambda result: result)
-            return post(w.apply(x, w.quantized.dequantize(), w.bias)).to(input.dtype)
-        made = Product.compute_dynamic(self.product, self.post, x, reduce_range=reduce_range)
-        return made if input.dtype is torch.float32 else made.to(input.dtype)
-
-    def _ready(self, x: Tensor) -> Tensor:
-        return x
+        return Product.compute_dynamic(self.product, self.post, input, reduce_range=reduce_range)
 
     @classmethod
     def _is_static(cls) -> bool:
@@ -80,8 +71,9 @@ class Linear(_Dynamic, weighted.Linear):
         self.version = 4
 
     def forward(self, x: Tensor, reduce_range: bool = False) -> Tensor:
-        if self._packed_params.float16 is None:
-            return super().forward(x, reduce_range)
+        held: Any = self._modules["_packed_params"]  # nn.Module's __getattr__ takes a percent of a layer's time
+        if held.packed is not None:
+            return Product.compute_dynamic(held.packed, self.post, x, reduce_range=reduce_range)
         weight, bias = self._weight_bias()
         made = F.linear(x.float(), weighted.rounded_to_half(weight), bias)
         return (made if self.post.function is None else self.post.function(made)).to(x.dtype)
@@ -127,8 +119,8 @@ class _Convolution(_Dynamic, convolution.Convolution):
     def __init__(self, *args: Any, reduce_range: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
 
-    def _ready(self, x: Tensor) -> Tensor:
-        return self.padded(x)
+    def forward(self, input: Tensor, reduce_range: bool = False) -> Tensor:
+        return super().forward(self.padded(input), reduce_range)
 
 
 class Conv1d(_Convolution, convolution.Conv1d):

@@ -109,7 +109,7 @@ class LinearLeakyReLU(Linear):
         self.negative_slope = negative_slope
 
     @property
-    def post(self) -> Post:
+    def post(self) -> Post:  # type: ignore[override]
         return Post("leaky_relu", self._leaky)
 
     def _leaky(self, x: Tensor) -> Tensor:

@@ -176,7 +176,8 @@ class RNNBase(Unscripted, nn.Module):
     def _state(self, hx: Any, batch: int, x: Tensor) -> tuple[Tensor, ...]:
         shapes = [(self.num_layers * self._directions, batch, units) for units in self._units]
         if hx is None:
-            return tuple(torch.zeros(shape, device=x.device) for shape in shapes)
+            made = {shape: torch.zeros(shape, device=x.device) for shape in shapes}  # one for both of most LSTMs
+            return tuple(made[shape] for shape in shapes)
         given = tuple(hx) if self._gates.states == 2 else (hx,)
         if [tuple(one.shape) for one in given] != shapes:
             raise QuantizedTensorError(

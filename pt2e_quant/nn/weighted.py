@@ -51,13 +51,16 @@ class WeightedModule(Quantized):
     """A product with a quantized weight. Subclasses say their row, how they are built and where the weight is kept."""
 
     row: ClassVar[Row]
+    post: Post
+    """What follows the product: of the row, unless a class says more."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "row" in vars(cls) and "post" not in vars(cls):
+            cls.post = POSTS[cls.row.post]
 
     def _get_name(self) -> str:
         return f"Quantized{self.row.shown}"
-
-    @property
-    def post(self) -> Post:
-        return POSTS[self.row.post]
 
     @property
     def product(self) -> Weight:

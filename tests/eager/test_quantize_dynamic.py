@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pt2e_quant.eager import default_dynamic_mapping, propagate_qconfig_, quantize_dynamic, swap_module, swap_report
-from pt2e_quant.errors import ConversionError, TargetingError
+from pt2e_quant.errors import CalibrationError, ConversionError, TargetingError
 from pt2e_quant.nn import intrinsic
 from pt2e_quant.nn.quantized import Embedding, EmbeddingBag, dynamic
 from pt2e_quant.qconfig import default_dynamic_qconfig, float16_dynamic_qconfig, per_channel_dynamic_qconfig
+from pt2e_quant.qtensor import quantize_per_tensor
 from pt2e_quant.sqnr import sqnr
 
 
@@ -224,3 +225,30 @@ def test_a_fused_linear_counts_as_a_linear() -> None:
     assert isinstance(made[0], intrinsic.quantized.dynamic.LinearReLU)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     assert sqnr(model(x), made(x)) > 35
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_input_that_is_not_finite_is_an_error_wherever_it_stands(value: float) -> None:
+    quantized = quantize_dynamic(nn.Sequential(nn.Linear(24, 5)))
+    for at in range(48):  # torch's kernel sees a NaN in some of these places alone
+        x = torch.ones(2, 24)
+        x.view(-1)[at] = value
+        with pytest.raises(CalibrationError, match="finite"):
+            quantized(x)
+
+
+def test_finite_values_whose_sum_is_not_are_taken() -> None:
+    quantized: Any = quantize_dynamic(nn.Sequential(nn.Linear(2, 1, bias=False)))
+    quantized[0].set_weight_bias(quantize_per_tensor(torch.tensor([[1.0, 0.0]]), 1.0, 0, torch.qint8), None)
+    x = torch.full((1, 2), 3e38)  # float32 ends at 3.4e38
+    torch.testing.assert_close(quantized(x), torch.tensor([[3e38]]))  # the upper end of a range has a code
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(), (0,), (3,)])
+def test_the_type_and_the_leading_dimensions_of_the_input_are_kept(dtype: torch.dtype, rows: tuple[int, ...]) -> None:
+    made = quantize_dynamic(nn.Sequential(intrinsic.LinearReLU(nn.Linear(24, 5), nn.ReLU())))(
+        torch.randn(*rows, 24, dtype=dtype)
+    )
+    assert (made.dtype, made.shape) == (dtype, (*rows, 5))
+    assert not (made < 0).any()
