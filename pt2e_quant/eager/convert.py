@@ -98,7 +98,8 @@ def _check_calibrated(prepared: nn.Module) -> None:
     if observed and all(map(never_ran, observed)):
         raise ConversionError(
             f"convert: {type(prepared).__name__} has observers, none of which saw data; run at least one batch of "
-            "calibration data through the prepared model"
+            "calibration data through the prepared model. To fill it from a state dict, leave prepare and convert out: "
+            "nn.load_quantized(float_model, state_dict)"
         )
 
 

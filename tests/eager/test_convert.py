@@ -257,8 +257,11 @@ def test_what_cannot_be_done_is_said(change: Any, error: type[Exception], messag
 def test_a_model_that_saw_no_data_is_an_error() -> None:
     model = copy.deepcopy(Net()).eval()
     model.qconfig = default_qconfig  # type: ignore[assignment]
-    with pytest.raises(ConversionError, match="Net has observers, none of which saw data; run at least one batch"):
+    with pytest.raises(
+        ConversionError, match="Net has observers, none of which saw data; run at least one batch"
+    ) as caught:
         convert(prepare(model))
+    assert "load_quantized(float_model, state_dict)" in str(caught.value)
 
 
 def test_a_module_that_never_ran_stays_float_and_is_named() -> None:
