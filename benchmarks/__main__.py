@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     accuracy,
+    accuracy_peers,
     debug,
     decoder_accuracy,
     eager,
@@ -34,6 +35,7 @@ qat.main()
 qat_accuracy.main()
 debug.main()
 accuracy.main()
+accuracy_peers.main()
 decoder_accuracy.main()
 eager.main()
 fx.main()

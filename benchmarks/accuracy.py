@@ -1,4 +1,4 @@
-"""What algorithms bring on nets for handwritten digits, beside plain quantization, training with rounding, and NNCF.
+"""What algorithms bring on nets for handwritten digits, beside plain quantization and training with rounding.
 
     python -m benchmarks.accuracy [--nets plain,depthwise,vit] [--formats W8A8,W4A8,W4A4] [--seeds 3] [--qat-epochs 10]
 
@@ -7,20 +7,16 @@ channel, calibrated on 8 batches of 32 images, and each algorithm runs alone on 
 597 held-back images, one of which is 0.17 points, of the converted graph. "recovered" is the part of what plain
 quantization (PTQ) loses over all seeds that a column takes back. QAT is the recipe that docs/qat.md recommends.
 
-The second table has NNCF's quantize_pt2e (FastBiasCorrection, SmoothQuant) beside ours on the same exported graphs and
-the same torchao X86InductorQuantizer at W8A8: SQNR in dB of the outputs on the held-back images, and seconds. Exits
-with 1 when the advisor recovers less than 70 % at W4A8.
+Exits with 1 when the advisor recovers less than 70 % at W4A8. `benchmarks.accuracy_peers` has other projects beside
+ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from statistics import mean
 
@@ -42,9 +38,7 @@ from pt2e_quant.algorithms import (
     smooth_quant,
     suggest,
 )
-from pt2e_quant.errors import QuantizationError
 from pt2e_quant.quantizer import QuantizationConfig
-from pt2e_quant.sqnr import sqnr
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
@@ -124,43 +118,6 @@ def line(*cells: object) -> str:
     return f"| {' | '.join(f'{cell:.2f}' if isinstance(cell, float) else str(cell) for cell in cells)} |"
 
 
-def beside_nncf(net: str, seed: int, data: Data, held: Images) -> Iterator[str]:
-    """SQNR of the outputs and seconds of NNCF's algorithms and of ours, with one quantizer of torchao's."""
-    import nncf
-    from nncf.experimental.torch.fx import quantize_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    def quantizer() -> object:
-        return x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-
-    def theirs(**options: object) -> GraphModule:
-        graph = program.module()
-        dataset = nncf.Dataset(data, lambda batch: batch[0])
-        return quantize_pt2e(graph, quantizer(), dataset, subset_size=len(data), **options)
-
-    model, program = trained(net, seed)
-    rows: dict[str, Callable[[], GraphModule]] = {
-        "NNCF, plain": lambda: theirs(fast_bias_correction=None),
-        "NNCF, FastBiasCorrection": theirs,
-        "NNCF, SmoothQuant and FastBiasCorrection": lambda: theirs(smooth_quant=True),
-        "ours, plain": lambda: convert_pt2e(calibrated(program, quantizer(), data)),
-        "ours, bias": lambda: convert_pt2e(correct_bias(calibrated(program, quantizer(), data), data)[0]),
-        "ours, advisor": lambda: convert_pt2e(suggest(program, quantizer(), data).apply(seconds=600).prepared),
-    }
-    for name, make in rows.items():
-        start = time.perf_counter()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                quantized = make()
-        except (ValueError, QuantizationError) as failure:  # of the peer's quantizer: a result too
-            yield line(net, seed, name, f"{type(failure).__name__}: {failure}", "", "")
-            continue
-        seconds = time.perf_counter() - start
-        with torch.no_grad():
-            yield line(net, seed, name, sqnr(model(held.x), quantized(held.x)), accuracy(quantized, held), seconds)
-
-
 def main() -> int:
     """Print the tables; 1 when the advisor recovers too little."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,11 +140,6 @@ def main() -> int:
                 print(line(net, form, seed, *one.values()), flush=True)
             shares = [recovered(found[net, form], column) for column in COLUMNS[2:]]
             print(line(net, form, "recovered", "", "", *(f"{share:.0%}" for share in shares)), flush=True)
-    if importlib.util.find_spec("nncf"):
-        print(line("net", "seed", "by", "SQNR", "accuracy", "seconds"), "|---|---:|---|---:|---:|---:|", sep="\n")
-        for net in nets:
-            for text in beside_nncf(net, 0, data, held):
-                print(text, flush=True)
     short = [net for (net, form), rows in found.items() if form == "W4A8" and recovered(rows, "advisor") < 0.7]
     print(*(f"{net}: the advisor recovers less than 70 % at W4A8" for net in short), sep="\n")
     return int(bool(short))

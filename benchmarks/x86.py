@@ -115,7 +115,7 @@ def ours_xnnpack(job: Task) -> Runnable:
 def ours_onnx(job: Task) -> Runnable:
     config = get_onnx_runtime_quantization_config(is_dynamic=job.model.dynamic)
     program = lower_to_onnx(quantized(job, OnnxRuntimeQuantizer().set_global(config)))
-    return _run_onnx(program.model)
+    return run_onnx(program.model)
 
 
 def torchao(job: Task) -> Runnable:
@@ -152,40 +152,40 @@ def _onnx(job: Task, folder: str) -> Path:
 
 def onnxruntime(job: Task) -> Runnable:
     try:
-        import onnxruntime as ort
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            QuantFormat,
-            QuantType,
-            quantize_dynamic,
-            quantize_static,
-        )
+        from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise Skipped(f"not installed ({error})") from error
     with tempfile.TemporaryDirectory() as folder:
-        path = _onnx(job, folder)
-        names = [value.name for value in ort.InferenceSession(str(path)).get_inputs()]
-
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
-            def __init__(self) -> None:
-                self.left = iter(job.calibration)
-
-            def get_next(self) -> dict[str, Any] | None:
-                inputs = next(self.left, None)
-                return None if inputs is None else dict(zip(names, (x.numpy() for x in inputs), strict=True))
-
-        made = Path(folder) / "int8.onnx"
+        path, made = _onnx(job, folder), Path(folder) / "int8.onnx"
         if job.model.dynamic:
             quantize_dynamic(path, made, per_channel=True, weight_type=QuantType.QInt8)
         else:
-            quantize_static(
-                str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            )  # fmt: skip
-        return _run_onnx(made.read_bytes())
+            onnxruntime_static(path, made, job.calibration)
+        return run_onnx(made.read_bytes())
 
 
-def _run_onnx(content: bytes) -> Runnable:
+def onnxruntime_static(path: Path, made: Path, calibration: list[tuple[Tensor, ...]]) -> None:
+    """onnxruntime's quantize_static from one file to another: QDQ, uint8 activations, int8 weights by channel."""
+    import onnxruntime as ort
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    names = [value.name for value in ort.InferenceSession(str(path)).get_inputs()]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            inputs = next(self.left, None)
+            return None if inputs is None else dict(zip(names, (x.numpy() for x in inputs), strict=True))
+
+    quantize_static(
+        str(path), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+
+
+def run_onnx(content: bytes) -> Runnable:
     import onnxruntime as ort
 
     options = ort.SessionOptions()

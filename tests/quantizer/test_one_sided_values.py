@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pt2e_quant import convert_pt2e, prepare_pt2e
 from pt2e_quant.ops import is_dequantize
 from quantizers.arm_inductor import ArmInductorQuantizer, get_default_arm_inductor_quantization_config
+from quantizers.onnx_runtime import OnnxRuntimeQuantizer, get_onnx_runtime_quantization_config
 from quantizers.x86_inductor import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 from quantizers.xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from quantizers.xpu_inductor import XPUInductorQuantizer, get_default_xpu_inductor_quantization_config
@@ -19,6 +20,7 @@ from quantizers.xpu_inductor import XPUInductorQuantizer, get_default_xpu_induct
 QUANTIZERS = {
     "xnnpack": XNNPACKQuantizer().set_global(get_symmetric_quantization_config()),
     "x86": X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()),
+    "onnx": OnnxRuntimeQuantizer().set_global(get_onnx_runtime_quantization_config()),
     "xpu": XPUInductorQuantizer().set_global(get_default_xpu_inductor_quantization_config()),
     "arm": ArmInductorQuantizer().set_global(get_default_arm_inductor_quantization_config()),
 }
