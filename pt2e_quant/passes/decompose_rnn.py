@@ -27,6 +27,7 @@ aten = torch.ops.aten
 linear, select = function(aten.linear.default), function(aten.select.int)
 dropout = function(aten.dropout.default)
 stack, cat = function(aten.stack.default), function(aten.cat.default)
+unsqueeze = function(aten.unsqueeze.default)
 sigmoid, tanh, relu = function(aten.sigmoid.default), function(aten.tanh.default), function(aten.relu.default)
 
 
@@ -88,13 +89,19 @@ def _unrolled(node: Node, write: Writer) -> list[Symbol]:
             index = layer * directions + direction
             first = [select(state, 0, index) for state in states]
             steps, final = _scan(value, first, parameters[index], step, time, backwards=direction == 1)
-            outputs.append(stack(steps, time))
+            outputs.append(_stacked(steps, time))
             for collected, state in zip(last, final, strict=True):
                 collected.append(state)
         value = outputs[0] if directions == 1 else cat(outputs, -1)
         if bound["dropout"] and layer + 1 < bound["num_layers"]:
             value = dropout(value, bound["dropout"], False)
-    return [value, *(stack(collected, 0) for collected in last)]
+    return [value, *(_stacked(collected, 0) for collected in last)]
+
+
+def _stacked(parts: list[Symbol], dimension: int) -> Symbol:
+    """One alone is only reshaped: XNNPACK takes no concatenation of one tensor."""
+    made: Symbol = stack(parts, dimension) if len(parts) > 1 else unsqueeze(parts[0], dimension)
+    return made
 
 
 def _one_step(node: Node, write: Writer) -> list[Symbol]:

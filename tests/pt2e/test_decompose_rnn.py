@@ -98,6 +98,13 @@ def test_unrolling_keeps_the_outputs_and_states_of_the_layer(case):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_last_state_of_one_layer_is_no_concatenation_of_one_tensor():
+    """Which XNNPACK takes apart from its other operators."""
+    model = recurrent("RNN")
+    gm = decompose_rnn(export(model, *inputs(model)).module())
+    assert [len(node.args[0]) for node in gm.graph.nodes if node.target is torch.ops.aten.stack.default] == [STEPS]
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("case", CASES)
 def test_all_weights_are_integers_stored_once_and_the_numbers_stay_close(case, name):

@@ -37,6 +37,7 @@ from .passes.norms_to_linears import norms_to_linears
 from .passes.numbers_to_vectors import numbers_to_vectors
 from .passes.one_layout import one_layout
 from .passes.own_biases import own_biases
+from .passes.own_run_time_qparams import own_run_time_qparams
 from .passes.parts_to_slices import parts_to_slices
 from .passes.quantize_padding import quantize_padding
 from .passes.reshapes_to_views import reshapes_to_views
@@ -64,7 +65,7 @@ FOR_XNNPACK: tuple[Pass, ...] = (
     attention_on_merged_heads, softmax_on_rows, moves_stay_with_their_reshapes, fold_constants, matmul_to_bmm,
     parts_to_slices, reshapes_to_views, spell_out_defaults,
     # Integers as XNNPACK matches them.
-    clamps_after_products, own_biases, quantize_padding, float32_between_integers,
+    clamps_after_products, own_biases, own_run_time_qparams, quantize_padding, float32_between_integers,
 )  # fmt: skip
 
 AT_LAST: tuple[Pass, ...] = (copy_results_of_branches,)
