@@ -56,6 +56,7 @@ def choose_site_by_site(
                 choose_weight(gm, site, *chosen[site.node.name])
                 if consume:
                     set_parameter(prepared, site.weight, torch.empty(0))
+        stream.pass_by(site)
         done.append(Reconstructed(site.node.name, (site.node.name,), gain if reason is None else 1.0, reason))
     return finish(gm), done
 

@@ -93,28 +93,33 @@ class _Job:
         moments = InputMoments(stream, site)
         goal = moments.aimed(weight, self.damp) if self.asymmetric else weight
         grid = static_grid(stream.gm, site, weight)
-        tried = [(one, self._rounded(goal, one, moments)) for one in (grid, clipped(weight, grid))]
+        order = self._order(moments.values)
+        factor = _inverse_factor(moments.values, order, self.damp)
+        tried = [(one, _rounded(goal, one, moments, order, factor)) for one in (grid, clipped(weight, grid))]
         before = moments.power(rounded(weight, grid) - goal)
         after, (best, new) = min(((moments.power(one[1] - goal), one) for one in tried), key=lambda pair: pair[0])
         if best.scale is None or best.zero_point is None or not after < before:
             return None
         return before / max(after, 1e-30), (best.scale, best.zero_point, new.to(weight.dtype))
 
-    def _rounded(self, weight: Tensor, grid: QParams, moments: InputMoments) -> Tensor:
-        """The weight on its grid, in float32."""
-        size = moments.values.diagonal(dim1=1, dim2=2)
-        order = size.argsort(dim=1, descending=True, stable=True)
-        if not self.act_order:
-            order = torch.arange(size.shape[1], device=size.device).expand_as(size)
-        factor = _inverse_factor(_taken(_taken(moments.values, order).mT, order), self.damp)
-        bounds, done = (grid.quant_min, grid.quant_max), []
-        each = (moments.matrix(one.expand_as(weight)).split(_ROWS, 1) for one in (weight, *along(weight, grid)))
-        for parts in zip(*each, strict=True):
-            ours, steps, zeros = (_taken(part.float(), order) for part in parts)
-            columns = _Columns(ours, steps, zeros, bounds)
-            columns.round(factor)
-            done.append(_taken(columns.values, order.argsort(1)))
-        return torch.cat(done, 1).reshape(weight.shape)
+    def _order(self, moments: Tensor) -> Tensor:
+        """Of the columns, (groups, columns)."""
+        size = moments.diagonal(dim1=1, dim2=2)
+        if self.act_order:
+            return size.argsort(dim=1, descending=True, stable=True)
+        return torch.arange(size.shape[1], device=size.device).expand_as(size)
+
+
+def _rounded(weight: Tensor, grid: QParams, moments: InputMoments, order: Tensor, factor: Tensor) -> Tensor:
+    """The weight on its grid, in float32; columns in this order, with the inverse's factor in it."""
+    bounds, done = (grid.quant_min, grid.quant_max), []
+    each = (moments.matrix(one.expand_as(weight)).split(_ROWS, 1) for one in (weight, *along(weight, grid)))
+    for parts in zip(*each, strict=True):
+        ours, steps, zeros = (_taken(part.float(), order) for part in parts)
+        columns = _Columns(ours, steps, zeros, bounds)
+        columns.round(factor)
+        done.append(_taken(columns.values, order.argsort(1)))
+    return torch.cat(done, 1).reshape(weight.shape)
 
 
 def _taken(matrix: Tensor, order: Tensor) -> Tensor:
@@ -122,9 +127,9 @@ def _taken(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.gather(2, order[:, None].expand_as(matrix))
 
 
-def _inverse_factor(moments: Tensor, damp: float) -> Tensor:
-    """U of the inverse, U^T U; an input that is always zero counts as a small one."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments, damp)))
+def _inverse_factor(moments: Tensor, order: Tensor, damp: float) -> Tensor:
+    """U of the inverse, U^T U, in this order; an input that is always zero counts as a small one."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(_taken(_taken(moments, order).mT, order), damp)))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
 

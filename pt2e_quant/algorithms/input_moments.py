@@ -161,5 +161,7 @@ def _solved(rows: Tensor, factor: Tensor) -> Tensor:
 
 def damped(moments: Tensor, damp: float) -> Tensor:
     """With this part of the mean of the diagonal added to it: an input that is always zero counts a little."""
-    mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    return moments + torch.diag_embed((damp * mean)[:, None].expand(moments.shape[:2]))
+    result = moments.clone()
+    diagonal = result.diagonal(dim1=1, dim2=2)
+    diagonal += damp * diagonal.mean(1, keepdim=True).clamp_min(1e-30)
+    return result

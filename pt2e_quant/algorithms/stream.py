@@ -19,7 +19,7 @@ from ..graph.run import Held, batches_of, flat_inputs, on_batch, readers_of
 from ..pt2e.observed import QParams
 from ..pt2e.record import record_of
 from .rounding import rounded
-from .sites import grid_of
+from .sites import Site, grid_of, set_parameter
 
 __all__ = ["Lane", "Stream"]
 
@@ -96,6 +96,11 @@ class Stream:
     def advance_to(self, node: Node) -> None:
         """Compute all that comes before a node further on, for all batches; raises as `advance`."""
         self.advance(self._nodes[self._at : self._nodes.index(node, self._at)])
+
+    def pass_by(self, site: Site) -> None:
+        """Compute a site, which is next, and let its weight in the float model go; raises as `advance`."""
+        self.advance([site.node])
+        set_parameter(self._original, site.weight, torch.empty(0))
 
     def _step(self, lane: Lane, node: Node) -> None:
         if node.op == "placeholder":
