@@ -20,6 +20,7 @@ from ..meta import WEIGHT_OBSERVERS_KEY
 from ..observer.derived import DerivedObserver
 from ..observer.settled import SettledObserver
 from ..ops import LINEAR, PRODUCTS, factors, is_conv_transpose
+from ..pt2e.authors import code_of
 from ..pt2e.observed import ObserverReading, QParams, read_observer, read_qparams
 from ..pt2e.record import PointRecord, record_of
 
@@ -141,7 +142,8 @@ def _grid(observer: nn.Module, value: Tensor | None) -> QParams | None:
 def _seen(observer: nn.Module, value: Tensor) -> nn.Module:
     """A copy that saw this."""
     observer = copy.deepcopy(observer)
-    observer.to(value.device)(value)
+    with code_of(f"{type(observer).__name__} on a weight, {list(value.shape)},", CaptureError):
+        observer.to(value.device)(value)
     return observer
 
 

@@ -26,6 +26,7 @@ from ..passes.nested_constants import move_constants_out
 from ..passes.plain_control_flow import to_operators
 from ..passes.runner import run_everywhere, run_pass
 from ..where import copy_origin, in_graph
+from .authors import code_of
 from .histograms import with_histograms
 from .integer_buffers import make_buffers_integer
 from .observed import ObserverReading, QParams, read_observer, read_qparams, with_qparams
@@ -198,7 +199,9 @@ def _observe_constants(gm: GraphModule, points: list[PointRecord]) -> None:
         producer = nodes[point.producer]
         observer = attribute(gm, point.observer)
         value = seen.get((point.producer, point.consumers[0]), producer) if point.consumers else producer
-        observer.to(constants.value(producer).device)(constants.value(producer))
+        held = constants.value(producer)
+        with code_of(f"{type(observer).__name__} on {producer.name}, {list(held.shape)},", ConversionError):
+            observer.to(held.device)(held)
         with gm.graph.inserting_after(value):
             call = gm.graph.call_module(point.observer, (value,))
         consumers = [nodes[name] for name in point.consumers]

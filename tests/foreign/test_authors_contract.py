@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pt2e_quant import convert_pt2e, explain, prepare_pt2e
+from pt2e_quant.algorithms import correct_bias
+from pt2e_quant.errors import ConversionError, QuantizationError
 from tests.foreign.test_same_as_the_peer import even_out, ours, theirs
 from tests.peer.canonical import differences
 from tests.pt2e.kit import quantizes, the_call
@@ -228,3 +230,20 @@ def test_a_rewrite_sees_no_guard_and_the_result_still_checks_its_inputs(program)
     assert [node.name for node in converted.graph.nodes if node.op == "call_module"] == ["_guards_fn"]
     with pytest.raises(AssertionError, match="Guard failed"):
         converted(torch.randn(5, 6))
+
+
+def test_an_observer_that_fails_on_a_weight_is_named_with_it(program):
+    """One scale for each channel of a bias, along an axis that it has not: torchao's observer raises an IndexError."""
+    bad = QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, ch_axis=1)
+
+    def annotate_bias(model: GraphModule) -> None:
+        node = model.graph.find_nodes(op="call_function", target=aten.linear.default)[0]
+        x, weight, bias = node.args
+        annotate(node, {x: activation(), weight: WEIGHT, bias: bad}, activation())
+
+    prepared = prepare_pt2e(program, ByHand(annotate_bias))
+    prepared(X)
+    with pytest.raises(ConversionError, match=r"PerChannelMinMaxObserver on first_bias, \[4\], failed: IndexError"):
+        convert_pt2e(prepared)
+    with pytest.raises(QuantizationError, match=r"PerChannelMinMaxObserver"):
+        correct_bias(prepared, [(X,)])
