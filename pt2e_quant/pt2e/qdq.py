@@ -48,11 +48,11 @@ class PairWriter:
         with self._write.before(observed):
             quantized, dequantize, arguments = self._quantize(value, observed, qparams)
 
-        def dequantized(used: Node, like: Node) -> Node:
+        def dequantized(used: Node, at: Node) -> Node:
             if used is not observed:
                 return used
             write, taken = self._write.without_value, (quantized, *arguments)
-            with self._write.before(observed, like):
+            with self._write.before(at):
                 if _needs_float32(value, dequantize, qparams):
                     exact = self._call(dequantize, taken, torch.float32)
                     node = write(torch.ops.aten._to_copy.default, (exact,), {"dtype": _dtype_of(value)})
@@ -64,8 +64,8 @@ class PairWriter:
             if is_guard(user):
                 user.replace_input_with(observed, value)
                 continue
-            like = user if value.op == "get_attr" else observed
-            user.args, user.kwargs = map_arg((user.args, user.kwargs), functools.partial(dequantized, like=like))
+            at = user if value.op == "get_attr" else observed  # a run shall hold one weight in float, not all of them
+            user.args, user.kwargs = map_arg((user.args, user.kwargs), functools.partial(dequantized, at=at))
         _tag(quantized, value)
         self._gm.graph.erase_node(observed)
 
