@@ -206,12 +206,11 @@ def test_groups_use_the_op_that_backends_know():
     config = QuantizationConfig(None, None, quantization_spec(scheme))
     x = torch.randn(7, 48)
     gm = convert_pt2e(prepare_pt2e(export(Matrices(), x), Toy().set_global(config)), fold_quantize=False)
-    nodes = calls(gm, decomposed.quantize_per_channel_group.default, decomposed.dequantize_per_channel_group.default)
-    assert [node.args[3:] for node in nodes[:2]] == [
-        (-8, 7, torch.int8, 12),
-        (-8, 7, torch.int8, 12, torch.float32),
-    ]
-    assert [tuple(getattr(gm, qparam.target).shape) for qparam in nodes[0].args[1:3]] == [(24, 4)] * 2
+    quantize = calls(gm, decomposed.quantize_per_channel_group.default)[0]
+    dequantize = calls(gm, decomposed.dequantize_per_channel_group.default)[0]
+    assert quantize.args[3:] == (-8, 7, torch.int8, 12)
+    assert dequantize.args[3:] == (-8, 7, torch.int8, 12, torch.float32)
+    assert [tuple(getattr(gm, qparam.target).shape) for qparam in quantize.args[1:3]] == [(24, 4)] * 2
     assert "int4 symmetric per group of 12, weight_only" in str(explain(gm))
 
 
